@@ -1,0 +1,65 @@
+# make demo   render a film through a farm of two work pools, on this machine
+# make test   all checks and tests
+# make up     start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
+# make check  ruff and mypy        make bench  benchmarks        make lock  requirements.lock anew
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+# pip, Prefect and their kind write caches and settings to the user's home unless told otherwise.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# A strict editable install links every file, so a new file needs a new install.
+SOURCES := $(sort $(wildcard blocks/* flows/*))
+LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check up down bench lock clean
+
+demo: $(LINKED)
+	@$(BIN)/python deployments/demo/run.py
+
+test: check
+	@PREFECT_HOME=$(CURDIR)/$(VENV)/prefect $(BIN)/python -m pytest
+
+check: $(LINKED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+up: $(LINKED)
+	@$(BIN)/python deployments/farm.py up $(if $(PORT),--port $(PORT)) $(if $(API_URL),--api-url $(API_URL))
+
+down: $(LINKED)
+	@$(BIN)/python deployments/farm.py down
+
+bench: $(LINKED)
+	@PREFECT_HOME=$(CURDIR)/$(VENV)/prefect $(BIN)/python tests/benchmarks/run.py
+
+lock: $(LINKED)
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist out
+
+$(VENV)/.installed: requirements.lock
+ifdef UV
+	uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+endif
+	@touch $@
+
+$(LINKED): $(VENV)/.installed pyproject.toml
+	@rm -f $(VENV)/.linked-*
+	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))"
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
+else
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
+endif
+	@touch $@

@@ -1,0 +1,71 @@
+"""The errors that a user can meet.
+
+    RenderFarmError
+    ├── JobError            the job spec or a flow parameter is wrong; nothing has run
+    ├── SetupError          a block, deployment or program that the job names is not there
+    ├── WorkerError         a command did not do its work; another attempt may
+    │   ├── CommandFailed       it ended with another exit code than 0
+    │   ├── CommandTimeout      it ran longer than allowed and was ended
+    │   ├── ChunkFileError      it ended well, but its file is missing or not what was planned
+    │   └── FatalWorkerError    another attempt would end the same way
+    │       ├── CommandNotRunnable  the program is missing or may not be executed
+    │       └── WorkStopped         it was ended because its job was
+    └── AssemblyError       the film could not be put together; the chunks are still there
+        └── StitchInputError    a chunk does not fit the plan or the other chunks
+
+Whether a failed chunk is worth another attempt is told by type: a `WorkerError` is, a
+`FatalWorkerError` is not.
+"""
+
+from __future__ import annotations
+
+
+class RenderFarmError(Exception):
+    """Base of every error raised on purpose by prefect-renderfarm."""
+
+
+class JobError(RenderFarmError, ValueError):
+    """The job spec or a flow parameter is wrong. Raised before any chunk runs."""
+
+
+class SetupError(RenderFarmError):
+    """What the job names is missing or of the wrong kind. Raised before any chunk runs."""
+
+
+class WorkerError(RenderFarmError):
+    """A command did not do its work; another attempt may succeed."""
+
+
+class CommandFailed(WorkerError):
+    """A command ended with an exit code other than 0."""
+
+
+class CommandTimeout(WorkerError):
+    """A command ran longer than it was allowed to and was ended."""
+
+
+class ChunkFileError(WorkerError):
+    """A chunk's command succeeded, but its file is missing or is not the planned one."""
+
+
+class FatalWorkerError(WorkerError):
+    """A command did not do its work, and another attempt would end the same way."""
+
+
+class CommandNotRunnable(FatalWorkerError):
+    """The program of a command does not exist (exit code 127) or cannot be executed (126).
+
+    The two codes are those of POSIX, Shell Command Language, section 2.8.2.
+    """
+
+
+class WorkStopped(FatalWorkerError):
+    """A command was ended, or not started, because its job was stopped."""
+
+
+class AssemblyError(RenderFarmError):
+    """The film could not be put together. The chunks stay, and so does an older film."""
+
+
+class StitchInputError(AssemblyError):
+    """A chunk file does not fit the plan or the other chunks."""

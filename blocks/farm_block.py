@@ -1,0 +1,44 @@
+"""What all blocks of this project share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, HttpUrl, model_validator
+
+PROJECT_URL = "https://github.com/prefect-renderfarm/prefect-renderfarm"
+LOGO_URL = (
+    "https://raw.githubusercontent.com/prefect-renderfarm/prefect-renderfarm/main/docs/logo.png"
+)
+
+
+def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None:
+    """Extend Prefect's block schema so that a reference to a saved block never passes for a block.
+
+    The server checks a flow run's parameter against `oneOf: [block, reference]`. A block without a
+    required field would match both, and the server would refuse the run.
+    """
+    prefect_schema: Any = Block.model_config["json_schema_extra"]
+    prefect_schema(schema, model)
+    schema["required"] = [*schema.get("required", []), "block_type_slug"]
+
+
+class FarmBlock(Block):
+    """Base of the project's blocks: logo, documentation link, and no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_require_block_type_slug)
+
+    _logo_url: ClassVar[Any] = HttpUrl(LOGO_URL)
+    _documentation_url: ClassVar[Any] = HttpUrl(f"{PROJECT_URL}#blocks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def validate_block_type_slug(cls, values: Any) -> Any:
+        """Refuse the data of another block type, then drop the slug: it is not a field."""
+        if not isinstance(values, dict):
+            return values
+        slug = values.get("block_type_slug")
+        if slug and slug != cls.get_block_type_slug():
+            raise ValueError(f"a block of type {slug!r} is not a {cls.get_block_type_slug()!r}")
+        return {key: value for key, value in values.items() if key != "block_type_slug"}

@@ -1,0 +1,143 @@
+"""Assembly by the ffmpeg program: its concat demuxer, with or without encoding anew."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ffmpeg
+from pydantic import Field
+
+from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
+from prefect_renderfarm.blocks.errors import AssemblyError
+from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.media import Media
+from prefect_renderfarm.blocks.process_group import run_program
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+
+
+class FfmpegStitcher(CheckedStitcher):
+    """Assemble chunks with the ffmpeg program, and encode the film anew where that is asked for.
+
+    `RemuxStitcher` is faster for a plain copy. This one offers all that FFmpeg can do to the film:
+    another codec, filters, any output option.
+
+    Example:
+        Load a saved stitcher and assemble a film:
+        ```python
+        from pathlib import Path
+        from prefect_renderfarm.blocks import FfmpegStitcher
+
+        stitcher = FfmpegStitcher.load("BLOCK_NAME")
+        stitcher.stitch([Path("0.mp4"), Path("1.mp4")], Path("film.mp4"), fps=24)
+        ```
+    """
+
+    _block_type_name: ClassVar[str | None] = "FFmpeg Stitcher"
+    _block_type_slug: ClassVar[str | None] = "ffmpeg-stitcher"
+    _description: ClassVar[str | None] = (
+        "Assemble chunks into one film with the ffmpeg program, by copy or by encoding anew. "
+        "Every chunk is checked before, the film after."
+    )
+
+    ffmpeg: Path | None = Field(
+        default=None,
+        title="FFmpeg",
+        description=(
+            "The ffmpeg program. Empty: the one on PATH, else the one that imageio-ffmpeg carries."
+        ),
+    )
+    video_codec: str = Field(
+        default="copy",
+        title="Video codec",
+        description="FFmpeg's name of the codec to encode the video with, or copy.",
+    )
+    output_options: dict[str, str] = Field(
+        default={},
+        title="Output options",
+        description="Further output options of ffmpeg, without the dash, such as crf: 18.",
+    )
+
+    def _assemble(self, chunks: Sequence[Media], film: Path, sound: SoundMode) -> None:
+        program = find_ffmpeg(self.ffmpeg)
+        log = run_log()
+        with tempfile.TemporaryDirectory(prefix="renderfarm-concat-") as folder:
+            playlist = write_playlist(chunks, Path(folder))
+            arguments = self.command(program, playlist, film, sound, chunks[0].fps)
+            code, _, stderr = run_program(
+                arguments,
+                name="ffmpeg",
+                cwd=Path(folder),
+                environment={
+                    name: os.environ[name]
+                    for name in ("PATH", "LD_LIBRARY_PATH")
+                    if name in os.environ
+                },
+                on_line=lambda line: log.debug("ffmpeg | %s", line),
+                stop=threading.Event(),
+                timeout=None,
+                grace=5.0,
+            )
+        if code != 0:
+            raise AssemblyError(
+                f"ffmpeg could not assemble {film.name!r} (exit code {code}): "
+                + " / ".join(stderr.splitlines()[-4:])
+            )
+
+    def command(
+        self, program: Path, playlist: Path, film: Path, sound: SoundMode, fps: Fraction
+    ) -> list[str]:
+        """Return the command line that makes the film from a playlist."""
+        options: dict[str, Any] = {"c:v": self.video_codec}
+        if self.video_codec == "copy":
+            # Containers with a coarse clock (Matroska: 1 ms) have rounded the times: put every
+            # frame back onto the grid, first in the chunks' clock, then in the film's.
+            rounded = f"round(round({{}}*TB*{fps})/({fps})/TB)"
+            options |= {
+                "bsf:v": f"setts=pts={rounded.format('PTS')}:dts={rounded.format('DTS')}",
+                "time_base:v": str(1 / fps),
+            }
+        else:
+            options |= {"r": str(fps), "fps_mode": "cfr"}
+        if sound is SoundMode.COPY:
+            options["c:a"] = "copy"
+        elif sound is SoundMode.ENCODE:
+            options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
+        if self.faststart and film.suffix.lower() in (".mp4", ".m4v", ".mov"):
+            options["movflags"] = "+faststart"
+        source = ffmpeg.input(str(playlist), format="concat", safe=0)
+        streams = [source["v:0"]] + ([] if sound is SoundMode.NONE else [source["a:0"]])
+        graph = ffmpeg.output(*streams, str(film), **(options | self.output_options))
+        graph = graph.global_args("-nostdin", "-hide_banner", "-loglevel", "warning")
+        return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
+
+
+def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
+    """Write a list for FFmpeg's concat demuxer into `folder`, and return its path.
+
+    The list names links with plain names, because it has no way to write a line end in a name. A
+    `duration` line a file keeps the clock exact: without it the demuxer adds up rounded lengths.
+    The durations come from the sum of the frames, so that their rounding (1 µs) does not add up.
+
+    Args:
+        chunks: The chunks in order.
+        folder: An empty folder.
+    """
+    lines = ["ffconcat version 1.0"]
+    frames, microseconds = 0, 0
+    for number, chunk in enumerate(chunks):
+        link = folder / f"{number:06d}{chunk.path.suffix}"
+        link.symlink_to(chunk.path)
+        frames += chunk.frames
+        until = round(frames / chunk.fps * 1_000_000)
+        lines += [f"file {link.name}", f"duration {(until - microseconds) / 1_000_000:.6f}"]
+        microseconds = until
+    playlist = folder / "chunks.ffconcat"
+    playlist.write_text("\n".join(lines) + "\n", encoding="ascii")
+    return playlist

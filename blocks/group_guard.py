@@ -1,0 +1,84 @@
+"""A small process that ends this process's children if this process is killed.
+
+SIGKILL cannot be caught, so a killed flow run would leave its renderers running. The guard is a
+separate program, started with the first child. It reads the ids of process groups from a pipe that
+only this process holds; when the pipe closes, this process is gone, and the guard ends the groups
+that are still on its list: SIGTERM, and SIGKILL a little later.
+
+Run as a program, this file is the guard. It then imports nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+_GRACE_SECONDS = 5.0
+_lock = threading.Lock()
+_guard: subprocess.Popen[str] | None = None
+
+
+def watch(group: int) -> None:
+    """Have a process group ended if this process dies."""
+    _tell(f"+{group}\n")
+
+
+def forget(group: int) -> None:
+    """Take a process group that has ended off the list."""
+    _tell(f"-{group}\n")
+
+
+def _tell(line: str) -> None:
+    global _guard
+    with _lock:
+        if _guard is None or _guard.poll() is not None:
+            _guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd="/",
+                env={},
+                start_new_session=True,
+            )
+        assert _guard.stdin is not None  # noqa: S101
+        _guard.stdin.write(line)
+        _guard.stdin.flush()
+
+
+def _signal_all(groups: set[int], number: int) -> set[int]:
+    reached = set()
+    for group in groups:
+        try:
+            os.killpg(group, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+        reached.add(group)
+    return reached
+
+
+def guard(lines: IO[str]) -> None:
+    """Keep the list that comes over `lines`; when they end, end the groups on it."""
+    groups: set[int] = set()
+    for line in lines:
+        number = int(line)
+        if number > 0:
+            groups.add(number)
+        else:
+            groups.discard(-number)
+    left = _signal_all(groups, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = _signal_all(left, 0)
+    _signal_all(left, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    guard(sys.stdin)

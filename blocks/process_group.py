@@ -1,0 +1,145 @@
+"""Run a program in a process group of its own, and leave nothing of it behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from prefect_renderfarm.blocks import group_guard
+from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
+
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 400
+_LINE_CHARACTERS = 8192
+
+
+class OutputTail:
+    """The last lines of one output stream, each also handed to `on_line` as it comes."""
+
+    def __init__(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
+        self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._thread = threading.Thread(target=self._read, args=(stream, on_line), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
+        with stream:
+            while line := stream.readline(_LINE_CHARACTERS):
+                text = line.rstrip("\n")
+                self._lines.append(text)
+                if text.strip():
+                    on_line(text)
+
+    def text(self) -> str:
+        """Return the lines kept so far; call after the program has ended."""
+        self._thread.join(timeout=2)
+        return "\n".join(self._lines)
+
+
+def run_program(
+    arguments: Sequence[str],
+    *,
+    name: str,
+    cwd: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    stop: threading.Event,
+    timeout: float | None,
+    grace: float,
+) -> tuple[int, str, str]:
+    """Run a program to its end, with no shell and nothing on standard input.
+
+    Whatever ends the call, no process of the program's group is alive afterwards; if this process
+    is killed, a guard ends the group.
+
+    Args:
+        arguments: The program and its arguments.
+        name: What the program is for, in errors.
+        cwd: Folder to run in.
+        environment: The program's whole environment.
+        on_line: Called with each line of standard output and standard error, from other threads.
+        stop: Ends the program when set.
+        timeout: Seconds after which the program is ended; None: never.
+        grace: Seconds between SIGTERM and SIGKILL.
+
+    Returns:
+        The exit code (128 + N if signal N ended the program), and the last lines of standard
+        output and standard error.
+
+    Raises:
+        OSError: The program could not be started.
+        CommandTimeout: The timeout passed.
+        WorkStopped: `stop` was set.
+    """
+    if stop.is_set():
+        raise WorkStopped(f"{name}: not started, because its job was stopped")
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        group_guard.watch(process.pid)
+        assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
+        stdout = OutputTail(process.stdout, on_line)
+        stderr = OutputTail(process.stderr, on_line)
+        _wait(process, name, stop, timeout)
+    finally:
+        end_group(process, grace)
+        group_guard.forget(process.pid)
+    code = process.returncode
+    return (code if code >= 0 else 128 - code), stdout.text(), stderr.text()
+
+
+def _wait(
+    process: subprocess.Popen[str], name: str, stop: threading.Event, timeout: float | None
+) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                raise WorkStopped(f"{name}: ended, because its job was stopped") from None
+            if deadline is not None and time.monotonic() > deadline:
+                raise CommandTimeout(
+                    f"{name}: ended after {timeout:g} s, the longest it may run"
+                ) from None
+        else:
+            return
+
+
+def end_group(process: subprocess.Popen[str], grace: float) -> None:
+    """End what is left of a program's process group: SIGTERM, then after `grace` s SIGKILL."""
+    deadline = time.monotonic() + grace
+    if _signal_group(process.pid, signal.SIGTERM):
+        while time.monotonic() < deadline and _group_alive(process):
+            time.sleep(_POLL_SECONDS)
+        _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _group_alive(process: subprocess.Popen[str]) -> bool:
+    process.poll()  # reap it: a zombie would keep its group in being
+    return _signal_group(process.pid, 0)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

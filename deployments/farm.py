@@ -1,0 +1,220 @@
+"""A render farm on this machine: a Prefect server, the pools `cloud` and `local`, their workers.
+
+    python deployments/farm.py up [--port PORT] [--api-url URL] [--state FOLDER]
+    python deployments/farm.py down [--state FOLDER]
+
+All of it lives in the state folder; nothing is written to the user's home or Prefect profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from processes import ProcessFile
+
+ROOT = Path(__file__).resolve().parent.parent
+POOLS = ("cloud", "local")
+PREFECT = [sys.executable, "-m", "prefect"]
+_DEFAULT_PORT = 4200
+_START_SECONDS = 180.0
+
+
+class Farm:
+    """The farm whose state lies in one folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state.absolute()
+        self._processes = ProcessFile(self.state / "processes.json")
+        self._address = self.state / "address.json"
+
+    @property
+    def api_url(self) -> str:
+        """The address of the server's API."""
+        return str(json.loads(self._address.read_text(encoding="utf-8"))["api_url"])
+
+    def running(self) -> bool:
+        """Return whether all that `up` starts is running."""
+        names = [f"worker-{pool}" for pool in POOLS]
+        return (
+            self._address.exists()
+            and all(self._processes.find(name) for name in names)
+            and _answers(self.api_url)
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which `prefect` commands speak to this farm."""
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+        }
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+        return kept | {
+            "PATH": path,
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_HOME": str(self.state / "prefect"),
+            "PREFECT_CLI_PROMPT": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+
+    def up(self, *, port: int | None = None, api_url: str | None = None) -> None:
+        """Start what is not running, then save the blocks and the deployments."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        if api_url:
+            self._remember(api_url)
+            if not _answers(api_url):
+                raise SystemExit(f"no Prefect server answers at {api_url}")
+        elif not self._processes.find("server"):
+            self._start_server(port or _free_port())
+        self._wait_for_server()
+        self._run(sys.executable, str(ROOT / "deployments" / "sample_blocks.py"))
+        for pool in POOLS:
+            self._make_pool(pool)
+        self._run(
+            *PREFECT, "--no-prompt", "deploy", "--all",
+            "--prefect-file", str(ROOT / "deployments" / "prefect.yaml"),
+        )  # fmt: skip
+        for pool in POOLS:
+            self._start_worker(pool)
+        self._wait_for_workers()
+
+    def down(self) -> list[str]:
+        """Stop exactly what `up` started; return the names of what was running."""
+        return self._processes.stop_all()
+
+    def _remember(self, api_url: str) -> None:
+        self._address.write_text(json.dumps({"api_url": api_url}), encoding="utf-8")
+
+    def _start_server(self, port: int) -> None:
+        self._remember(f"http://127.0.0.1:{port}/api")
+        self._processes.start(
+            "server",
+            [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=self.state,
+            log=self.state / "server.log",
+            environment=self.environment()
+            | {
+                "PREFECT_SERVER_UI_API_URL": self.api_url,
+                # By default the server needs 41 s of CPU time to record 1,000 task runs; so, 7 s.
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+            },
+        )
+
+    def _start_worker(self, pool: str) -> None:
+        name = f"worker-{pool}"
+        if self._processes.find(name):
+            return
+        self._processes.start(
+            name,
+            [*PREFECT, "worker", "start", "--pool", pool, "--type", "process",
+             "--name", f"{pool}-1", "--install-policy", "never"],
+            cwd=self.state / pool,
+            log=self.state / f"{name}.log",
+            environment=self.environment()
+            | {"PREFECT_WORKER_QUERY_SECONDS": "0.5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+        )  # fmt: skip
+
+    def _make_pool(self, pool: str) -> None:
+        """Make a pool whose runs work in a folder of the farm's that outlasts them."""
+        if _get(f"{self.api_url}/work_pools/{pool}") is not None:
+            return
+        output = self._run(
+            *PREFECT, "work-pool", "get-default-base-job-template", "--type", "process"
+        )
+        template = json.loads(output)
+        template["variables"]["properties"]["working_dir"]["default"] = str(self.state / pool)
+        file = self.state / f"{pool}-pool.json"
+        file.write_text(json.dumps(template), encoding="utf-8")
+        self._run(
+            *PREFECT,
+            "work-pool",
+            "create",
+            pool,
+            "--type",
+            "process",
+            "--base-job-template",
+            str(file),
+        )
+
+    def _wait_for_server(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(self.api_url):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the server does not answer: see {self.state / 'server.log'}")
+            time.sleep(0.2)
+
+    def _wait_for_workers(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        for pool in POOLS:
+            while (_get(f"{self.api_url}/work_pools/{pool}") or {}).get("status") != "READY":
+                if time.monotonic() > deadline or not self._processes.find(f"worker-{pool}"):
+                    log = self.state / f"worker-{pool}.log"
+                    raise SystemExit(f"the worker of pool {pool!r} does not come up: see {log}")
+                time.sleep(0.2)
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def _free_port() -> int:
+    """Return Prefect's usual port if it is free, else any free one."""
+    for port in (_DEFAULT_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise SystemExit("no free port")
+
+
+def _get(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+
+
+def _answers(api_url: str) -> bool:
+    return _get(f"{api_url}/health") is True
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("up", "down"))
+    parser.add_argument("--state", type=Path, default=ROOT / ".farm", help="state folder")
+    parser.add_argument(
+        "--port", type=int, help="the server's port; default: 4200, else a free one"
+    )
+    parser.add_argument("--api-url", help="use this Prefect server instead of starting one")
+    options = parser.parse_args()
+    farm = Farm(options.state)
+    if options.command == "down":
+        print("stopped:", ", ".join(farm.down()) or "nothing was running")
+        return
+    farm.up(port=options.port, api_url=options.api_url)
+    print(f"UI:  {farm.api_url.removesuffix('/api')}")
+    print("To use it from this shell:")
+    print(f"  export PREFECT_API_URL={farm.api_url}")
+
+
+if __name__ == "__main__":
+    main()

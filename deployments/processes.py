@@ -1,0 +1,91 @@
+"""Processes that outlive the command that started them, remembered in a file.
+
+A process is known by its id and its start time, so that a stale file never makes us end a process
+of somebody else's that has got the same id since.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+_KILL_AFTER_SECONDS = 15.0
+
+
+class ProcessFile:
+    """A file that names running processes: `{name: [pid, start time]}`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def find(self, name: str) -> psutil.Process | None:
+        """Return the process that was started under this name, if it still runs."""
+        pid, started = self._read().get(name, (-1, 0.0))
+        with suppress(psutil.NoSuchProcess, ValueError):
+            process = psutil.Process(pid)
+            if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start a process in a session of its own, with its output appended to a log file."""
+        cwd.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                arguments,
+                cwd=cwd,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started = psutil.Process(process.pid).create_time()
+        self._path.write_text(json.dumps(self._read() | {name: (process.pid, started)}, indent=1))
+
+    def stop_all(self) -> list[str]:
+        """End all processes and what they started; return the names of those that were running.
+
+        They end in the reverse order of their start: SIGTERM first, SIGKILL after 15 s.
+        """
+        ended = []
+        for name in reversed(self._read()):
+            if process := self.find(name):
+                end_tree(process)
+                ended.append(name)
+        self._path.unlink(missing_ok=True)
+        return ended
+
+    def _read(self) -> dict[str, tuple[int, float]]:
+        try:
+            data = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        return {name: (pid, started) for name, (pid, started) in data.items()}
+
+
+def end_tree(root: psutil.Process) -> None:
+    """End a process and all that came of it."""
+    tree = [root, *root.children(recursive=True)]
+    with suppress(psutil.NoSuchProcess):
+        root.terminate()
+    psutil.wait_procs([root], timeout=_KILL_AFTER_SECONDS)
+    with suppress(psutil.NoSuchProcess):
+        tree += root.children(recursive=True)
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(tree, timeout=_KILL_AFTER_SECONDS)

@@ -1,0 +1,114 @@
+"""A chunk's round: run its command, check its file, publish it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+from prefect_renderfarm.blocks import (
+    ChunkFileError,
+    CommandFailed,
+    CommandNotRunnable,
+    WorkerAdapter,
+    WorkerJob,
+    WorkerResult,
+)
+from prefect_renderfarm.blocks.media import MediaFault, file_sha256, read_media
+from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.results import ChunkResult
+
+
+class ChunkRenderer:
+    """Renders the chunks of one job; safe to use from several threads.
+
+    Args:
+        folder: The job's folder.
+        adapter: Where commands run.
+    """
+
+    def __init__(self, folder: JobFolder, adapter: WorkerAdapter) -> None:
+        self.stop = threading.Event()
+        self.done: dict[int, ChunkResult] = {}
+        self._folder = folder
+        self._adapter = adapter
+        self._attempts: Counter[int] = Counter()
+
+    def render(self, chunk: Chunk) -> ChunkResult:
+        """Render a chunk, unless an earlier attempt of this run already did.
+
+        When it fails, no file of the chunk is left under its name.
+
+        Raises:
+            WorkerError: The command failed, or its file is not what was planned.
+        """
+        if chunk.id in self.done:
+            return self.done[chunk.id]
+        self._attempts[chunk.id] += 1
+        self._folder.drop_chunk(chunk)
+        started = time.monotonic()
+        try:
+            worker = self._run_command(chunk)
+            frames, size, sha256 = self._check_file(chunk)
+        except BaseException:
+            self._folder.drop_chunk(chunk)
+            raise
+        result = ChunkResult(
+            id=chunk.id,
+            start_frame=chunk.start_frame,
+            frame_count=frames,
+            output_file=chunk.output_file,
+            path=self._folder.chunk_file(chunk),
+            size=size,
+            sha256=sha256,
+            seconds=time.monotonic() - started,
+            attempts=self._attempts[chunk.id],
+            worker=worker,
+        )
+        self._folder.publish_chunk(chunk, result)
+        self.done[chunk.id] = result
+        return result
+
+    def _run_command(self, chunk: Chunk) -> str:
+        result = self._adapter.execute(
+            WorkerJob(
+                command=chunk.command,
+                cwd=self._folder.path,
+                name=f"chunk {chunk.id}",
+                chunk_id=chunk.id,
+                output_file=chunk.output_file,
+                stop=self.stop,
+            )
+        )
+        require_success(result, f"chunk {chunk.id}")
+        return result.worker
+
+    def _check_file(self, chunk: Chunk) -> tuple[int, int, str]:
+        path = self._folder.chunk_file(chunk)
+        try:
+            media = read_media(path, self._folder.job.metadata.rate)
+            if media.frames != chunk.frame_count:
+                raise MediaFault(f"has {media.frames} frames, not the planned {chunk.frame_count}")  # noqa: TRY301
+        except MediaFault as fault:
+            raise ChunkFileError(
+                f"chunk {chunk.id}: its command succeeded, but its file {str(path)!r} {fault}"
+            ) from None
+        return media.frames, path.stat().st_size, file_sha256(path)
+
+
+def require_success(result: WorkerResult, name: str) -> None:
+    """Raise unless a command ended with exit code 0.
+
+    Raises:
+        CommandNotRunnable: Its program is missing or cannot be executed.
+        CommandFailed: It ended with any other code.
+    """
+    if result.exit_code == 0:
+        return
+    kind = CommandNotRunnable if result.exit_code in (126, 127) else CommandFailed
+    words = result.last_words()
+    raise kind(
+        f"{name}: its command ended with exit code {result.exit_code}"
+        + (f": {' / '.join(words.splitlines())}" if words else "")
+    )

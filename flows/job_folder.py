@@ -1,0 +1,123 @@
+"""The folder of a job: where commands run, and where it is written which chunks are done.
+
+Beside the job's own files it holds `.renderfarm/<job key>/`:
+
+    job.json            the job spec
+    chunks/<id>.json    a chunk's manifest, a `ChunkResult`, written after its file
+    merge.json          the last `MergeReport`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from prefect_renderfarm.blocks import AssemblyError, SetupError
+from prefect_renderfarm.blocks.media import file_sha256
+from prefect_renderfarm.blocks.whole_file import write_whole
+from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path
+from prefect_renderfarm.flows.results import ChunkResult, MergeReport
+
+
+class JobFolder:
+    """One job's files and records.
+
+    Args:
+        path: The job folder, absolute.
+        job: The job.
+    """
+
+    def __init__(self, path: Path, job: RenderJob) -> None:
+        self.path = path
+        self.job = job
+        self.records = path / ".renderfarm" / job.key
+        self.job_file = self.records / "job.json"
+        self._merge_file = self.records / "merge.json"
+
+    def prepare(self) -> None:
+        """Make the folder and write the job spec into it.
+
+        Raises:
+            SetupError: The folder cannot be written to.
+            JobError: A chunk's file would lie outside it.
+        """
+        try:
+            write_whole(self.job_file, self.job.to_json())
+            for chunk in self.job.chunks:
+                job_file_path(self.path, chunk).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(
+                f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
+            ) from None
+
+    def chunk_file(self, chunk: Chunk) -> Path:
+        """Return the absolute path of a chunk's file."""
+        return job_file_path(self.path, chunk)
+
+    def drop_chunk(self, chunk: Chunk) -> None:
+        """Remove a chunk's manifest, then its file."""
+        self._manifest(chunk).unlink(missing_ok=True)
+        self.chunk_file(chunk).unlink(missing_ok=True)
+
+    def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Write a chunk's manifest: from here on it counts as done."""
+        write_whole(self._manifest(chunk), result.model_dump_json())
+
+    def finished_chunks(self) -> list[ChunkResult]:
+        """Return the manifests of all chunks, once each file is what its manifest says.
+
+        Raises:
+            AssemblyError: A chunk is not done, or its file is missing or has changed since.
+        """
+        results = []
+        for chunk in self.job.chunks:
+            path = self.chunk_file(chunk)
+            try:
+                text = self._manifest(chunk).read_text(encoding="utf-8")
+                result = ChunkResult.model_validate_json(text)
+            except (FileNotFoundError, ValidationError):
+                raise AssemblyError(
+                    f"chunk {chunk.id} of job {self.job.title!r} is not rendered in "
+                    f"{str(self.path)!r}: run render-job"
+                ) from None
+            size = path.stat().st_size if path.is_file() else None
+            if size != result.size or file_sha256(path) != result.sha256:
+                state = "is missing" if size is None else "has changed since it was rendered"
+                raise AssemblyError(
+                    f"chunk {chunk.id}: its file {str(path)!r} {state}: render it again"
+                )
+            results.append(result.model_copy(update={"path": path}))
+        return results
+
+    def save_merge(self, report: MergeReport) -> None:
+        """Write how the film was assembled."""
+        write_whole(self._merge_file, report.model_dump_json())
+
+    def forget_merge(self) -> None:
+        """Remove what an earlier assembly wrote."""
+        self._merge_file.unlink(missing_ok=True)
+
+    def load_merge(self) -> MergeReport:
+        """Return how the film was assembled.
+
+        Raises:
+            SetupError: The run that assembled it wrote into another folder.
+        """
+        try:
+            return MergeReport.model_validate_json(self._merge_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SetupError(
+                f"job folder {str(self.path)!r} is not the folder that merge-job sees under that "
+                "path: let both work pools share it"
+            ) from None
+
+    def _manifest(self, chunk: Chunk) -> Path:
+        return self.records / "chunks" / f"{chunk.id:06d}.json"
+
+
+def default_folder(job: RenderJob, job_file_folder: Path | None) -> Path:
+    """Return the job folder to use if none is named: the job file's, else one of the job's own."""
+    if job_file_folder is not None:
+        return job_file_folder
+    return Path.cwd() / "renderfarm-jobs" / job.key

@@ -1,0 +1,137 @@
+"""The flows' parameters: what a person picks in the UI, types on the command line, or passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from prefect.blocks.abstract import ObjectStorageBlock
+from prefect.blocks.core import Block
+from prefect_aws.s3 import S3Bucket
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+
+from prefect_renderfarm.blocks import (
+    FfmpegStitcher,
+    LocalAdapter,
+    RemuxStitcher,
+    SetupError,
+    VideoStitcher,
+    WorkerAdapter,
+)
+from prefect_renderfarm.flows.in_sync import in_sync
+from prefect_renderfarm.flows.job import RenderJob
+
+BlockType = TypeVar("BlockType", bound=Block)
+
+
+def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Let blocks, names and jobs through: they are looked at in the flow, where errors are plain.
+
+    The union that this is attached to is what the server and the UI see: a form with a dropdown of
+    saved blocks, or a name. Prefect resolves references to saved blocks before.
+    """
+    return value if isinstance(value, Block | RenderJob | str | dict) else handler(value)
+
+
+_given = WrapValidator(_as_given)
+
+if TYPE_CHECKING:  # from Python, a block of one's own class will do
+    JobParameter = RenderJob | str | dict[str, Any]
+    AdapterParameter = WorkerAdapter | str
+    OptionalAdapterParameter = WorkerAdapter | str | None
+    StitcherParameter = VideoStitcher | str | None
+    StorageParameter = ObjectStorageBlock | str | None
+else:
+    JobParameter = Annotated[str | dict[str, Any], _given]
+    AdapterParameter = Annotated[LocalAdapter | str, _given]
+    OptionalAdapterParameter = Annotated[LocalAdapter | str | None, _given]
+    StitcherParameter = Annotated[RemuxStitcher | FfmpegStitcher | str | None, _given]
+    StorageParameter = Annotated[S3Bucket | str | None, _given]
+Concurrency = Annotated[int | None, Field(ge=1)]
+Retries = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+# Prefect looks a block up by any slug, but imports every installed collection to do so.
+_KNOWN: dict[str, type[Block]] = {
+    block.get_block_type_slug(): block
+    for block in (LocalAdapter, RemuxStitcher, FfmpegStitcher, S3Bucket)
+}
+
+
+def load_adapter(given: Any, parameter: str = "adapter") -> WorkerAdapter:
+    """Return the adapter that a parameter names. Raises: SetupError."""
+    return _load(given, WorkerAdapter, parameter, "local-adapter/default")  # type: ignore[type-abstract]
+
+
+def load_stitcher(given: Any, parameter: str = "stitcher") -> VideoStitcher:
+    """Return the stitcher that a parameter names. Raises: SetupError."""
+    return _load(given, VideoStitcher, parameter, "remux-stitcher/default")  # type: ignore[type-abstract]
+
+
+def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock:
+    """Return the storage that a parameter names. Raises: SetupError."""
+    return _load(given, ObjectStorageBlock, parameter, "s3-bucket/renders")  # type: ignore[type-abstract]
+
+
+def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> BlockType:
+    block = _load_named(given, parameter, example) if isinstance(given, str) else given
+    if not isinstance(block, kind):
+        raise SetupError(
+            f"{parameter}: {_name(given)} is no {kind.__name__}: name one, such as {example!r}"
+        )
+    return block
+
+
+def _load_named(name: str, parameter: str, example: str) -> Block:
+    slug, _, document = name.partition("/")
+    if not slug or not document:
+        raise SetupError(
+            f"{parameter} {name!r} is no block: name it type-slug/name, like {example!r}"
+        )
+    try:
+        block: Block = in_sync(_KNOWN.get(slug, Block).load, name)
+    except ValueError as error:
+        raise SetupError(
+            f"{parameter} {name!r}: no such block is saved on the server ({error}); see "
+            "`prefect block ls`"
+        ) from None
+    return block
+
+
+def _name(given: Any) -> str:
+    return repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+
+
+def reference(block: Block | None, parameter: str) -> str | None:
+    """Return the name under which another process can load a block.
+
+    Raises:
+        SetupError: The block is not saved on the server.
+    """
+    if block is None:
+        return None
+    if block._block_document_name is None:
+        raise SetupError(
+            f"{parameter}: a {type(block).__name__} that is not saved cannot be sent to "
+            "another work pool: save it under a name, or leave merge_deployment empty"
+        )
+    return f"{block.get_block_type_slug()}/{block._block_document_name}"
+
+
+def absolute_in_deployment(path: Path, parameter: str, deployed: bool) -> Path:
+    """Return an absolute path; refuse a relative one where it would mean the worker's folder.
+
+    Raises:
+        SetupError: The path is relative and the run was started through a deployment.
+    """
+    if deployed and not path.is_absolute():
+        raise SetupError(relative_path_message(parameter, str(path)))
+    return path.absolute()
+
+
+def relative_path_message(parameter: str, value: str) -> str:
+    """Say why a relative path is refused in a deployed run."""
+    return (
+        f"{parameter} {value!r} is a relative path: in a deployed run it would mean the worker's "
+        "folder, not yours; give an absolute path"
+    )

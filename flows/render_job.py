@@ -1,0 +1,201 @@
+"""The flow `render-job`: render a job's chunks, have them put together, report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefect import flow, tags
+from prefect.runtime import deployment
+
+from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.merge_job import merge_job
+from prefect_renderfarm.flows.merge_run import MergeRun, find_deployment
+from prefect_renderfarm.flows.parameters import (
+    AdapterParameter,
+    Concurrency,
+    JobParameter,
+    OptionalAdapterParameter,
+    Retries,
+    Seconds,
+    StitcherParameter,
+    StorageParameter,
+    absolute_in_deployment,
+    load_adapter,
+    load_stitcher,
+    reference,
+)
+from prefect_renderfarm.flows.render_chunk import render_all
+from prefect_renderfarm.flows.report import publish_report
+from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
+from prefect_renderfarm.flows.run_names import job_run_name
+
+
+@flow(name="render-job", flow_run_name=job_run_name("render"))
+def render_job(
+    job: JobParameter,
+    adapter: AdapterParameter = "local-adapter/default",
+    merge_adapter: OptionalAdapterParameter = None,
+    stitcher: StitcherParameter = None,
+    output_file: Path | None = None,
+    storage: StorageParameter = None,
+    job_dir: Path | None = None,
+    concurrency: Concurrency = None,
+    retries: Retries = 0,
+    retry_delay: Seconds = 1.0,
+    merge: bool = True,
+    merge_deployment: str | None = None,
+) -> RenderReport:
+    """Render the chunks of a job and have the film put together.
+
+    Args:
+        job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
+        adapter: Where the chunks' commands run.
+        merge_adapter: Where the merge command runs. Empty: on the adapter.
+        stitcher: What assembles the chunks. Empty: the job's merge command.
+        output_file: The film: an absolute path, or a path relative to the job folder.
+        storage: What carries chunks between machines. Empty: all share the job folder.
+        job_dir: The folder where commands run. Empty: the folder of the job file; for a job given
+            as a job spec or by URL, a folder of its own under the run's working directory.
+        concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
+        retries: Number of further attempts that a chunk has.
+        retry_delay: Seconds between two attempts.
+        merge: Whether to assemble the chunks at all.
+        merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
+
+    Returns:
+        What the job came to.
+
+    Raises:
+        JobError: The job or a parameter is not valid; nothing has run.
+        SetupError: A block or deployment is missing or of the wrong kind; nothing has run.
+        WorkerError: A chunk failed for good.
+        AssemblyError: The film could not be put together; the chunks are still there.
+    """
+    log = run_log()
+    deployed = deployment.id is not None
+    spec, job_file_folder = load_job(job, deployed=deployed)
+    path = job_dir or default_folder(spec, job_file_folder)
+    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
+    chosen = _Chosen(
+        load_adapter(adapter),
+        None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
+        None if stitcher is None else load_stitcher(stitcher),
+    )
+    film = None if output_file is None else folder.path / output_file
+    assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
+    _check_film(folder, chosen.stitcher, film, assembly)
+    merge_run = _merge_run(merge_deployment, folder, chosen, film)
+    folder.prepare()
+
+    with tags(f"job:{spec.title}"):
+        width = concurrency or chosen.adapter.default_concurrency()
+        log.info(
+            "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
+            spec.title, len(spec.chunks), spec.metadata.total_frames, spec.metadata.rate, width,
+            folder.path,
+        )  # fmt: skip
+        started = time.monotonic()
+        renderer = ChunkRenderer(folder, chosen.adapter)
+        chunks = render_all(
+            renderer, spec.chunks, concurrency=width, retries=retries, retry_delay=retry_delay
+        )
+        rendered = time.monotonic()
+        merged = MergeReport(assembly=assembly)
+        if assembly in (Assembly.STITCHED, Assembly.MERGED):
+            if merge_run is not None:
+                merged = merge_run.run(folder)
+            else:
+                merged = merge_job(str(folder.job_file), *chosen, film, storage, folder.path)
+        report = RenderReport(
+            job=spec.title,
+            job_dir=folder.path,
+            frames=sum(chunk.frame_count for chunk in chunks),
+            fps=str(spec.metadata.rate),
+            chunks=tuple(chunks),
+            assembly=merged.assembly,
+            film=merged.film,
+            stitch=merged.stitch,
+            render_seconds=rendered - started,
+            assembly_seconds=time.monotonic() - rendered,
+        )
+        publish_report(report)
+    log.info(
+        "job %s: %s%s",
+        spec.title,
+        report.assembly.value,
+        f", film: {report.film}" if report.film else "",
+    )
+    return report
+
+
+class _Chosen(NamedTuple):
+    adapter: WorkerAdapter
+    merge_adapter: WorkerAdapter | None
+    stitcher: VideoStitcher | None
+
+
+def plan_assembly(
+    merge_command: str | None, stitcher: VideoStitcher | None, film: Path | None, merge: bool
+) -> Assembly:
+    """Decide who assembles the chunks.
+
+    Raises:
+        JobError: A stitcher is chosen, but no output file, and there is no merge command either.
+    """
+    log = run_log()
+    if not merge:
+        return Assembly.OFF
+    if stitcher is not None and film is not None:
+        return Assembly.STITCHED
+    if stitcher is not None:
+        if merge_command is None:
+            raise JobError(
+                "a stitcher is chosen, but no output_file, and the job has no merge command: "
+                "give output_file, the path of the film"
+            )
+        log.warning("a stitcher is chosen, but no output_file: the job's merge command assembles")
+    if merge_command is not None:
+        return Assembly.MERGED
+    if film is not None:
+        log.warning(
+            "output_file is given, but no stitcher, and the job has no merge command: "
+            "nothing will write %s", film,
+        )  # fmt: skip
+    return Assembly.SKIPPED
+
+
+def _check_film(
+    folder: JobFolder, stitcher: VideoStitcher | None, film: Path | None, assembly: Assembly
+) -> None:
+    if film is None or assembly is not Assembly.STITCHED or stitcher is None:
+        return
+    stitcher.check_output(film)
+    for chunk in folder.job.chunks:
+        if folder.chunk_file(chunk).resolve() == film.resolve():
+            raise JobError(
+                f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
+            )
+
+
+def _merge_run(
+    name: str | None, folder: JobFolder, chosen: _Chosen, film: Path | None
+) -> MergeRun | None:
+    if name is None:
+        return None
+    find_deployment(name)
+    adapter = reference(chosen.adapter, "adapter")
+    parameters: dict[str, Any] = {
+        "job": str(folder.job_file),
+        "adapter": adapter,
+        "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
+        "stitcher": reference(chosen.stitcher, "stitcher"),
+        "output_file": str(film) if film else None,
+        "job_dir": str(folder.path),
+    }
+    return MergeRun(name, parameters)

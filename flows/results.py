@@ -1,0 +1,68 @@
+"""What the flows return."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_renderfarm.blocks import StitchReport
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ChunkResult(_Result):
+    """A chunk that is done: its file is in its place, whole and checked."""
+
+    id: int = Field(description="Number of the chunk.")
+    start_frame: int = Field(description="First frame of its range.")
+    frame_count: int = Field(description="Number of frames, counted in the file.")
+    output_file: str = Field(description="Its file, relative to the job folder.")
+    path: Path = Field(description="Its file, as an absolute path where it was rendered.")
+    size: int = Field(description="Size of the file, in bytes.")
+    sha256: str = Field(description="SHA-256 of the file, in hexadecimal.")
+    seconds: float = Field(description="Time that the successful attempt took, in seconds.")
+    attempts: int = Field(description="Number of attempts it took.")
+    worker: str = Field(default="", description="The machine or function that rendered it.")
+
+
+class Assembly(StrEnum):
+    """How a job's chunks became a film, or why they did not."""
+
+    STITCHED = "stitched"
+    MERGED = "merged"
+    SKIPPED = "skipped"
+    OFF = "off"
+
+
+class MergeReport(_Result):
+    """How a film was assembled."""
+
+    assembly: Assembly = Field(description="stitched, merged (by the merge command), or skipped.")
+    film: Path | None = Field(default=None, description="The film, if its path is known.")
+    stitch: StitchReport | None = Field(default=None, description="What the stitcher made.")
+    seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
+
+
+class RenderReport(_Result):
+    """What a job came to."""
+
+    job: str = Field(description="Name of the job.")
+    job_dir: Path = Field(description="The job folder.")
+    frames: int = Field(description="Number of frames of all chunks.")
+    fps: str = Field(description="Frames a second, as a fraction.")
+    chunks: tuple[ChunkResult, ...] = Field(description="The chunks, in order of id.")
+    assembly: Assembly = Field(
+        description="stitched, merged (by the merge command), skipped (nothing to do it), or off."
+    )
+    film: Path | None = Field(default=None, description="The film, if its path is known.")
+    stitch: StitchReport | None = Field(default=None, description="What the stitcher made.")
+    render_seconds: float = Field(
+        description="Time from the first chunk's start to the last's end."
+    )
+    assembly_seconds: float = Field(
+        default=0.0, description="Time that the assembly took, its start included, in seconds."
+    )
