@@ -20,7 +20,7 @@ demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
 test: check
-	@PREFECT_HOME=$(CURDIR)/$(VENV)/prefect $(BIN)/python -m pytest
+	@$(BIN)/python -m pytest
 
 check: $(LINKED)
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ down: $(LINKED)
 	@$(BIN)/python deployments/farm.py down
 
 bench: $(LINKED)
-	@PREFECT_HOME=$(CURDIR)/$(VENV)/prefect $(BIN)/python tests/benchmarks/run.py
+	@$(BIN)/python tests/benchmarks/run.py
 
 lock: $(LINKED)
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \

@@ -6,7 +6,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +15,13 @@ from pydantic import Field
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.film_sound import join_sound
 from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+
+_PASSED = ("PATH", "LD_LIBRARY_PATH")
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -67,18 +69,18 @@ class FfmpegStitcher(CheckedStitcher):
     def _assemble(self, chunks: Sequence[Media], film: Path, sound: SoundMode) -> None:
         program = find_ffmpeg(self.ffmpeg)
         log = run_log()
-        with tempfile.TemporaryDirectory(prefix="renderfarm-concat-") as folder:
-            playlist = write_playlist(chunks, Path(folder))
-            arguments = self.command(program, playlist, film, sound, chunks[0].fps)
+        with tempfile.TemporaryDirectory(prefix=".renderfarm-concat-", dir=film.parent) as name:
+            folder = Path(name)
+            inputs = [write_playlist(chunks, folder)]
+            if sound is not SoundMode.NONE:
+                # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
+                inputs.append(folder / "sound.nut")
+                join_sound(chunks, inputs[1])
             code, _, stderr = run_program(
-                arguments,
+                self.command(program, inputs, film, sound, chunks),
                 name="ffmpeg",
-                cwd=Path(folder),
-                environment={
-                    name: os.environ[name]
-                    for name in ("PATH", "LD_LIBRARY_PATH")
-                    if name in os.environ
-                },
+                cwd=folder,
+                environment={key: os.environ[key] for key in _PASSED if key in os.environ},
                 on_line=lambda line: log.debug("ffmpeg | %s", line),
                 stop=threading.Event(),
                 timeout=None,
@@ -91,18 +93,32 @@ class FfmpegStitcher(CheckedStitcher):
             )
 
     def command(
-        self, program: Path, playlist: Path, film: Path, sound: SoundMode, fps: Fraction
+        self,
+        program: Path,
+        inputs: Sequence[Path],
+        film: Path,
+        sound: SoundMode,
+        chunks: Sequence[Media],
     ) -> list[str]:
-        """Return the command line that makes the film from a playlist."""
+        """Return the command line that makes the film.
+
+        Args:
+            program: The ffmpeg program.
+            inputs: A playlist of the chunks, and a file with their sound if that is wanted.
+            film: The film to write.
+            sound: What to do with the sound.
+            chunks: The chunks.
+        """
+        fps = chunks[0].fps
         options: dict[str, Any] = {"c:v": self.video_codec}
         if self.video_codec == "copy":
             # Containers with a coarse clock (Matroska: 1 ms) have rounded the times: put every
-            # frame back onto the grid, first in the chunks' clock, then in the film's.
-            rounded = f"round(round({{}}*TB*{fps})/({fps})/TB)"
-            options |= {
-                "bsf:v": f"setts=pts={rounded.format('PTS')}:dts={rounded.format('DTS')}",
-                "time_base:v": str(1 / fps),
-            }
+            # frame back onto the grid, first in the chunks' clock, then in the film's. Decoding
+            # begins as many frames early as any chunk's B-frames need.
+            early = max(chunk.reorder for chunk in chunks)
+            shown = f"round(round(PTS*TB*{fps})/({fps})/TB)"
+            decoded = f"round((N-{early})/({fps})/TB)"
+            options |= {"bsf:v": f"setts=pts={shown}:dts={decoded}", "time_base:v": str(1 / fps)}
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
         if sound is SoundMode.COPY:
@@ -111,8 +127,8 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
         if self.faststart and film.suffix.lower() in (".mp4", ".m4v", ".mov"):
             options["movflags"] = "+faststart"
-        source = ffmpeg.input(str(playlist), format="concat", safe=0)
-        streams = [source["v:0"]] + ([] if sound is SoundMode.NONE else [source["a:0"]])
+        streams = [ffmpeg.input(str(inputs[0]), format="concat", safe=0)["v:0"]]
+        streams += [ffmpeg.input(str(path))["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | self.output_options))
         graph = graph.global_args("-nostdin", "-hide_banner", "-loglevel", "warning")
         return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]

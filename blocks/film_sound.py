@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import av
 import av.container
 
-from prefect_renderfarm.blocks.media import pcm_bytes
-from prefect_renderfarm.blocks.sound_plan import SoundMode, samples_at, sound_codec
+from prefect_renderfarm.blocks.media import Media, open_media, pcm_bytes
+from prefect_renderfarm.blocks.sound_plan import SoundMode, samples_at
 
 _USUAL_LAYOUTS = {
     "1 channels": "mono",
@@ -138,17 +139,30 @@ class EncodedSound(FilmSound):
 
 
 def open_film_sound(
-    output: av.container.OutputContainer,
-    first: av.container.InputContainer,
-    mode: SoundMode,
-    film: Path,
-    codec: str | None,
-    bitrate: int,
+    output: av.container.OutputContainer, template: Any, mode: SoundMode, codec: str, bitrate: int
 ) -> FilmSound | None:
     """Add an audio track to a film, like the first chunk's; None if it is to have no sound."""
     if mode is SoundMode.NONE:
         return None
-    template = first.streams.audio[0]
     if mode is SoundMode.COPY:
         return CopiedSound(output, template)
-    return EncodedSound(output, template, sound_codec(codec, film), bitrate)
+    return EncodedSound(output, template, codec, bitrate)
+
+
+def join_sound(chunks: Sequence[Media], output: Path) -> None:
+    """Write the sound of all chunks into one file, as PCM, exactly as long as the frames."""
+    with av.open(str(output), "w") as file:
+        with open_media(chunks[0].path) as first:
+            template = first.streams.audio[0]
+            mode = SoundMode.COPY if pcm_bytes(template.codec_context.name) else SoundMode.ENCODE
+            track = open_film_sound(file, template, mode, "pcm_f32le", 0)
+            assert track is not None  # noqa: S101
+        end = 0
+        for chunk in chunks:
+            end += chunk.frames
+            track.begin_chunk(end, chunk.fps)
+            with open_media(chunk.path) as container:
+                for packet in container.demux(container.streams.audio[0]):
+                    track.add(packet)
+            track.end_chunk()
+        track.close()

@@ -255,7 +255,9 @@ def _signature(container: Any, video: Any, audio: Any) -> dict[str, object]:
         signature |= {
             "audio codec": sound.name,
             "audio rate": sound.sample_rate,
-            "audio channels": sound.layout.name,
+            "audio channels": len(sound.layout.channels),
+            # "2 channels" and the like: where they stand is not told
+            "audio layout": None if "channels" in sound.layout.name else sound.layout.name,
             "audio codec header": _short_hash(sound.extradata),
         }
     return signature

@@ -14,7 +14,7 @@ from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.film_sound import FilmSound, open_film_sound
 from prefect_renderfarm.blocks.media import Media, open_media
-from prefect_renderfarm.blocks.sound_plan import SoundMode
+from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
 
 
 class RemuxStitcher(CheckedStitcher):
@@ -49,9 +49,9 @@ class RemuxStitcher(CheckedStitcher):
                 with open_media(chunks[0].path) as first:
                     video = output.add_stream_from_template(first.streams.video[0], opaque=True)
                     video.time_base = 1 / fps
-                    track = open_film_sound(
-                        output, first, sound, film, self.audio_codec, self.audio_bitrate
-                    )
+                    template = first.streams.audio[0] if first.streams.audio else None
+                    codec = sound_codec(self.audio_codec, film)
+                    track = open_film_sound(output, template, sound, codec, self.audio_bitrate)
                 reorder = max(chunk.reorder for chunk in chunks)
                 base = 0
                 for chunk in chunks:

@@ -20,6 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 from processes import ProcessFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,13 @@ class Farm:
     def api_url(self) -> str:
         """The address of the server's API."""
         return str(json.loads(self._address.read_text(encoding="utf-8"))["api_url"])
+
+    def process(self, name: str) -> psutil.Process:
+        """Return the running process `server`, `worker-cloud` or `worker-local`."""
+        process = self._processes.find(name)
+        if process is None:
+            raise SystemExit(f"{name} is not running: see {self.state}")
+        return process
 
     def running(self) -> bool:
         """Return whether all that `up` starts is running."""

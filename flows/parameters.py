@@ -89,7 +89,10 @@ def _load_named(name: str, parameter: str, example: str) -> Block:
             f"{parameter} {name!r} is no block: name it type-slug/name, like {example!r}"
         )
     try:
-        block: Block = in_sync(_KNOWN.get(slug, Block).load, name)
+        if known := _KNOWN.get(slug):
+            block: Block = in_sync(known.load, document)
+        else:
+            block = in_sync(Block.load, name)
     except ValueError as error:
         raise SetupError(
             f"{parameter} {name!r}: no such block is saved on the server ({error}); see "

@@ -12,6 +12,8 @@ import av
 import numpy as np
 
 RATE = 48_000
+# With its usual look-ahead x265 gives the packets of one-frame clips random decoding times.
+_X265 = "log-level=none:rc-lookahead=5:frame-threads=1:pools=1"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def frame_picture(number: int, width: int, height: int) -> np.ndarray:
 
 
 def sweep(first: int, last: int) -> np.ndarray:
-    """Return samples `first` … `last` - 1 of an endless sweep, 16 bit, two channels."""
+    """Return samples `first` … `last` - 1 of an endless sweep: 16 bit, one row a channel."""
     t = np.arange(first, last) / RATE
     wave = 0.5 * np.sin(2 * np.pi * (220 * t + 40 * t * t))
     return np.round(np.stack([wave, -wave]) * 32767).astype(np.int16)
@@ -61,7 +63,7 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
             if recipe.codec.startswith("libx26"):
                 video.options = {"preset": "ultrafast", "bf": str(recipe.b_frames), "qp": "30"}
                 if recipe.codec == "libx265":
-                    video.options |= {"x265-params": "log-level=none"}
+                    video.options |= {"x265-params": _X265}
         sound = (
             output.add_stream(recipe.audio, rate=RATE, layout="stereo") if recipe.audio else None
         )

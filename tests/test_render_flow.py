@@ -1,0 +1,347 @@
+"""The flow `render-job` in this process: failures, retries, limits, reports."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from conftest import FarmClient
+from jobs import clip_command, save_job, small_job, with_commands
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+
+from prefect_renderfarm.blocks import (
+    ChunkFileError,
+    CommandFailed,
+    CommandNotRunnable,
+    JobError,
+    LocalAdapter,
+    WorkerAdapter,
+    WorkerJob,
+    WorkerResult,
+)
+from prefect_renderfarm.flows import RenderJob, render_chunks, render_job
+from prefect_renderfarm.flows import render_chunk as render_chunk_module
+from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.report import report_markdown
+
+
+class SlowAdapter(WorkerAdapter):
+    """Notes when each chunk began and ended."""
+
+    began: ClassVar[list[int]] = []
+    at_once: ClassVar[list[int]] = [0, 0]
+    lock: ClassVar[Any] = threading.Lock()
+
+    def execute(self, job: WorkerJob) -> WorkerResult:
+        with self.lock:
+            self.began.append(job.chunk_id or 0)
+            self.at_once[0] += 1
+            self.at_once[1] = max(self.at_once)
+        try:
+            return LocalAdapter(grace=1).execute(job)
+        finally:
+            with self.lock:
+                self.at_once[0] -= 1
+
+
+@pytest.fixture(autouse=True)
+def fresh(api: FarmClient) -> FarmClient:
+    """Forget what was noted; let the flows find the server."""
+    SlowAdapter.began.clear()
+    SlowAdapter.at_once[:] = [0, 0]
+    return api
+
+
+def last_run(client: FarmClient) -> FlowRun:
+    """Return the flow run that started last."""
+    with SyncPrefectClient(client.farm.api_url) as api:
+        return api.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def fill(command: str, **fields: object) -> str:
+    """Fill in a command template."""
+    return command.format(**fields)
+
+
+def bad_chunk(job: RenderJob, number: int, extra: str) -> RenderJob:
+    """Return a job in which one chunk's command has further options."""
+    chunk = job.chunks[number]
+    return with_commands(job, {number: f"{chunk.command} {extra}"})
+
+
+def test_failing_chunk_stops_the_others(tmp_path: Path) -> None:
+    """Chunks that have not begun never do, those that run are ended, and the error is the chunk's."""
+    job = small_job("--sleep 20", total_frames=40, chunks=20)
+    job = with_commands(job, {2: job.chunks[2].command.replace("--sleep 20", "--sleep 1 --fail")})
+    started = time.monotonic()
+    with pytest.raises(CommandFailed, match=r"chunk 2: .*exit code 1.*asked to fail"):
+        render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, concurrency=3)
+    assert time.monotonic() - started < 15
+    assert sorted(SlowAdapter.began) == [0, 1, 2]
+    assert not list((tmp_path / "chunks").iterdir())
+
+
+def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
+    """A chunk that fails once is tried again after the delay, and the report counts attempts."""
+    job = small_job(f"--fail-once '{tmp_path}/{{id}}'")
+    started = time.monotonic()
+    report = render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, retries=2, retry_delay=1.5)
+    assert time.monotonic() - started > 1.5
+    assert [chunk.attempts for chunk in report.chunks] == [2, 2, 2]
+    markdown = report_markdown(report)
+    assert "| Attempts | 6 |" in markdown
+
+
+def test_retries_run_out(tmp_path: Path) -> None:
+    """After the last retry the chunk's own error is raised."""
+    with pytest.raises(CommandFailed, match="asked to fail"):
+        render_job(
+            bad_chunk(small_job(), 1, "--fail"),
+            adapter=SlowAdapter(),
+            job_dir=tmp_path,
+            retries=2,
+            retry_delay=0,
+            concurrency=1,
+        )
+    assert SlowAdapter.began == [0, 1, 1, 1]
+
+
+def test_a_missing_program_is_not_tried_again(tmp_path: Path) -> None:
+    """Exit code 127 is fatal: no retry."""
+    job = with_commands(small_job(), {0: "no-such-renderer"})
+    with pytest.raises(CommandNotRunnable, match=r"chunk 0: .*127.*no-such-renderer"):
+        render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, retries=5, concurrency=1)
+    assert SlowAdapter.began == [0]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("true", "does not exist"),
+        ("touch {output}", "is empty"),
+        ("cp /etc/hosts {output}", "cannot be opened as a media file"),
+        (clip_command().replace("{count}", "5"), "has 5 frames, not the planned 6"),
+        (clip_command("--fps 25"), "off the grid"),
+    ],
+)
+def test_bad_file_fails_its_chunk(tmp_path: Path, command: str, words: str) -> None:
+    """A command that succeeds with a wrong file fails its chunk, and leaves no file."""
+    job = small_job()
+    filled = fill(command, start=0, count=6, output=job.chunks[0].output_file)
+    with pytest.raises(ChunkFileError, match=words) as caught:
+        render_job(
+            with_commands(job, {0: filled}), adapter=LocalAdapter(), job_dir=tmp_path, concurrency=1
+        )
+    assert "chunk 0" in str(caught.value)
+    assert not (tmp_path / job.chunks[0].output_file).exists()
+
+
+def test_concurrency_is_kept(tmp_path: Path) -> None:
+    """No more chunks run at once than asked for."""
+    job = small_job("--sleep 0.3", total_frames=12, chunks=6)
+    render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, concurrency=2)
+    assert SlowAdapter.at_once[1] == 2
+
+
+def test_many_chunks_share_task_runs(
+    tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit a task run renders several chunks, and retries only those not done."""
+    monkeypatch.setattr(render_chunk_module_of(), "MAX_TASK_RUNS", 3)
+    job = bad_chunk(small_job(total_frames=8, chunks=8), 4, f"--fail-once '{tmp_path / 'failed'}'")
+    report = render_job(
+        job, adapter=SlowAdapter(), job_dir=tmp_path, retries=1, retry_delay=0, concurrency=1
+    )
+    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1, 2, 1, 1, 1]
+    run = last_run(fresh)
+    deadline = time.monotonic() + 20
+    while len(fresh.task_runs(run)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    names = sorted(task["name"] for task in fresh.task_runs(run))
+    assert names == [
+        "chunks 0-2 · frames 0-2",
+        "chunks 3-5 · frames 3-5",
+        "chunks 6-7 · frames 6-7",
+    ]
+
+
+def render_chunk_module_of() -> Any:
+    """Return the module of the chunk task."""
+    return render_chunk_module
+
+
+def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:
+    """The run's page shows a progress bar at its end and a report that a person can read."""
+    job = small_job("--sleep 1.2", merge_command=None)
+    report = render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, concurrency=1)
+    run = last_run(fresh)
+    assert run.name == "render small"
+    artifacts = {item["type"]: item for item in fresh.artifacts(run)}
+    assert artifacts["progress"]["data"] == 100.0
+    assert artifacts["progress"]["description"] == "3 of 3 chunks rendered"
+    markdown = artifacts["markdown"]["data"]
+    assert markdown == report_markdown(report)
+    assert "Skipped: the job has no merge command" in markdown
+    for chunk in report.chunks:
+        assert f"| {chunk.id} | {chunk.start_frame} | 6 | {chunk.seconds:.1f} | 1 |" in markdown
+    assert report.chunks[0].path.stat().st_size == report.chunks[0].size
+    assert report.chunks[0].worker
+
+
+def test_render_some_chunks(tmp_path: Path) -> None:
+    """`render-chunks` renders the chunks it is told, and refuses one that is not there."""
+    results = render_chunks(small_job(), chunk_ids=[2, 0], adapter=LocalAdapter(), job_dir=tmp_path)
+    assert [result.id for result in results] == [0, 2]
+    assert sorted(path.name for path in (tmp_path / "chunks").iterdir()) == [
+        "00000.mp4",
+        "00002.mp4",
+    ]
+    with pytest.raises(JobError, match="no chunk 9"):
+        render_chunks(small_job(), chunk_ids=[9], adapter=LocalAdapter(), job_dir=tmp_path)
+
+
+def test_symlink_out_of_the_job_folder(tmp_path: Path) -> None:
+    """A link that leads out of the job folder is refused before any chunk runs."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "chunks").symlink_to(outside)
+    with pytest.raises(JobError, match="symbolic link"):
+        render_job(small_job(), adapter=SlowAdapter(), job_dir=folder)
+    assert not SlowAdapter.began
+
+
+def test_job_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is taken as an object, parsed JSON, JSON text or a path; each has its default folder."""
+    monkeypatch.chdir(tmp_path)
+    job = small_job(total_frames=3)
+    path = save_job(tmp_path / "film", job)
+    for given, folder in (
+        (job, tmp_path / "renderfarm-jobs" / job.key),
+        (json.loads(job.to_json()), tmp_path / "renderfarm-jobs" / job.key),
+        (job.to_json(), tmp_path / "renderfarm-jobs" / job.key),
+        (str(path), tmp_path / "film"),
+        ("film/job.json", tmp_path / "film"),
+    ):
+        report = render_job(given, adapter=LocalAdapter())
+        assert report.job_dir == folder
+        assert report.frames == 3
+
+
+@contextmanager
+def serve(answer: dict[str, bytes], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve files by path over HTTP(S) on the loopback interface; give the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answer.get(self.path.split("?")[0])
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def certificate(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 and its key, in one file."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "farm test")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path
+
+
+def test_job_by_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is read from an https:// URL; what is not there, or is no job, is refused by its URL."""
+    pem = certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    job = small_job()
+    with serve({"/job.json": job.to_json().encode(), "/page": b"<html>"}, tls) as url:
+        assert load_job(f"{url}/job.json", deployed=True) == (job, None)
+        with pytest.raises(JobError, match="404"):
+            load_job(f"{url}/other.json")
+        with pytest.raises(JobError, match=r"/page.*not JSON"):
+            load_job(f"{url}/page")
+
+
+def test_job_by_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is read from an s3:// URL with the worker's own credentials."""
+    job = small_job()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with serve({"/farm/film/job.json": job.to_json().encode()}) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert load_job("s3://farm/film/job.json", deployed=True) == (job, None)
+        with pytest.raises(JobError, match=r"s3://farm/no\.json"):
+            load_job("s3://farm/no.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("/no/such/job.json", ["/no/such/job.json", "cannot be read"]),
+        ("job.json", ["'job.json'", "relative path", "worker's folder", "absolute"]),
+        ("ftp://host/job.json", ["https:// and s3://"]),
+        ("http://host/job.json", ["https:// and s3://"]),
+        ("{not json", ["not JSON"]),
+        ('{"chunks": []}', ["metadata is missing"]),
+    ],
+)
+def test_unreadable_jobs(source: str, words: list[str]) -> None:
+    """What cannot be read is refused by its name, with the reason."""
+    with pytest.raises(JobError) as caught:
+        load_job(source, deployed=True)
+    for word in words:
+        assert word in str(caught.value)
