@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from prefect import flow, tags
+from prefect import flow
 from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import (
@@ -24,6 +24,7 @@ from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     JobParameter,
     OptionalAdapterParameter,
+    OptionalPath,
     StitcherParameter,
     StorageParameter,
     absolute_in_deployment,
@@ -31,7 +32,7 @@ from prefect_renderfarm.flows.parameters import (
     load_stitcher,
 )
 from prefect_renderfarm.flows.results import Assembly, MergeReport
-from prefect_renderfarm.flows.run_names import job_run_name
+from prefect_renderfarm.flows.run_names import job_run_name, tagged
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -40,9 +41,9 @@ def merge_job(
     adapter: AdapterParameter = "local-adapter/default",
     merge_adapter: OptionalAdapterParameter = None,
     stitcher: StitcherParameter = None,
-    output_file: Path | None = None,
+    output_file: OptionalPath = None,
     storage: StorageParameter = None,
-    job_dir: Path | None = None,
+    job_dir: OptionalPath = None,
 ) -> MergeReport:
     """Put the finished chunks of a job together.
 
@@ -72,7 +73,7 @@ def merge_job(
     path = job_dir or default_folder(spec, job_file_folder)
     folder = JobFolder(absolute_in_deployment(path, "job_dir", deployment.id is not None), spec)
     folder.forget_merge()
-    with tags(f"job:{spec.title}"):
+    with tagged(spec):
         if stitcher is not None and output_file is not None:
             report = _stitch(folder, load_stitcher(stitcher), folder.path / output_file)
         elif spec.merge_command is not None:
@@ -107,7 +108,7 @@ def _stitch(folder: JobFolder, stitcher: VideoStitcher, film: Path) -> MergeRepo
 
 
 def _run_merge_command(
-    folder: JobFolder, command: str, adapter: WorkerAdapter, output_file: Path | None
+    folder: JobFolder, command: str, adapter: WorkerAdapter, output_file: OptionalPath
 ) -> MergeReport:
     folder.finished_chunks()
     try:

@@ -17,7 +17,7 @@ from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.in_sync import in_sync
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import MergeReport
-from prefect_renderfarm.flows.run_names import job_label
+from prefect_renderfarm.flows.run_names import job_label, job_tag
 
 _POLL_SECONDS = 0.25
 _PATIENCE_SECONDS = 60.0
@@ -64,7 +64,7 @@ class MergeRun:
             parameters=self._parameters,
             flow_run_name=f"merge {job_label(folder.job)}",
             timeout=0,
-            tags=[f"job:{folder.job.title}"],
+            tags=[job_tag(folder.job)],
         )
         with get_client(sync_client=True) as client:
             try:

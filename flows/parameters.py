@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.blocks.core import Block
 from prefect_aws.s3 import S3Bucket
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema
 
 from prefect_renderfarm.blocks import (
     FfmpegStitcher,
@@ -35,6 +42,23 @@ def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 _given = WrapValidator(_as_given)
 
+
+class _Optional:
+    """Shows the dropdown of a block that may be left out, instead of a choice "None" without one.
+
+    The form opens at the first choice that takes the default, which is null. So null is only taken
+    inside the choice of a name.
+    """
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        choices = handler(core_schema)["anyOf"]
+        blocks = [choice for choice in choices if "$ref" in choice]
+        name = [choice for choice in choices if "$ref" not in choice]
+        return {"anyOf": [*blocks, {"title": "name", "anyOf": name}]}
+
+
 if TYPE_CHECKING:  # from Python, a block of one's own class will do
     JobParameter = RenderJob | str | dict[str, Any]
     AdapterParameter = WorkerAdapter | str
@@ -44,9 +68,12 @@ if TYPE_CHECKING:  # from Python, a block of one's own class will do
 else:
     JobParameter = Annotated[str | dict[str, Any], _given]
     AdapterParameter = Annotated[LocalAdapter | str, _given]
-    OptionalAdapterParameter = Annotated[LocalAdapter | str | None, _given]
-    StitcherParameter = Annotated[RemuxStitcher | FfmpegStitcher | str | None, _given]
-    StorageParameter = Annotated[S3Bucket | str | None, _given]
+    OptionalAdapterParameter = Annotated[LocalAdapter | str | None, _given, _Optional()]
+    StitcherParameter = Annotated[RemuxStitcher | FfmpegStitcher | str | None, _given, _Optional()]
+    StorageParameter = Annotated[S3Bucket | str | None, _given, _Optional()]
+_empty_is_none = BeforeValidator(lambda value: None if value == "" else value)
+OptionalPath = Annotated[Path | None, _empty_is_none]
+OptionalText = Annotated[str | None, _empty_is_none]
 Concurrency = Annotated[int | None, Field(ge=1)]
 Retries = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]

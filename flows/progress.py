@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -28,6 +28,7 @@ class Progress:
     def __init__(self, total: int, what: str) -> None:
         self._total = total
         self._what = what
+        self._done = 0
         self._shown_at = time.monotonic()
         self._artifact: UUID | None = None
         if FlowRunContext.get() is not None:
@@ -36,27 +37,25 @@ class Progress:
             )
 
     def show(self, done: int) -> None:
-        """Show how much is done, at most once a second."""
+        """Tell how much is done; it is shown at most once a second, and at the end."""
+        self._done = done
         if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_UPDATES:
-            self._update(done)
+            self._update()
 
-    def end(self, done: int) -> None:
-        """Show how much is done at the end."""
-        self._update(done)
+    def __enter__(self) -> Self:
+        return self
 
-    def _update(self, done: int) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._update()
+
+    def _update(self) -> None:
         artifact = self._artifact
         if artifact is None:
             return
         self._shown_at = time.monotonic()
-        self._safely(
-            lambda: in_sync(
-                update_progress_artifact,
-                artifact,
-                100.0 * done / self._total,
-                description=self._text(done),
-            )
-        )
+        percent = 100.0 * self._done / self._total
+        text = self._text(self._done)
+        self._safely(lambda: in_sync(update_progress_artifact, artifact, percent, description=text))
 
     def _text(self, done: int) -> str:
         return f"{done:,} of {self._total:,} {self._what}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
@@ -86,29 +87,31 @@ def render_all(
         retry_condition_fn=_worth_another_attempt(renderer),
     )
     progress = Progress(len(chunks), "chunks rendered")
+    pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=concurrency)
+    # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
+    with pool as runner, progress, _stopping(renderer):
+        futures: Any = runner.map(
+            attempt,
+            {
+                "label": [_label(batch) for batch in batches],
+                "batch": [ChunkBatch(batch, renderer) for batch in batches],
+            },
+        )
+        for future in as_completed(list(futures)):
+            future.wait()  # only then is its state the final one, not the server's latest
+            if not future.state.is_completed():
+                _raise(future.state)
+            progress.show(len(renderer.done))
+    return [renderer.done[chunk.id] for chunk in chunks]
+
+
+@contextmanager
+def _stopping(renderer: ChunkRenderer) -> Iterator[None]:
     try:
-        pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=concurrency)
-        with pool as runner:
-            futures: Any = runner.map(
-                attempt,
-                {
-                    "label": [_label(batch) for batch in batches],
-                    "batch": [ChunkBatch(batch, renderer) for batch in batches],
-                },
-            )
-            for future in as_completed(list(futures)):
-                future.wait()  # only then is its state the final one, not the server's latest
-                state = future.state
-                if not state.is_completed():
-                    renderer.stop.set()
-                    _raise(state)
-                progress.show(len(renderer.done))
+        yield
     except BaseException:
         renderer.stop.set()
         raise
-    finally:
-        progress.end(len(renderer.done))
-    return [renderer.done[chunk.id] for chunk in chunks]
 
 
 def _batches(chunks: Sequence[Chunk]) -> list[Sequence[Chunk]]:
@@ -119,7 +122,7 @@ def _batches(chunks: Sequence[Chunk]) -> list[Sequence[Chunk]]:
 def _label(batch: Sequence[Chunk]) -> str:
     first, last = batch[0], batch[-1]
     name = f"chunk {first.id}" if first is last else f"chunks {first.id}-{last.id}"
-    return f"{name} · frames {first.start_frame}-{last.end_frame - 1}"
+    return f"{name}, frames {first.start_frame}-{last.end_frame - 1}"
 
 
 def _worth_another_attempt(

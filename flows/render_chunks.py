@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from prefect import flow, tags
+from prefect import flow
 from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError
@@ -15,6 +13,7 @@ from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
     JobParameter,
+    OptionalPath,
     Retries,
     Seconds,
     StorageParameter,
@@ -23,7 +22,7 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.results import ChunkResult
-from prefect_renderfarm.flows.run_names import job_run_name
+from prefect_renderfarm.flows.run_names import job_run_name, tagged
 
 
 @flow(name="render-chunks", flow_run_name=job_run_name("render chunks of"))
@@ -32,7 +31,7 @@ def render_chunks(
     chunk_ids: list[int] | None = None,
     adapter: AdapterParameter = "local-adapter/default",
     storage: StorageParameter = None,
-    job_dir: Path | None = None,
+    job_dir: OptionalPath = None,
     concurrency: Concurrency = None,
     retries: Retries = 0,
     retry_delay: Seconds = 1.0,
@@ -67,7 +66,7 @@ def render_chunks(
     folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
     runner = load_adapter(adapter)
     folder.prepare()
-    with tags(f"job:{spec.title}"):
+    with tagged(spec):
         return render_all(
             ChunkRenderer(folder, runner),
             chunks,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect import flow, tags
+from prefect import flow
 from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
@@ -21,6 +21,8 @@ from prefect_renderfarm.flows.parameters import (
     Concurrency,
     JobParameter,
     OptionalAdapterParameter,
+    OptionalPath,
+    OptionalText,
     Retries,
     Seconds,
     StitcherParameter,
@@ -33,7 +35,7 @@ from prefect_renderfarm.flows.parameters import (
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
-from prefect_renderfarm.flows.run_names import job_run_name
+from prefect_renderfarm.flows.run_names import job_run_name, tagged
 
 
 @flow(name="render-job", flow_run_name=job_run_name("render"))
@@ -42,14 +44,14 @@ def render_job(
     adapter: AdapterParameter = "local-adapter/default",
     merge_adapter: OptionalAdapterParameter = None,
     stitcher: StitcherParameter = None,
-    output_file: Path | None = None,
+    output_file: OptionalPath = None,
     storage: StorageParameter = None,
-    job_dir: Path | None = None,
+    job_dir: OptionalPath = None,
     concurrency: Concurrency = None,
     retries: Retries = 0,
     retry_delay: Seconds = 1.0,
     merge: bool = True,
-    merge_deployment: str | None = None,
+    merge_deployment: OptionalText = None,
 ) -> RenderReport:
     """Render the chunks of a job and have the film put together.
 
@@ -93,7 +95,7 @@ def render_job(
     merge_run = _merge_run(merge_deployment, folder, chosen, film)
     folder.prepare()
 
-    with tags(f"job:{spec.title}"):
+    with tagged(spec):
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
@@ -198,4 +200,4 @@ def _merge_run(
         "output_file": str(film) if film else None,
         "job_dir": str(folder.path),
     }
-    return MergeRun(name, parameters)
+    return MergeRun(name, {key: value for key, value in parameters.items() if value is not None})

@@ -40,7 +40,7 @@ def report_markdown(report: RenderReport) -> str:
     lines = [f"# {report.job}", "", f"**{_ASSEMBLY[report.assembly]}.**"]
     if report.film is not None:
         lines += ["", f"Film: `{report.film}`"]
-    lines += ["", "| | |", "|---|---:|"]
+    lines += ["", "| Total | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _totals(report)]
     lines += ["", *chunk_table(report.chunks)]
     return "\n".join(lines)

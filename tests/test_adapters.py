@@ -185,7 +185,8 @@ def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
         "from prefect_renderfarm.blocks import LocalAdapter, WorkerJob\n"
-        f"LocalAdapter().execute(WorkerJob(command={family(tmp_path)!r}, cwd=Path({str(tmp_path)!r})))\n"
+        f"job = WorkerJob(command={family(tmp_path)!r}, cwd=Path({str(tmp_path)!r}))\n"
+        "LocalAdapter().execute(job)\n"
     )
     parent = psutil.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_for((tmp_path / "pids").exists, 30)

@@ -16,9 +16,10 @@ from jobs import RENDERER, save_job, small_job, with_commands
 from media_samples import frame_hashes, samples_of
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from test_adapters import gone, wait_for
+
 from prefect_renderfarm.blocks.media import file_sha256
 from prefect_renderfarm.flows import RenderJob
-from test_adapters import gone, wait_for
 
 STITCH = {"stitcher": "remux-stitcher/default", "output_file": "film.mp4"}
 
@@ -57,6 +58,7 @@ def test_render_on_one_pool_assemble_on_another(api: FarmClient, tmp_path: Path)
     assert merge.name == "merge small"
     assert (run.work_pool_name, merge.work_pool_name) == ("cloud", "local")
     assert (worker_of(run), worker_of(merge)) == ("cloud-1", "local-1")
+    assert "job:small" in run.tags
     assert "job:small" in merge.tags
     assert_film(tmp_path, job)
     assert samples_of(tmp_path / "film.mp4").shape[1] >= 36_000

@@ -80,7 +80,7 @@ def bad_chunk(job: RenderJob, number: int, extra: str) -> RenderJob:
 
 
 def test_failing_chunk_stops_the_others(tmp_path: Path) -> None:
-    """Chunks that have not begun never do, those that run are ended, and the error is the chunk's."""
+    """Chunks that have not begun never do, those that run are ended; the error is the chunk's."""
     job = small_job("--sleep 20", total_frames=40, chunks=20)
     job = with_commands(job, {2: job.chunks[2].command.replace("--sleep 20", "--sleep 1 --fail")})
     started = time.monotonic()
@@ -169,9 +169,9 @@ def test_many_chunks_share_task_runs(
         time.sleep(0.5)
     names = sorted(task["name"] for task in fresh.task_runs(run))
     assert names == [
-        "chunks 0-2 · frames 0-2",
-        "chunks 3-5 · frames 3-5",
-        "chunks 6-7 · frames 6-7",
+        "chunks 0-2, frames 0-2",
+        "chunks 3-5, frames 3-5",
+        "chunks 6-7, frames 6-7",
     ]
 
 
@@ -223,7 +223,7 @@ def test_symlink_out_of_the_job_folder(tmp_path: Path) -> None:
 
 
 def test_job_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job is taken as an object, parsed JSON, JSON text or a path; each has its default folder."""
+    """A job is taken as an object, parsed JSON, JSON text or a path, with its default folder."""
     monkeypatch.chdir(tmp_path)
     job = small_job(total_frames=3)
     path = save_job(tmp_path / "film", job)
@@ -301,7 +301,7 @@ def certificate(folder: Path) -> Path:
 
 
 def test_job_by_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job is read from an https:// URL; what is not there, or is no job, is refused by its URL."""
+    """A job is read from an https:// URL; what is not there, or is no job, is refused."""
     pem = certificate(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(pem)

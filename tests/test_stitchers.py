@@ -325,7 +325,6 @@ def test_bad_calls(
 
 def test_full_disk(make: Callable[..., VideoStitcher], plain: list[Path]) -> None:
     """A device without space is an error that says so, and no file is left."""
-    import os
     import subprocess
     import tempfile
 
@@ -340,7 +339,7 @@ def test_full_disk(make: Callable[..., VideoStitcher], plain: list[Path]) -> Non
         try:
             with pytest.raises(AssemblyError, match=r"film"):
                 make().stitch(plain, Path(folder) / "film.mp4", fps=30)
-            assert os.listdir(folder) == []
+            assert list(Path(folder).iterdir()) == []
         finally:
             subprocess.run(["umount", folder], check=True)
 
