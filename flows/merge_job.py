@@ -30,6 +30,7 @@ from prefect_renderfarm.flows.parameters import (
     absolute_in_deployment,
     load_adapter,
     load_stitcher,
+    refuse_storage,
 )
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
@@ -56,7 +57,7 @@ def merge_job(
         merge_adapter: Where the merge command runs.
         stitcher: What assembles the chunks.
         output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: Where the chunks are. Empty: in the job folder.
+        storage: Where the chunks are. Empty: in the job folder. Not supported yet.
         job_dir: The job folder. Empty: the folder of the job file.
 
     Returns:
@@ -69,6 +70,7 @@ def merge_job(
     """
     log = run_log()
     started = time.monotonic()
+    refuse_storage(storage)
     spec, job_file_folder = load_job(job, deployed=deployment.id is not None)
     path = job_dir or default_folder(spec, job_file_folder)
     folder = JobFolder(absolute_in_deployment(path, "job_dir", deployment.id is not None), spec)

@@ -100,6 +100,20 @@ def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock:
     return _load(given, ObjectStorageBlock, parameter, "s3-bucket/renders")  # type: ignore[type-abstract]
 
 
+def refuse_storage(given: Any) -> None:
+    """Refuse a storage block: chunks are only carried through a shared job folder so far.
+
+    Raises:
+        SetupError: One is given.
+    """
+    if given is not None:
+        load_storage(given)
+        raise SetupError(
+            "storage: carrying chunks through a storage block is not supported by this version: "
+            "leave it empty, and give a job_dir that the work pools share"
+        )
+
+
 def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> BlockType:
     block = _load_named(given, parameter, example) if isinstance(given, str) else given
     if not isinstance(block, kind):

@@ -19,6 +19,7 @@ from prefect_renderfarm.flows.parameters import (
     StorageParameter,
     absolute_in_deployment,
     load_adapter,
+    refuse_storage,
 )
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.results import ChunkResult
@@ -42,7 +43,7 @@ def render_chunks(
         job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
         chunk_ids: The chunks to render. Empty: all.
         adapter: Where the chunks' commands run.
-        storage: What carries chunks between machines. Empty: all share the job folder.
+        storage: What carries chunks between machines. Empty: all share the job folder. Not supported yet.
         job_dir: The folder where commands run. Empty: as for render-job.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.
@@ -56,6 +57,7 @@ def render_chunks(
         SetupError: A block is missing or of the wrong kind; nothing has run.
         WorkerError: A chunk failed for good.
     """
+    refuse_storage(storage)
     deployed = deployment.id is not None
     spec, job_file_folder = load_job(job, deployed=deployed)
     wanted = set(chunk_ids) if chunk_ids is not None else {chunk.id for chunk in spec.chunks}

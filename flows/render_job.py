@@ -31,6 +31,7 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
     load_stitcher,
     reference,
+    refuse_storage,
 )
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.report import publish_report
@@ -61,7 +62,7 @@ def render_job(
         merge_adapter: Where the merge command runs. Empty: on the adapter.
         stitcher: What assembles the chunks. Empty: the job's merge command.
         output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: What carries chunks between machines. Empty: all share the job folder.
+        storage: What carries chunks between machines. Empty: all share the job folder. Not supported yet.
         job_dir: The folder where commands run. Empty: the folder of the job file; for a job given
             as a job spec or by URL, a folder of its own under the run's working directory.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
@@ -80,6 +81,7 @@ def render_job(
         AssemblyError: The film could not be put together; the chunks are still there.
     """
     log = run_log()
+    refuse_storage(storage)
     deployed = deployment.id is not None
     spec, job_file_folder = load_job(job, deployed=deployed)
     path = job_dir or default_folder(spec, job_file_folder)

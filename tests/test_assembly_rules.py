@@ -219,6 +219,8 @@ def test_altered_chunk_is_not_assembled(tmp_path: Path) -> None:
         ({"stitcher": "local-adapter/default", "output_file": "f.mp4"}, ["stitcher"]),
         ({"merge_deployment": "merge-job/nowhere"}, ["merge-job/nowhere", "prefect deployment ls"]),
         ({"merge_deployment": "nonsense"}, ["'nonsense'"]),
+        ({"storage": "s3-bucket/nowhere"}, ["storage 's3-bucket/nowhere'"]),
+        ({"storage": LocalAdapter()}, ["storage", "no ObjectStorageBlock"]),
         (
             {"merge_deployment": "merge-job/local", "adapter": LocalAdapter()},
             ["adapter", "not saved"],

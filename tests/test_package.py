@@ -39,7 +39,7 @@ def sources(folder: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", sources("blocks") + sources("flows"), ids=lambda path: path.stem)
 def test_modules_are_small_and_point_one_way(path: Path) -> None:
-    """No module is past 300 lines, and blocks import nothing of flows, flows nothing of deployments."""
+    """No module is past 300 lines; blocks import no flows, flows no deployments."""
     text = path.read_text()
     assert len(text.splitlines()) <= 300
     forbidden = {"blocks": ("prefect_renderfarm.flows",), "flows": ("farm", "deployments")}

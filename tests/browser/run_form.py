@@ -115,7 +115,10 @@ def main() -> None:
         picture("run-form", 1180)
         before = newest_run(client, deployment)
         page.get_by_role("button", name="Submit", exact=True).click()
+        deadline = time.monotonic() + 30
         while (run := newest_run(client, deployment)).id == before.id:
+            if time.monotonic() > deadline:
+                raise SystemExit("the form started no run")
             page.wait_for_timeout(200)
         print("started from the form:", run.id)
         page.goto(f"{ui}/runs/flow-run/{run.id}")
