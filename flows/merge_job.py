@@ -57,7 +57,7 @@ def merge_job(
         merge_adapter: Where the merge command runs.
         stitcher: What assembles the chunks.
         output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: Where the chunks are. Empty: in the job folder. Not supported yet.
+        storage: Not supported yet; leave it empty: the chunks are in the job folder.
         job_dir: The job folder. Empty: the folder of the job file.
 
     Returns:

@@ -43,7 +43,7 @@ def render_chunks(
         job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
         chunk_ids: The chunks to render. Empty: all.
         adapter: Where the chunks' commands run.
-        storage: What carries chunks between machines. Empty: all share the job folder. Not supported yet.
+        storage: Not supported yet; leave it empty: all share the job folder.
         job_dir: The folder where commands run. Empty: as for render-job.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.

@@ -62,7 +62,7 @@ def render_job(
         merge_adapter: Where the merge command runs. Empty: on the adapter.
         stitcher: What assembles the chunks. Empty: the job's merge command.
         output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: What carries chunks between machines. Empty: all share the job folder. Not supported yet.
+        storage: Not supported yet; leave it empty: all share the job folder.
         job_dir: The folder where commands run. Empty: the folder of the job file; for a job given
             as a job spec or by URL, a folder of its own under the run's working directory.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.

@@ -105,7 +105,7 @@ def bench_stitch(folder: Path) -> None:
 
 
 def bench_job(folder: Path) -> None:
-    """A job through the farm against the same commands on a thread pool and a concat copy."""
+    """Run a job through the farm, and its commands on a thread pool with a concat copy."""
     width = 2
     frames = 32 * 48
     template = clip_command().replace("{output}", "{output} --sleep 1")
