@@ -1,20 +1,24 @@
 # make demo   render a film through a farm of two work pools, on this machine
 # make test   all checks and tests
 # make up     start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
-# make check  ruff and mypy        make bench  benchmarks        make lock  requirements.lock anew
+# make check  ruff and mypy; make bench  benchmarks; make screenshots  docs/pictures anew
+# make lock   requirements.lock anew; make clean  remove what was made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-# pip, Prefect and their kind write caches and settings to the user's home unless told otherwise.
+# Nothing is written to the user's home: no Prefect profile, no package caches.
+export PREFECT_HOME := $(CURDIR)/$(VENV)/prefect
+export PIP_NO_CACHE_DIR := 1
+export UV_NO_CACHE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # A strict editable install links every file, so a new file needs a new install.
 SOURCES := $(sort $(wildcard blocks/* flows/*))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check up down bench lock clean
+.PHONY: demo test check up down bench screenshots lock clean
 
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
@@ -35,6 +39,10 @@ down: $(LINKED)
 
 bench: $(LINKED)
 	@$(BIN)/python tests/benchmarks/run.py
+
+screenshots: $(LINKED)
+	$(BIN)/python -m pip install --quiet playwright
+	@$(BIN)/python tests/browser/run_form.py
 
 lock: $(LINKED)
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
@@ -60,6 +68,6 @@ $(LINKED): $(VENV)/.installed pyproject.toml
 ifdef UV
 	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 else
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 endif
 	@touch $@

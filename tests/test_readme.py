@@ -1,0 +1,73 @@
+"""The README is true: its commands run, its code runs, its files are there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import FarmClient
+from media_samples import frame_hashes
+
+from prefect_renderfarm.flows import plan_job
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
+    """What the README tells a user to type works, in its order."""
+    plan, save_blocks = blocks("python")
+    (tmp_path / "plan.py").write_text(plan)
+    (tmp_path / "save_blocks.py").write_text(save_blocks)
+    (tmp_path / "deployments").symlink_to(ROOT / "deployments")
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(lines) == 8
+    lines.insert(3, "python save_blocks.py")
+    done = subprocess.run(
+        ["bash", "-euxc", "\n".join(lines)],
+        cwd=tmp_path,
+        env=api.farm.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished successfully in 'Completed'") == 3, done.stdout
+    for film in ("film.mp4", "web.mp4", "again.mkv"):
+        assert len(frame_hashes(tmp_path / film)) == 240
+    assert frame_hashes(tmp_path / "film.mp4") == frame_hashes(tmp_path / "again.mkv")
+    assert "nightly" in done.stdout or "0 2 * * *" in done.stdout
+
+
+def test_make_commands_are_targets() -> None:
+    """Every `make` command of the documents is a target."""
+    makefile = (ROOT / "Makefile").read_text()
+    documents = README + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"make ([a-z]+)", documents)) - {"things"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    "template",
+    re.findall(r"^\| (?:Blender|Remotion|Helios|POV-Ray) \| `([^`]+)`", README, re.MULTILINE),
+)
+def test_templates_can_be_planned(template: str) -> None:
+    """The renderers' templates make valid jobs."""
+    job = plan_job(100, 24, command_template=template, chunks=4)
+    assert "{" not in job.chunks[3].command
+    assert job.chunks[3].output_file in job.chunks[3].command
+
+
+def test_links_lead_somewhere() -> None:
+    """Every file that the documents link to is there."""
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert "://" in target or (ROOT / target).exists(), target
