@@ -9,6 +9,7 @@ All of it lives in the state folder; nothing is written to the user's home or Pr
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ from processes import ProcessFile
 ROOT = Path(__file__).resolve().parent.parent
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
+_CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 _DEFAULT_PORT = 4200
 _START_SECONDS = 180.0
 
@@ -37,6 +39,10 @@ class Farm:
         self.state = state.absolute()
         self._processes = ProcessFile(self.state / "processes.json")
         self._address = self.state / "address.json"
+
+    @property
+    def _own_server(self) -> bool:
+        return self._processes.find("server") is not None
 
     @property
     def api_url(self) -> str:
@@ -62,7 +68,9 @@ class Farm:
     def environment(self) -> dict[str, str]:
         """Return the environment in which `prefect` commands speak to this farm."""
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PREFECT_") or (name in _CREDENTIALS and not self._own_server)
         }
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
         return kept | {
@@ -193,8 +201,15 @@ def _free_port() -> int:
 
 
 def _get(url: str) -> Any:
+    """Return the JSON at an address of the API, or None if there is no such answer."""
+    request = urllib.request.Request(url)
+    if key := os.environ.get("PREFECT_API_KEY"):
+        request.add_header("Authorization", f"Bearer {key}")
+    elif user := os.environ.get("PREFECT_API_AUTH_STRING"):
+        token = base64.b64encode(user.encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
     except (urllib.error.URLError, OSError, ValueError):
         return None

@@ -1,0 +1,112 @@
+"""Command lines and playlists, word by word."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from prefect_renderfarm.blocks import FfmpegStitcher, JobError
+from prefect_renderfarm.blocks.ffmpeg_stitcher import write_playlist
+from prefect_renderfarm.blocks.frame_rate import parse_fps
+from prefect_renderfarm.blocks.local_adapter import split_command
+from prefect_renderfarm.blocks.media import Media, MediaFault, frame_order
+from prefect_renderfarm.blocks.sound_plan import SoundMode
+
+NTSC = Fraction(30000, 1001)
+
+
+def media(name: str, frames: int, reorder: int = 0, fps: Fraction = NTSC) -> Media:
+    """Return what is known of a chunk that need not exist."""
+    return Media(Path(name), frames, 0, fps, reorder, {}, None)
+
+
+def test_copy_command() -> None:
+    """A copy puts every frame on the grid, and begins decoding as early as B-frames need."""
+    chunks = [media("/c/a.mp4", 5, reorder=1), media("/c/b.mp4", 7, reorder=2)]
+    command = FfmpegStitcher(faststart=True).command(
+        Path("/bin/ffmpeg"), [Path("/t/list"), Path("/t/sound")], Path("/o/f.mp4"),
+        SoundMode.ENCODE, chunks,
+    )  # fmt: skip
+    assert command == [
+        "/bin/ffmpeg", "-f", "concat", "-safe", "0", "-i", "/t/list", "-i", "/t/sound",
+        "-map", "0:v:0", "-map", "1:a:0", "-b:a", "192000",
+        "-bsf:v",
+        "setts=pts=round(round(PTS*TB*30000/1001)/(30000/1001)/TB):dts=round((N-2)/(30000/1001)/TB)",
+        "-c:a", "aac", "-c:v", "copy", "-movflags", "+faststart", "-time_base:v", "1001/30000",
+        "/o/f.mp4", "-nostdin", "-hide_banner", "-loglevel", "warning",
+    ]  # fmt: skip
+
+
+def test_encode_command() -> None:
+    """Encoding anew sets a constant rate; further options come last and win."""
+    stitcher = FfmpegStitcher(video_codec="libx264", output_options={"crf": "18", "r": "60"})
+    command = stitcher.command(
+        Path("ffmpeg"), [Path("list")], Path("f.mkv"), SoundMode.NONE, [media("a", 1)]
+    )
+    assert command == [
+        "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0", "-c:v", "libx264",
+        "-crf", "18", "-fps_mode", "cfr", "-r", "60", "f.mkv",
+        "-nostdin", "-hide_banner", "-loglevel", "warning",
+    ]  # fmt: skip
+
+
+def test_playlist(tmp_path: Path) -> None:
+    """Names are plain, and the durations add up to the frames without drift."""
+    chunks = [media(f"/c/it's\n{n}.mp4", 1) for n in range(1000)]
+    lines = write_playlist(chunks, tmp_path).read_text().splitlines()
+    assert lines[:3] == ["ffconcat version 1.0", "file 000000.mp4", "duration 0.033367"]
+    assert (tmp_path / "000999.mp4").readlink() == Path("/c/it's\n999.mp4")
+    total = sum(Fraction(line.split()[1]) for line in lines if line.startswith("duration"))
+    assert total == Fraction(round(1000 / NTSC * 1_000_000), 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [(24, Fraction(24)), (29.97, Fraction(2997, 100)), ("30000/1001", NTSC), ("25", Fraction(25)),
+     (Fraction(1, 2), Fraction(1, 2)), (23.976, Fraction(23976, 1000))],
+)  # fmt: skip
+def test_frame_rates(given: object, rate: Fraction) -> None:
+    """A rate is exactly what is written."""
+    assert parse_fps(given) == rate
+
+
+@pytest.mark.parametrize(
+    "given",
+    [0, -24, 1001, float("inf"), float("nan"), "1/0", "a", "", "1e9", "-1", None, True],
+)
+def test_bad_frame_rates(given: object) -> None:
+    """Nonsense is refused with its value."""
+    with pytest.raises(ValueError, match="fps"):
+        parse_fps(given)
+
+
+def test_frame_order() -> None:
+    """Packets are numbered by the grid, and everything off it is refused."""
+    ms, fps = Fraction(1, 1000), Fraction(30)
+    assert frame_order([0, 133, 67, 33, 100], ms, fps) == [0, 4, 2, 1, 3]
+    assert frame_order([1400], ms, fps) == [0]
+    for times, words in (
+        ([], "no video frame"),
+        ([0, 33, 34], "two frames at one time"),
+        ([0, 33, 100], "hole at frame 2"),
+        ([0, 33, 50], "off the grid"),
+    ):
+        with pytest.raises(MediaFault, match=words):
+            frame_order(times, ms, fps)
+
+
+def test_split_command() -> None:
+    """Words are split as a POSIX shell would, and nothing is expanded."""
+    assert split_command(r"""a 'b c' "d \" e" f\ g $H *""") == [
+        "a",
+        "b c",
+        'd " e',
+        "f g",
+        "$H",
+        "*",
+    ]
+    for bad in ("", "   ", "a 'b", "a\0b"):
+        with pytest.raises(JobError):
+            split_command(bad)
