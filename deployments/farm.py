@@ -85,11 +85,11 @@ class Farm:
         """Start what is not running, then save the blocks and the deployments."""
         self.state.mkdir(parents=True, exist_ok=True)
         if api_url:
-            self._remember(api_url)
             if not _answers(api_url):
                 raise SystemExit(f"no Prefect server answers at {api_url}")
+            self._remember(api_url)
         elif not self._processes.find("server"):
-            self._start_server(port or _free_port())
+            self._start_server(_free_port(port))
         self._wait_for_server()
         self._run(sys.executable, str(ROOT / "deployments" / "sample_blocks.py"))
         for pool in POOLS:
@@ -165,8 +165,8 @@ class Farm:
     def _wait_for_server(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(self.api_url):
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the server does not answer: see {self.state / 'server.log'}")
+            if time.monotonic() > deadline or not self._own_server:
+                raise SystemExit(f"no server at {self.api_url}: see {self.state / 'server.log'}")
             time.sleep(0.2)
 
     def _wait_for_workers(self) -> None:
@@ -187,9 +187,9 @@ class Farm:
         return done.stdout
 
 
-def _free_port() -> int:
-    """Return Prefect's usual port if it is free, else any free one."""
-    for port in (_DEFAULT_PORT, 0):
+def _free_port(wanted: int | None) -> int:
+    """Return the wanted port; if none is wanted, Prefect's usual one, or else any free one."""
+    for port in (_DEFAULT_PORT, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -197,7 +197,7 @@ def _free_port() -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise SystemExit("no free port")
+    raise SystemExit(f"port {wanted} is in use: name another, or none")
 
 
 def _get(url: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
 )
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_renderer import require_success
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
@@ -75,18 +75,18 @@ def merge_job(
     path = job_dir or default_folder(spec, job_file_folder)
     folder = JobFolder(absolute_in_deployment(path, "job_dir", deployment.id is not None), spec)
     folder.forget_merge()
+    glue = None if stitcher is None else load_stitcher(stitcher)
+    film = None if output_file is None else folder.path / output_file
+    assembly = plan_assembly(spec.merge_command, glue, film)
     with tagged(spec):
-        if stitcher is not None and output_file is not None:
-            report = _stitch(folder, load_stitcher(stitcher), folder.path / output_file)
-        elif spec.merge_command is not None:
-            chosen = (
-                load_adapter(merge_adapter, "merge_adapter")
-                if merge_adapter
-                else load_adapter(adapter)
-            )
-            report = _run_merge_command(folder, spec.merge_command, chosen, output_file)
+        if assembly is Assembly.STITCHED and glue is not None and film is not None:
+            report = _stitch(folder, glue, film)
+        elif assembly is Assembly.MERGED:
+            name = "adapter" if merge_adapter is None else "merge_adapter"
+            runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
+            report = _run_merge_command(folder, runner, film)
         else:
-            report = MergeReport(assembly=Assembly.SKIPPED)
+            report = MergeReport(assembly=assembly)
     report = report.model_copy(update={"seconds": time.monotonic() - started})
     folder.save_merge(report)
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
@@ -109,18 +109,14 @@ def _stitch(folder: JobFolder, stitcher: VideoStitcher, film: Path) -> MergeRepo
     return MergeReport(assembly=Assembly.STITCHED, film=film, stitch=stitch)
 
 
-def _run_merge_command(
-    folder: JobFolder, command: str, adapter: WorkerAdapter, output_file: OptionalPath
-) -> MergeReport:
+def _run_merge_command(folder: JobFolder, adapter: WorkerAdapter, film: Path | None) -> MergeReport:
     folder.finished_chunks()
+    command = folder.job.merge_command or ""
     try:
-        result = adapter.execute(
-            WorkerJob(command=command, cwd=folder.path, name="merge", stop=threading.Event())
-        )
+        result = adapter.execute(WorkerJob(command=command, cwd=folder.path, name="merge"))
         require_success(result, "merge")
     except WorkerError as error:
         raise AssemblyError(str(error)) from error
-    film = folder.path / output_file if output_file is not None else None
     if film is not None and not film.is_file():
         raise AssemblyError(
             f"the merge command ended without an error, but film {str(film)!r} is not there: "

@@ -11,6 +11,7 @@ from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
@@ -142,36 +143,6 @@ class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
-
-
-def plan_assembly(
-    merge_command: str | None, stitcher: VideoStitcher | None, film: Path | None, merge: bool
-) -> Assembly:
-    """Decide who assembles the chunks.
-
-    Raises:
-        JobError: A stitcher is chosen, but no output file, and there is no merge command either.
-    """
-    log = run_log()
-    if not merge:
-        return Assembly.OFF
-    if stitcher is not None and film is not None:
-        return Assembly.STITCHED
-    if stitcher is not None:
-        if merge_command is None:
-            raise JobError(
-                "a stitcher is chosen, but no output_file, and the job has no merge command: "
-                "give output_file, the path of the film"
-            )
-        log.warning("a stitcher is chosen, but no output_file: the job's merge command assembles")
-    if merge_command is not None:
-        return Assembly.MERGED
-    if film is not None:
-        log.warning(
-            "output_file is given, but no stitcher, and the job has no merge command: "
-            "nothing will write %s", film,
-        )  # fmt: skip
-    return Assembly.SKIPPED
 
 
 def _check_film(

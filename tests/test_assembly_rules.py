@@ -135,6 +135,13 @@ def test_stitcher_without_output_file_or_merge_command(tmp_path: Path) -> None:
     assert not NotingAdapter.ran
 
 
+def test_merge_alone_keeps_the_rules(tmp_path: Path) -> None:
+    """`merge-job` by itself refuses a stitcher without an output file, too."""
+    job_file = save_job(tmp_path, small_job())
+    with pytest.raises(JobError, match="output_file"):
+        merge_job(str(job_file), adapter=LocalAdapter(), stitcher=RemuxStitcher())
+
+
 @pytest.mark.parametrize("merge_command", [MERGE, None])
 def test_merge_off(tmp_path: Path, merge_command: str | None) -> None:
     """With `merge=False` nobody assembles, whatever else is given."""

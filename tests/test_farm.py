@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_server_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"127\.0\.0\.1:9/api"):
         farm.up(api_url="http://127.0.0.1:9/api")
     assert farm.down() == []
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+    """A port that somebody listens on is not taken for the farm's server."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} is in use"):
+            Farm(tmp_path).up(port=port)
 
 
 def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
