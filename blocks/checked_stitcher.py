@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks.whole_file import whole_file
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 
 
-class CheckedStitcher(VideoStitcher):
+class CheckedStitcher(VideoStitcher, ABC):
     """What `RemuxStitcher` and `FfmpegStitcher` share: the checks, the sound, the publishing."""
 
     audio: SoundMode = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
@@ -24,8 +25,11 @@ def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None
     schema["required"] = [*schema.get("required", []), "block_type_slug"]
 
 
-class FarmBlock(Block):
-    """Base of the project's blocks: logo, documentation link, and no unknown fields."""
+class FarmBlock(Block, ABC):
+    """Base of the project's blocks: logo, documentation link, and no unknown fields.
+
+    Prefect offers every block class in its catalogue that does not itself derive from ABC.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_require_block_type_slug)
 

@@ -13,8 +13,10 @@ from prefect_renderfarm.blocks import (
     WorkerAdapter,
     WorkerJob,
     WorkerResult,
+    WorkStopped,
 )
 from prefect_renderfarm.blocks.media import MediaFault, file_sha256, read_media
+from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import ChunkResult
@@ -26,13 +28,16 @@ class ChunkRenderer:
     Args:
         folder: The job's folder.
         adapter: Where commands run.
+        retry_delay: Seconds between two attempts of a chunk.
     """
 
-    def __init__(self, folder: JobFolder, adapter: WorkerAdapter) -> None:
+    def __init__(self, folder: JobFolder, adapter: WorkerAdapter, retry_delay: float = 0.0) -> None:
         self.stop = threading.Event()
         self.done: dict[int, ChunkResult] = {}
+        self.failure: Exception | None = None
         self._folder = folder
         self._adapter = adapter
+        self._retry_delay = retry_delay
         self._attempts: Counter[int] = Counter()
 
     def render(self, chunk: Chunk) -> ChunkResult:
@@ -45,6 +50,10 @@ class ChunkRenderer:
         """
         if chunk.id in self.done:
             return self.done[chunk.id]
+        if self.stop.is_set():
+            raise WorkStopped(f"chunk {chunk.id}: not started, because its job was stopped")
+        if self._attempts[chunk.id]:
+            self._wait_before_retry(chunk)
         self._attempts[chunk.id] += 1
         self._folder.drop_chunk(chunk)
         started = time.monotonic()
@@ -69,6 +78,18 @@ class ChunkRenderer:
         self._folder.publish_chunk(chunk, result)
         self.done[chunk.id] = result
         return result
+
+    def give_up(self, failure: Exception) -> None:
+        """Stop the job because a chunk failed for good; the first failure is the job's."""
+        self.failure = self.failure or failure
+        self.stop.set()
+
+    def _wait_before_retry(self, chunk: Chunk) -> None:
+        """Wait here and not in Prefect's retry, which sleeps through the end of its job."""
+        attempt = self._attempts[chunk.id] + 1
+        run_log().info("chunk %s: attempt %d begins in %g s", chunk.id, attempt, self._retry_delay)
+        if self.stop.wait(self._retry_delay):
+            raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
 
     def _run_command(self, chunk: Chunk) -> str:
         result = self._adapter.execute(

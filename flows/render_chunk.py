@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
 from prefect.futures import as_completed
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import Task
+from prefect.utilities.annotations import unmapped
 
 from prefect_renderfarm.blocks import FatalWorkerError, RenderFarmError, WorkerError, WorkStopped
 from prefect_renderfarm.blocks.run_log import run_log
@@ -38,21 +39,46 @@ class ChunkBatch:
 
 
 @task(name="render-chunk", task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)
-def render_chunk(label: str, batch: ChunkBatch) -> list[ChunkResult] | State[Any]:
-    """Render the chunks of a batch. Ends as Cancelled if the job was stopped meanwhile."""
-    log = run_log()
-    results = []
-    for chunk in batch.chunks:
-        try:
-            result = batch.renderer.render(chunk)
-        except WorkStopped as stopped:
-            return Cancelled(message=str(stopped))
-        log.info(
-            "chunk %s: frames %s-%s done in %.1f s, %s bytes",
-            chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, f"{result.size:,}",
-        )  # fmt: skip
-        results.append(result)
-    return results
+def render_chunk(
+    label: str, batch: ChunkBatch, last_attempt: int
+) -> list[ChunkResult] | State[Any]:
+    """Render the chunks of a batch. Ends as Cancelled if the job was stopped meanwhile.
+
+    Args:
+        label: The task run's name.
+        batch: The chunks, and who renders them.
+        last_attempt: Number of the attempt after which a failure is for good.
+    """
+    try:
+        return [_render_and_log(batch.renderer, chunk) for chunk in batch.chunks]
+    except WorkStopped as stopped:
+        return Cancelled(message=str(stopped))
+    except Exception as error:
+        # Here, and not where the flow waits: by then a freed thread would have begun another chunk.
+        if not worth_another_attempt(error) or _attempt() >= last_attempt:
+            batch.renderer.give_up(error)
+        raise
+
+
+def _render_and_log(renderer: ChunkRenderer, chunk: Chunk) -> ChunkResult:
+    result = renderer.render(chunk)
+    run_log().info(
+        "chunk %s: frames %s-%s done in %.1f s, %s bytes",
+        chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, f"{result.size:,}",
+    )  # fmt: skip
+    return result
+
+
+def _attempt() -> int:
+    context = TaskRunContext.get()
+    return context.task_run.run_count if context is not None else 1
+
+
+def worth_another_attempt(error: object) -> bool:
+    """Tell from an error's type whether the chunk may succeed another time."""
+    if isinstance(error, RenderFarmError):
+        return isinstance(error, WorkerError) and not isinstance(error, FatalWorkerError)
+    return True
 
 
 def render_all(
@@ -61,7 +87,6 @@ def render_all(
     *,
     concurrency: int,
     retries: int,
-    retry_delay: float,
 ) -> list[ChunkResult]:
     """Render chunks as task runs of the current flow run, `concurrency` at a time.
 
@@ -72,7 +97,6 @@ def render_all(
         chunks: The chunks.
         concurrency: Number of chunks to render at once.
         retries: Number of further attempts that a task run has.
-        retry_delay: Seconds between two attempts.
 
     Returns:
         The results, in the order of `chunks`.
@@ -83,8 +107,10 @@ def render_all(
     batches = _batches(chunks)
     attempt = render_chunk.with_options(
         retries=retries,
-        retry_delay_seconds=retry_delay,
-        retry_condition_fn=_worth_another_attempt(renderer),
+        retry_condition_fn=lambda _task, _run, state: (
+            not renderer.stop.is_set()
+            and worth_another_attempt(state.result(raise_on_failure=False))
+        ),
     )
     progress = Progress(len(chunks), "chunks rendered")
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=concurrency)
@@ -95,12 +121,13 @@ def render_all(
             {
                 "label": [_label(batch) for batch in batches],
                 "batch": [ChunkBatch(batch, renderer) for batch in batches],
+                "last_attempt": unmapped(retries + 1),
             },
         )
         for future in as_completed(list(futures)):
             future.wait()  # only then is its state the final one, not the server's latest
             if not future.state.is_completed():
-                _raise(future.state)
+                raise renderer.failure or WorkStopped(f"a task run ended: {future.state}")
             progress.show(len(renderer.done))
     return [renderer.done[chunk.id] for chunk in chunks]
 
@@ -123,23 +150,3 @@ def _label(batch: Sequence[Chunk]) -> str:
     first, last = batch[0], batch[-1]
     name = f"chunk {first.id}" if first is last else f"chunks {first.id}-{last.id}"
     return f"{name}, frames {first.start_frame}-{last.end_frame - 1}"
-
-
-def _worth_another_attempt(
-    renderer: ChunkRenderer,
-) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
-    def decide(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-        error = state.result(raise_on_failure=False)
-        fatal = isinstance(error, RenderFarmError) and (
-            not isinstance(error, WorkerError) or isinstance(error, FatalWorkerError)
-        )
-        return not fatal and not renderer.stop.is_set()
-
-    return decide
-
-
-def _raise(state: State[Any]) -> None:
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, BaseException):
-        raise error
-    raise WorkStopped(state.message or f"a chunk's task run ended as {state.name}")

@@ -70,9 +70,8 @@ def render_chunks(
     folder.prepare()
     with tagged(spec):
         return render_all(
-            ChunkRenderer(folder, runner),
+            ChunkRenderer(folder, runner, retry_delay),
             chunks,
             concurrency=concurrency or runner.default_concurrency(),
             retries=retries,
-            retry_delay=retry_delay,
         )

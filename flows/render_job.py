@@ -106,10 +106,8 @@ def render_job(
             folder.path,
         )  # fmt: skip
         started = time.monotonic()
-        renderer = ChunkRenderer(folder, chosen.adapter)
-        chunks = render_all(
-            renderer, spec.chunks, concurrency=width, retries=retries, retry_delay=retry_delay
-        )
+        renderer = ChunkRenderer(folder, chosen.adapter, retry_delay)
+        chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
         rendered = time.monotonic()
         merged = MergeReport(assembly=assembly)
         if assembly in (Assembly.STITCHED, Assembly.MERGED):

@@ -68,6 +68,8 @@ def test_block_types_are_registered(api: FarmClient) -> None:
     listed = api.command("block", "type", "ls").stdout
     for block in BLOCKS:
         assert block.get_block_type_slug() in listed
+    for base in ("farmblock", "checkedstitcher", "videostitcher", "workeradapter"):
+        assert base not in listed
 
 
 def test_data_of_another_block_is_refused() -> None:

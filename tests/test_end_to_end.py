@@ -146,7 +146,7 @@ def test_bad_jobs_fail_before_any_chunk(api: FarmClient, tmp_path: Path, name: s
     path.write_text(json.dumps(data))
     run = api.submit("render-job/cloud", job=path, **parameters)
     assert_failed(run, *words)
-    assert run.total_run_time.total_seconds() < 5
+    assert run.total_run_time.total_seconds() < 10
     assert api.task_runs(run) == []
     assert [file.name for file in tmp_path.iterdir()] == ["job.json"]
 
@@ -259,7 +259,7 @@ def test_sigterm_to_the_worker_ends_all_children(api: FarmClient, tmp_path: Path
     try:
         worker.terminate()
         for pid in pids:
-            wait_for(lambda pid=pid: gone(pid), 30)  # type: ignore[misc]
+            wait_for(lambda pid=pid: gone(pid), 60)  # type: ignore[misc]
         psutil.wait_procs([*tree, worker], timeout=30)
         assert [process for process in tree if process.is_running()] == []
     finally:

@@ -102,6 +102,18 @@ def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
     assert "| Attempts | 6 |" in markdown
 
 
+def test_waiting_for_a_retry_ends_with_the_job(tmp_path: Path) -> None:
+    """A chunk that waits for its next attempt does not hold up the end of its job."""
+    job = bad_chunk(small_job(), 0, "--fail")
+    job = with_commands(job, {1: f"{job.chunks[1].command} --sleep 3", 2: "no-such-renderer"})
+    started = time.monotonic()
+    with pytest.raises(CommandNotRunnable, match="chunk 2"):
+        render_job(
+            job, adapter=LocalAdapter(), job_dir=tmp_path, retries=1, retry_delay=120, concurrency=2
+        )
+    assert time.monotonic() - started < 60
+
+
 def test_retries_run_out(tmp_path: Path) -> None:
     """After the last retry the chunk's own error is raised."""
     with pytest.raises(CommandFailed, match="asked to fail"):
