@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +35,10 @@ class OutputTail:
                 text = line.rstrip("\n")
                 self._lines.append(text)
                 if text.strip():
-                    on_line(text)
+                    # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
+                    # program whose output is no longer read would wait for ever.
+                    with suppress(Exception, SystemExit):
+                        on_line(text)
 
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""

@@ -34,6 +34,7 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -78,7 +79,7 @@ def merge_job(
     glue = None if stitcher is None else load_stitcher(stitcher)
     film = None if output_file is None else folder.path / output_file
     assembly = plan_assembly(spec.merge_command, glue, film)
-    with tagged(spec):
+    with tagged(spec), ending_with_its_worker():
         if assembly is Assembly.STITCHED and glue is not None and film is not None:
             report = _stitch(folder, glue, film)
         elif assembly is Assembly.MERGED:

@@ -127,9 +127,16 @@ def render_all(
         for future in as_completed(list(futures)):
             future.wait()  # only then is its state the final one, not the server's latest
             if not future.state.is_completed():
-                raise renderer.failure or WorkStopped(f"a task run ended: {future.state}")
+                raise renderer.failure or _error_of(future.state)
             progress.show(len(renderer.done))
     return [renderer.done[chunk.id] for chunk in chunks]
+
+
+def _error_of(state: State[Any]) -> BaseException:
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, BaseException):
+        return error
+    return WorkStopped(f"a chunk's task run ended as {state.name}: {state.message}")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from prefect_renderfarm.flows.parameters import (
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.results import ChunkResult
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
 @flow(name="render-chunks", flow_run_name=job_run_name("render chunks of"))
@@ -68,7 +69,7 @@ def render_chunks(
     folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
     runner = load_adapter(adapter)
     folder.prepare()
-    with tagged(spec):
+    with tagged(spec), ending_with_its_worker():
         return render_all(
             ChunkRenderer(folder, runner, retry_delay),
             chunks,

@@ -38,6 +38,7 @@ from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
 @flow(name="render-job", flow_run_name=job_run_name("render"))
@@ -98,7 +99,7 @@ def render_job(
     merge_run = _merge_run(merge_deployment, folder, chosen, film)
     folder.prepare()
 
-    with tagged(spec):
+    with tagged(spec), ending_with_its_worker():
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",

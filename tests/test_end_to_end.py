@@ -251,16 +251,33 @@ def test_cancel_ends_all_children(api: FarmClient, tmp_path: Path) -> None:
     assert list((tmp_path / "chunks").iterdir()) == []
 
 
-def test_sigterm_to_the_worker_ends_all_children(api: FarmClient, tmp_path: Path) -> None:
-    """SIGTERM to the worker in the middle of a chunk leaves no child process behind."""
-    _, pids = start_long_job(api, tmp_path)
+@pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
+def test_a_worker_that_ends_leaves_nothing_behind(
+    api: FarmClient, tmp_path: Path, kill: bool
+) -> None:
+    """A worker that is ended in the middle of a chunk leaves no process and no broken file."""
+    run, pids = start_long_job(api, tmp_path)
     worker = api.farm.process("worker-cloud")
     tree = worker.children(recursive=True)
     try:
-        worker.terminate()
-        for pid in pids:
-            wait_for(lambda pid=pid: gone(pid), 60)  # type: ignore[misc]
-        psutil.wait_procs([*tree, worker], timeout=30)
+        if kill:
+            worker.kill()
+        else:
+            end_with_sigterm(worker)
+        psutil.wait_procs([*tree, worker], timeout=60)
         assert [process for process in tree if process.is_running()] == []
+        assert all(gone(pid) for pid in pids)
+        assert list((tmp_path / "chunks").iterdir()) == []
+        if kill:
+            assert is_final(api, run)
     finally:
         api.farm.up()
+
+
+def end_with_sigterm(worker: psutil.Process) -> None:
+    """End a worker as an init system does; Prefect's worker sometimes misses the first signal."""
+    for _ in range(2):
+        worker.terminate()
+        if psutil.wait_procs([worker], timeout=15)[0]:
+            return
+    raise AssertionError("the worker ignores SIGTERM")
