@@ -63,15 +63,21 @@ def concat_copy(chunks: Sequence[Path], film: Path) -> None:
 
 
 def noisy_chunk(path: Path, megabytes: float) -> Path:
-    """Make a 1080p clip of 24 frames of about the given size."""
-    rate = round(megabytes * 8_000_000)
-    subprocess.run(
-        [find_ffmpeg(), "-v", "error", "-nostdin", "-y", "-f", "lavfi",
-         "-i", "nullsrc=s=1920x1080:r=24,geq=random(1)*255:128:128", "-frames:v", "24",
-         "-c:v", "libx264", "-preset", "ultrafast", "-bf", "2", "-b:v", str(rate),
-         "-pix_fmt", "yuv420p", path],
-        check=True,
-    )  # fmt: skip
+    """Make a clip of 24 noisy frames of about the given size, with B-frames."""
+    width = 320
+
+    def encode() -> int:
+        source = f"nullsrc=s={width}x{width * 9 // 16 // 2 * 2}:r=24,geq=random(1)*255:128:128"
+        subprocess.run(
+            [find_ffmpeg(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source,
+             "-frames:v", "24", "-c:v", "libx264", "-preset", "ultrafast", "-bf", "2",
+             "-qp", "24", "-pix_fmt", "yuv420p", path],
+            check=True,
+        )  # fmt: skip
+        return path.stat().st_size
+
+    width = round(width * (megabytes * 1_000_000 / encode()) ** 0.5) // 2 * 2
+    encode()
     return path
 
 
