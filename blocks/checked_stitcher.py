@@ -54,7 +54,9 @@ class CheckedStitcher(VideoStitcher, ABC):
     )
 
     def check_output(self, output: Path) -> None:
-        """Refuse a film whose ending names no container that can be written."""
+        """Refuse a film whose ending names no container, and one that is a folder."""
+        if output.is_dir():
+            raise StitchInputError(f"film {str(output)!r} is a folder: name a file")
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
@@ -80,16 +82,14 @@ class CheckedStitcher(VideoStitcher, ABC):
         sound = plan_sound(self.audio, chunks[0].sound, output)
         if sound is not SoundMode.NONE:
             check_sound(chunks)
-        with whole_file(output) as film:
-            try:
+        try:
+            with whole_file(output) as film:
                 self._assemble(chunks, film, sound)
-            except OSError as error:
-                free = shutil.disk_usage(output.parent).free
-                raise AssemblyError(
-                    f"film {str(output)!r}: {error.strerror or error} "
-                    f"({free:,} bytes are free in {str(output.parent)!r})"
-                ) from error
-            made = check_film(film, chunks, sound)
+                made = check_film(film, chunks, sound)
+        except OSError as error:
+            raise AssemblyError(
+                f"film {str(output)!r} cannot be written: {error.strerror or error}{_free(output)}"
+            ) from error
         return StitchReport(
             output=output,
             frames=made.frames,
@@ -101,6 +101,13 @@ class CheckedStitcher(VideoStitcher, ABC):
             size=output.stat().st_size,
             seconds=time.monotonic() - started,
         )
+
+
+def _free(output: Path) -> str:
+    if not output.parent.is_dir():
+        return ""
+    free = shutil.disk_usage(output.parent).free
+    return f" ({free:,} bytes are free in {str(output.parent)!r})"
 
 
 def check_chunks(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -49,9 +49,15 @@ def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
     return os.pathsep.join(filter(None, [str(folder), search_path]))
 
 
-@functools.cache
+_links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+_links_lock = threading.Lock()
+
+
 def _folder_with_link(program: Path) -> tempfile.TemporaryDirectory[str]:
     """Make a folder, for as long as this process lasts, with a link `ffmpeg` to `program`."""
-    folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
-    (Path(folder.name) / "ffmpeg").symlink_to(program)
-    return folder
+    with _links_lock:
+        if program not in _links:
+            folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
+            (Path(folder.name) / "ffmpeg").symlink_to(program)
+            _links[program] = folder
+        return _links[program]

@@ -43,7 +43,7 @@ class OutputTail:
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""
         self._thread.join(timeout=2)
-        return "\n".join(self._lines)
+        return "\n".join(self._lines.copy())
 
 
 def run_program(

@@ -104,6 +104,17 @@ class RenderJob(_Spec):
         """Return the job spec as JSON."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
+    @field_validator("merge_command")
+    @classmethod
+    def _merge_command_can_be_split(cls, command: str | None) -> str | None:
+        if command is None or not command.strip():
+            return None
+        try:
+            split_command(command)
+        except JobError as error:
+            raise JobError(f"the merge command: {error}") from None
+        return command
+
     @field_validator("chunks")
     @classmethod
     def _chunks_in_order(cls, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:

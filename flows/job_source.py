@@ -42,7 +42,8 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
     text = source.strip()
     if text.startswith("{"):
         return _parse(text, "job"), None
-    name = f"job {text!r}"
+    # A signed URL's secret is in its query, and the name goes into messages.
+    name = f"job {text.partition('?')[0]!r}"
     if text.startswith("https://"):
         return _parse(_read_https(text, name), name), None
     if text.startswith("s3://"):

@@ -27,8 +27,13 @@ def find_deployment(name: str) -> None:
     """Make sure that a deployment exists.
 
     Raises:
-        SetupError: It does not, or its name is not `flow/deployment`.
+        SetupError: It does not, or it is none of the flow `merge-job`.
     """
+    if not name.startswith("merge-job/"):
+        raise SetupError(
+            f"merge_deployment {name!r} is no deployment of the flow merge-job: name one, such as "
+            "'merge-job/local', or leave it empty"
+        )
     try:
         with get_client(sync_client=True) as client:
             client.read_deployment_by_name(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from fractions import Fraction
 from string import Formatter
 
@@ -34,7 +35,8 @@ def plan_job(
         fps: Frames a second, a number or a fraction such as `"30000/1001"`.
         command_template: The command of a chunk, with `{start}` (first frame), `{end}` (the frame
             after the last), `{last}` (the last frame), `{count}` (number of frames), `{id}` and
-            `{output}`. Python's format options work: `{start:04d}`. A brace is written twice.
+            `{output}` (quoted where it must be). Python's format options work: `{start:04d}`. A
+            brace is written twice.
         chunk_frames: Frames in a chunk; the last may have fewer. This, or `chunks`.
         chunks: Number of chunks, as equal as they can be.
         start_frame: Number of the film's first frame, for renderers that begin to count at 1.
@@ -75,7 +77,9 @@ def plan_job(
                 "startFrame": start,
                 "frameCount": count,
                 "outputFile": output,
-                "command": _fill(command_template, fields | {"output": output}, "command_template"),
+                "command": _fill(
+                    command_template, fields | {"output": shlex.quote(output)}, "command_template"
+                ),
             }
         )
     metadata = {

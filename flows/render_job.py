@@ -96,7 +96,8 @@ def render_job(
     film = None if output_file is None else folder.path / output_file
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
     _check_film(folder, chosen.stitcher, film, assembly)
-    merge_run = _merge_run(merge_deployment, folder, chosen, film)
+    wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
+    merge_run = _merge_run(merge_deployment, folder, chosen, film) if wanted else None
     folder.prepare()
 
     with tagged(spec), ending_with_its_worker():
@@ -111,7 +112,7 @@ def render_job(
         chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
         rendered = time.monotonic()
         merged = MergeReport(assembly=assembly)
-        if assembly in (Assembly.STITCHED, Assembly.MERGED):
+        if wanted:
             if merge_run is not None:
                 merged = merge_run.run(folder)
             else:

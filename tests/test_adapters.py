@@ -22,6 +22,7 @@ from prefect_renderfarm.blocks import (
     WorkerAdapter,
     WorkerJob,
     WorkStopped,
+    ffmpeg_binary,
 )
 
 ADAPTERS: dict[str, Callable[[], WorkerAdapter]] = {"local": lambda: LocalAdapter(grace=1.0)}
@@ -255,6 +256,28 @@ def test_ffmpeg_is_found_without_one(tmp_path: Path) -> None:
     result = LocalAdapter().execute(WorkerJob(command="ffmpeg -version", cwd=tmp_path))
     assert result.exit_code == 0
     assert result.stdout.startswith("ffmpeg version")
+
+
+@pytest.mark.usefixtures("without_ffmpeg")
+def test_ffmpeg_is_found_by_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that look for ffmpeg at the same time all get a folder that stays."""
+    threads_count = 8
+    for _ in range(20):
+        monkeypatch.setattr(ffmpeg_binary, "_links", {})
+        barrier = threading.Barrier(threads_count)
+        paths: list[str] = []
+
+        def look(barrier: threading.Barrier = barrier, paths: list[str] = paths) -> None:
+            barrier.wait()
+            paths.append(ffmpeg_binary.path_with_ffmpeg("/nowhere"))
+
+        threads = [threading.Thread(target=look) for _ in range(threads_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(paths) == threads_count
+        assert all((Path(path.split(os.pathsep)[0]) / "ffmpeg").exists() for path in paths)
 
 
 def test_ffmpeg_of_the_block_wins(tmp_path: Path) -> None:

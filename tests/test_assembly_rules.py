@@ -225,7 +225,8 @@ def test_altered_chunk_is_not_assembled(tmp_path: Path) -> None:
         ({"merge_adapter": "local-adapter/nobody"}, ["merge_adapter"]),
         ({"stitcher": "local-adapter/default", "output_file": "f.mp4"}, ["stitcher"]),
         ({"merge_deployment": "merge-job/nowhere"}, ["merge-job/nowhere", "prefect deployment ls"]),
-        ({"merge_deployment": "nonsense"}, ["'nonsense'"]),
+        ({"merge_deployment": "nonsense"}, ["'nonsense'", "merge-job/local"]),
+        ({"merge_deployment": "render-job/cloud"}, ["'render-job/cloud'", "merge-job/local"]),
         ({"storage": "s3-bucket/nowhere"}, ["storage 's3-bucket/nowhere'"]),
         ({"storage": LocalAdapter()}, ["storage", "no ObjectStorageBlock"]),
         (
@@ -244,7 +245,7 @@ def test_bad_choices_are_refused_before_any_chunk(
 ) -> None:
     """What is wrong with blocks, output and deployment is said before a chunk runs."""
     with pytest.raises(RenderFarmError) as caught:
-        render_job(small_job(), job_dir=tmp_path, **options)
+        render_job(small_job(merge_command=MERGE), job_dir=tmp_path, **options)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)

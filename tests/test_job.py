@@ -98,6 +98,7 @@ def test_chunks_are_ordered_by_id() -> None:
         (set_chunk(1, startFrame="x"), ["chunk 1", "startFrame", "'x'"]),
         (lambda data: data["chunks"][1].pop("command"), ["chunk 1", "command is missing"]),
         (lambda data: data["chunks"].clear(), ["no chunks"]),
+        (lambda data: data.update(mergeCommand="glue 'x"), ["merge command", "quotation"]),
         (lambda data: data.pop("chunks"), ["chunks is missing"]),
         (lambda data: data.pop("metadata"), ["metadata is missing"]),
         (lambda data: data["metadata"].update(fps="fast"), ["fps", "'fast'", "30000/1001"]),
@@ -123,6 +124,12 @@ def test_refusal_names_the_chunk_and_the_fix(
         for word in words:
             assert word in message
     assert issubclass(JobError, RenderFarmError)
+
+
+def test_empty_merge_command_is_none() -> None:
+    """A merge command of spaces is no merge command."""
+    job = RenderJob.model_validate(changed(lambda data: data.update(mergeCommand="  ")))
+    assert job.merge_command is None
 
 
 def test_something_else_is_no_job() -> None:

@@ -28,7 +28,7 @@ def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
     (tmp_path / "save_blocks.py").write_text(save_blocks)
     (tmp_path / "deployments").symlink_to(ROOT / "deployments")
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 9
     lines.insert(3, "python save_blocks.py")
     done = subprocess.run(
         ["bash", "-euxc", "\n".join(lines)],
