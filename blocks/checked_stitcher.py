@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,12 +10,20 @@ from pathlib import Path
 
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
-from prefect_renderfarm.blocks.frame_rate import parse_fps
-from prefect_renderfarm.blocks.media import Media, MediaFault, difference, read_media
-from prefect_renderfarm.blocks.sound_plan import SoundMode, plan_sound, samples_at
+from prefect_renderfarm.blocks.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.errors import StitchInputError
+from prefect_renderfarm.blocks.film_check import FilmFigures
+from prefect_renderfarm.blocks.media import Media, Verify
+from prefect_renderfarm.blocks.publishing import publishing
+from prefect_renderfarm.blocks.sound_plan import (
+    SoundMode,
+    SoundPlan,
+    check_codec,
+    check_track,
+    plan_sound,
+    sound_codec,
+)
 from prefect_renderfarm.blocks.video_stitcher import StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.whole_file import whole_file
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 
@@ -24,14 +31,29 @@ FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 class CheckedStitcher(VideoStitcher, ABC):
     """What `RemuxStitcher` and `FfmpegStitcher` share: the checks, the sound, the publishing."""
 
+    verify: Verify = Field(
+        default=Verify.PACKETS,
+        title="Verify",
+        description=(
+            "How closely chunks are looked at. packets: the time and place of every frame; decode: "
+            "also decode every frame, which takes about as long as playing it; header: believe "
+            "the header of files without an index."
+        ),
+    )
     audio: SoundMode = Field(
         default=SoundMode.AUTO,
         title="Audio",
         description=(
-            "What to do with the chunks' sound. auto: keep PCM where the film's container plays "
-            "it (mov, mkv), else encode it once; none: leave it out; copy: keep PCM; encode: "
-            "decode it and encode it once."
+            "Where the film's sound comes from. auto: the job's track, if it has one; else the "
+            "chunks' PCM, kept where the film's container plays it (mov, mkv) and otherwise "
+            "encoded once; none: leave it out; copy: the chunks' sound as it is, which clicks "
+            "unless it is PCM; encode: decode it and encode it once; track: the track."
         ),
+    )
+    audio_track: Path | None = Field(
+        default=None,
+        title="Audio track",
+        description="A file with the sound of the whole film. Empty: the job's, if it has one.",
     )
     audio_codec: str | None = Field(
         default=None,
@@ -47,10 +69,7 @@ class CheckedStitcher(VideoStitcher, ABC):
     faststart: bool = Field(
         default=False,
         title="Fast start",
-        description=(
-            "Put the index of an mp4 or mov film first, so that it plays while it loads. "
-            "Costs one more pass over the film."
-        ),
+        description="Put the index of an mp4 or mov film first, so that it plays while it loads.",
     )
 
     def check_output(self, output: Path) -> None:
@@ -62,9 +81,11 @@ class CheckedStitcher(VideoStitcher, ABC):
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
             )
 
-    @abstractmethod
-    def _assemble(self, chunks: Sequence[Media], film: Path, sound: SoundMode) -> None:
-        """Write the film from checked chunks."""
+    def with_track(self, track: Path) -> CheckedStitcher:
+        """Return this stitcher with the sound of a job, unless it has its own."""
+        if self.audio_track is not None:
+            return self
+        return self.model_copy(update={"audio_track": track})
 
     def stitch(
         self,
@@ -78,130 +99,38 @@ class CheckedStitcher(VideoStitcher, ABC):
         started = time.monotonic()
         output = Path(output).absolute()
         self.check_output(output)
-        chunks = check_chunks(inputs, output, fps, frame_counts)
-        sound = plan_sound(self.audio, chunks[0].sound, output)
-        if sound is not SoundMode.NONE:
-            check_sound(chunks)
-        try:
-            with whole_file(output) as film:
-                self._assemble(chunks, film, sound)
-                made = check_film(film, chunks, sound)
-        except OSError as error:
-            raise AssemblyError(
-                f"film {str(output)!r} cannot be written: {error.strerror or error}{_free(output)}"
-            ) from error
-        return StitchReport(
-            output=output,
-            frames=made.frames,
-            fps=str(made.fps),
-            duration=float(made.frames / made.fps),
-            audio_samples=made.sound.samples if made.sound else None,
-            audio_rate=made.sound.rate if made.sound else None,
-            chunks=len(chunks),
-            size=output.stat().st_size,
-            seconds=time.monotonic() - started,
-        )
+        check = self._chunk_check(inputs, output, fps, frame_counts)
+        chunks = self._take_all(check, output)
+        with publishing(output) as film:
+            figures = self._assemble(chunks, film, check)
+        return figures.report(output, len(chunks), time.monotonic() - started)
 
+    @abstractmethod
+    def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        """Write the film from checked chunks, check it, and say what it is."""
 
-def _free(output: Path) -> str:
-    if not output.parent.is_dir():
-        return ""
-    free = shutil.disk_usage(output.parent).free
-    return f" ({free:,} bytes are free in {str(output.parent)!r})"
+    def _may_differ(self) -> frozenset[str]:
+        """Return the names in the signature in which chunks may differ."""
+        return frozenset()
 
+    def _chunk_check(
+        self,
+        inputs: Sequence[Path],
+        output: Path,
+        fps: float | str | Fraction | None,
+        frame_counts: Sequence[int] | None,
+    ) -> ChunkCheck:
+        return ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._may_differ())
 
-def check_chunks(
-    inputs: Sequence[Path],
-    output: Path,
-    fps: float | str | Fraction | None,
-    frame_counts: Sequence[int] | None,
-) -> list[Media]:
-    """Read all chunk files and hold them to the plan and to the first of them.
+    def _take_all(self, check: ChunkCheck, output: Path) -> list[Media]:
+        first = check.take()
+        check.plan_sound(self._plan_sound(first, output))
+        chunks = [first, *(check.take() for _ in check.paths[1:])]
+        check_track(check.sound, sum(chunk.frames for chunk in chunks), first.fps)
+        return chunks
 
-    Raises:
-        StitchInputError: One does not fit; the message names it.
-    """
-    paths = [Path(path).absolute() for path in inputs]
-    if not paths:
-        raise StitchInputError(f"film {str(output)!r}: there are no chunk files to assemble")
-    if frame_counts is not None and len(frame_counts) != len(paths):
-        raise StitchInputError(
-            f"film {str(output)!r}: {len(paths)} chunk files, but {len(frame_counts)} frame counts"
-        )
-    try:
-        rate = None if fps is None else parse_fps(fps)
-    except ValueError as error:
-        raise StitchInputError(f"film {str(output)!r}: {error}") from None
-    if output.resolve() in {path.resolve() for path in paths}:
-        raise StitchInputError(f"film {str(output)!r} is also a chunk file: name another film")
-    if len(set(paths)) != len(paths):
-        double = next(path for path in paths if paths.count(path) > 1)
-        raise StitchInputError(f"chunk file {str(double)!r} is named more than once")
-
-    chunks: list[Media] = []
-    for number, path in enumerate(paths):
-        try:
-            chunk = read_media(path, rate, probe=number == 0)
-            planned = frame_counts[number] if frame_counts is not None else chunk.frames
-            if chunk.frames != planned:
-                raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")  # noqa: TRY301
-            if chunks and (odd := difference(chunks[0].signature, chunk.signature)):
-                raise MediaFault(f"differs from the first chunk file: {odd}")  # noqa: TRY301
-        except MediaFault as fault:
-            raise StitchInputError(
-                f"chunk file {str(path)!r} (number {number + 1} of {len(paths)}) {fault}"
-            ) from None
-        rate = chunk.fps
-        chunks.append(chunk)
-    return chunks
-
-
-def check_sound(chunks: Sequence[Media]) -> None:
-    """Refuse chunks whose PCM sound is longer or shorter than their frames by over one sample.
-
-    Raises:
-        StitchInputError: One does not fit; the message names it.
-    """
-    for number, chunk in enumerate(chunks):
-        sound = chunk.sound
-        if sound is None or not sound.is_pcm:
-            continue
-        due = Fraction(chunk.frames) / chunk.fps * sound.rate
-        if abs(sound.samples - due) > 1:
-            raise StitchInputError(
-                f"chunk file {str(chunk.path)!r} (number {number + 1} of {len(chunks)}) has "
-                f"{sound.samples} audio samples, but its {chunk.frames} frames last "
-                f"{round(due)}: render sound as long as the frames, or set the stitcher's "
-                "'audio' to 'none'"
-            )
-
-
-def check_film(film: Path, chunks: Sequence[Media], sound: SoundMode) -> Media:
-    """Read a new film back: the sum of the frames, a uniform clock, the length of the sound.
-
-    Raises:
-        AssemblyError: It is not what the chunks should have become.
-    """
-    frames = sum(chunk.frames for chunk in chunks)
-    try:
-        made = read_media(film, chunks[0].fps)
-    except MediaFault as fault:
-        raise AssemblyError(f"the assembled film {fault}; it is not published") from None
-    if made.frames != frames:
-        raise AssemblyError(
-            f"the assembled film has {made.frames} frames, its chunks have {frames}; "
-            "it is not published"
-        )
-    if (sound is SoundMode.NONE) != (made.sound is None):
-        raise AssemblyError("the assembled film's sound is missing or not wanted; not published")
-    if made.sound is not None:
-        due = samples_at(frames, made.fps, made.sound.rate)
-        # A chunk's PCM may be one sample off. Codecs work in packets: AAC's has 1,024 samples
-        # (ISO/IEC 14496-3), Opus' up to 120 ms (RFC 6716).
-        allowed = len(chunks) if made.sound.is_pcm else max(2048, round(0.12 * made.sound.rate))
-        if abs(made.sound.samples - due) > allowed:
-            raise AssemblyError(
-                f"the assembled film has {made.sound.samples} audio samples for {due} samples of "
-                "video; it is not published"
-            )
-    return made
+    def _plan_sound(self, first: Media, output: Path) -> SoundPlan:
+        plan = plan_sound(self.audio, first.sound, output, self.audio_track)
+        if plan.mode is SoundMode.ENCODE and plan.source is not None:
+            check_codec(sound_codec(self.audio_codec, output), plan.source.rate)
+        return plan

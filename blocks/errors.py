@@ -10,8 +10,11 @@
     │   └── FatalWorkerError    another attempt would end the same way
     │       ├── CommandNotRunnable  the program is missing or may not be executed
     │       └── WorkStopped         it was ended because its job was
+    ├── MediaFault          what is wrong with a media file; a part of the errors above and below
     └── AssemblyError       the film could not be put together; the chunks are still there
-        └── StitchInputError    a chunk does not fit the plan or the other chunks
+        ├── StitchInputError    a chunk does not fit the plan or the other chunks
+        ├── NotAppendableError  a chunk fits, but not at the end of a film that is half written
+        └── RenderStopped       the chunks that an assembly waits for will not come
 
 Whether a failed chunk is worth another attempt is told by type: a `WorkerError` is, a
 `FatalWorkerError` is not.
@@ -69,3 +72,18 @@ class AssemblyError(RenderFarmError):
 
 class StitchInputError(AssemblyError):
     """A chunk file does not fit the plan or the other chunks."""
+
+
+class NotAppendableError(AssemblyError):
+    """A chunk fits the film, but cannot be added to what is written: stitch all chunks at once."""
+
+
+class RenderStopped(AssemblyError):
+    """The chunks that an assembly waits for will not come, or not soon."""
+
+
+class MediaFault(RenderFarmError):
+    """A file is not a whole media file, or not the one that was planned. The message says how.
+
+    It does not name the file: whoever knows what the file is for does, in an error of its own.
+    """

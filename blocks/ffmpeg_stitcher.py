@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,27 @@ from typing import Any, ClassVar
 import ffmpeg
 from pydantic import Field
 
+from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
+from prefect_renderfarm.blocks.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.film_check import FilmFigures, check_film
 from prefect_renderfarm.blocks.film_sound import join_sound
+from prefect_renderfarm.blocks.film_writer import faststart_options
 from prefect_renderfarm.blocks.media import Media
+from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+from prefect_renderfarm.blocks.whole_file import scratch_folder
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH")
+_PROGRESS = re.compile(r"[a-z_0-9]+=")
+_GLOBAL_ARGUMENTS = (
+    *("-nostdin", "-hide_banner", "-loglevel", "warning"),
+    *("-nostats", "-progress", "pipe:1", "-stats_period", "0.5"),
+)
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -66,31 +77,18 @@ class FfmpegStitcher(CheckedStitcher):
         description="Further output options of ffmpeg, without the dash, such as crf: 18.",
     )
 
-    def _assemble(self, chunks: Sequence[Media], film: Path, sound: SoundMode) -> None:
-        program = find_ffmpeg(self.ffmpeg)
-        log = run_log()
-        with tempfile.TemporaryDirectory(prefix=".renderfarm-concat-", dir=film.parent) as name:
-            folder = Path(name)
-            inputs = [write_playlist(chunks, folder)]
-            if sound is not SoundMode.NONE:
+    def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        sound = check.sound
+        with scratch_folder(check.output) as folder:
+            # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
+            inputs = [Path(write_playlist(chunks, folder).name)]
+            if sound.mode is not SoundMode.NONE:
                 # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
-                inputs.append(folder / "sound.nut")
-                join_sound(chunks, inputs[1])
-            code, _, stderr = run_program(
-                self.command(program, inputs, film, sound, chunks),
-                name="ffmpeg",
-                cwd=folder,
-                environment={key: os.environ[key] for key in _PASSED if key in os.environ},
-                on_line=lambda line: log.debug("ffmpeg | %s", line),
-                stop=threading.Event(),
-                timeout=None,
-                grace=5.0,
-            )
-        if code != 0:
-            raise AssemblyError(
-                f"ffmpeg could not assemble {film.name!r} (exit code {code}): "
-                + " / ".join(stderr.splitlines()[-4:])
-            )
+                inputs.append(Path("sound.nut"))
+                join_sound(chunks, sound, folder / inputs[1])
+            program = find_ffmpeg(self.ffmpeg)
+            run_ffmpeg(self.command(program, inputs, film, sound.mode, chunks), folder, film)
+        return check_film(film, chunks, sound.mode)
 
     def command(
         self,
@@ -125,13 +123,46 @@ class FfmpegStitcher(CheckedStitcher):
             options["c:a"] = "copy"
         elif sound is SoundMode.ENCODE:
             options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
-        if self.faststart and film.suffix.lower() in (".mp4", ".m4v", ".mov"):
-            options["movflags"] = "+faststart"
+        if self.faststart and film.suffix.lower() in MP4_ENDINGS:
+            options |= faststart_options(fps, sum(chunk.frames for chunk in chunks))
         streams = [ffmpeg.input(str(inputs[0]), format="concat", safe=0)["v:0"]]
         streams += [ffmpeg.input(str(path))["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | self.output_options))
-        graph = graph.global_args("-nostdin", "-hide_banner", "-loglevel", "warning")
+        graph = graph.global_args(*_GLOBAL_ARGUMENTS).overwrite_output()
         return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
+
+
+def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
+    """Run ffmpeg in `folder`, and tell its progress.
+
+    Raises:
+        AssemblyError: It failed; with its last words.
+    """
+    log, tell = run_log(), watcher()
+    done = {"frame": 0, "total_size": 0}
+
+    def on_line(line: str) -> None:
+        name, _, value = line.partition("=")
+        if name in done and value.strip().isdigit():
+            done[name] = int(value)
+        elif name == "progress":
+            tell(done["frame"], done["total_size"])
+        elif not _PROGRESS.match(line):
+            log.debug("ffmpeg | %s", line)
+
+    code, _, stderr = run_program(
+        command,
+        name="ffmpeg",
+        cwd=folder,
+        environment={key: os.environ[key] for key in _PASSED if key in os.environ},
+        on_line=on_line,
+        stop=threading.Event(),
+        timeout=None,
+        grace=5.0,
+    )
+    if code != 0:
+        words = " / ".join(stderr.splitlines()[-4:])
+        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {words}")
 
 
 def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:

@@ -1,9 +1,10 @@
-"""The audio track of a film under assembly: chunk after chunk, exactly as long as the frames."""
+"""The audio track of a film under assembly: at each chunk's end as long as the frames so far."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import av
 import av.container
 
+from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.media import Media, open_media, pcm_bytes
-from prefect_renderfarm.blocks.sound_plan import SoundMode, samples_at
+from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, samples_at, track_too_short
 
 _USUAL_LAYOUTS = {
     "1 channels": "mono",
@@ -20,42 +22,44 @@ _USUAL_LAYOUTS = {
     "6 channels": "5.1",
     "8 channels": "7.1",
 }
+# Matroska's clock of 1 ms moves the start of sound that begins with its picture.
+_CLOCK_SECONDS = Fraction(3, 2000)
 
 
 class FilmSound(ABC):
-    """Takes the chunks' audio packets; at each chunk's end it is as long as the frames so far.
+    """Takes audio packets and writes them, up to the sample that is due.
 
-    Sound that is too long for its frames is cut, sound that is too short is filled with silence;
-    by how much it may be off is checked before assembly.
+    What is too short for its frames is filled with silence, what is too long is cut; by how much it
+    may be off is checked before assembly.
     """
 
     def __init__(self, output: av.container.OutputContainer, stream: Any, rate: int) -> None:
         self._output = output
         self._stream = stream
-        self._rate = rate
-        self._written = 0
-        self._due = 0
+        self.rate = rate
+        self.written = 0
+        self.due = 0
 
     def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
         """Begin a chunk whose sound lasts until frame number `end_frame` of the film begins."""
-        self._due = samples_at(end_frame, fps, self._rate)
+        self.due = samples_at(end_frame, fps, self.rate)
 
     @abstractmethod
-    def add(self, packet: Any) -> None:
-        """Take the next audio packet of the current chunk."""
+    def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
+        """Take the next packet; `origin` is the time of its chunk's first frame, in seconds."""
 
     @abstractmethod
     def end_chunk(self) -> None:
-        """Bring the track to the length that is due at the end of the current chunk."""
+        """Bring the track to the length that is due, and drop what is beyond."""
 
-    @abstractmethod
     def close(self) -> None:
         """Write what is held back. Call once, after the last chunk."""
+        return
 
     def _stamp(self, piece: Any, samples: int) -> None:
-        piece.time_base = Fraction(1, self._rate)
-        piece.pts = self._written
-        self._written += samples
+        piece.time_base = Fraction(1, self.rate)
+        piece.pts = self.written
+        self.written += samples
 
 
 class CopiedSound(FilmSound):
@@ -64,33 +68,68 @@ class CopiedSound(FilmSound):
     def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
         context = template.codec_context
         size = pcm_bytes(context.name)
-        if size is None:
-            raise ValueError(f"{context.name} is not PCM")
+        assert size is not None  # noqa: S101 -- chosen for PCM only
         super().__init__(output, output.add_stream_from_template(template), context.sample_rate)
-        self._stream.time_base = Fraction(1, self._rate)
+        self._stream.time_base = Fraction(1, self.rate)
         self._block = size * len(context.layout.channels)
         self._silent_byte = b"\x80" if context.name.startswith("pcm_u8") else b"\0"
+        self._held = b""
 
-    def add(self, packet: Any) -> None:
-        """Write the packet's samples, as far as the chunk's frames last."""
-        self._write(bytes(packet)[: (self._due - self._written) * self._block])
+    def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
+        """Write what was held back for this chunk."""
+        super().begin_chunk(end_frame, fps)
+        self._write()
+
+    def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
+        """Write the packet's samples, as far as the chunk's frames last; hold the rest."""
+        self._held += bytes(packet)
+        self._write()
 
     def end_chunk(self) -> None:
         """Fill up with silence."""
-        self._write(self._silent_byte * (self._due - self._written) * self._block)
+        self._held += self._silent_byte * (self.due - self.written) * self._block
+        self._write()
+        self._held = b""
 
-    def close(self) -> None:
-        """Nothing is held back."""
-
-    def _write(self, data: bytes) -> None:
+    def _write(self) -> None:
+        data = self._held[: (self.due - self.written) * self._block]
         if not data:
             return
+        self._held = self._held[len(data) :]
         packet = av.Packet(data)
         packet.stream = self._stream
         packet.duration = len(data) // self._block
         self._stamp(packet, packet.duration)
         packet.dts = packet.pts
         self._output.mux(packet)
+
+
+class CopiedPackets(FilmSound):
+    """Compressed sound as it is, because the user insists: it clicks at the seams.
+
+    Whole packets are dropped, so that sound and picture never drift by more than one packet.
+    """
+
+    def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
+        rate = template.codec_context.sample_rate
+        super().__init__(output, output.add_stream_from_template(template), rate)
+
+    def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
+        """Write a packet that is heard while the chunk's frames last."""
+        if packet.size == 0 or packet.pts is None:
+            return
+        samples = round((packet.duration or 0) * packet.time_base * self.rate)
+        primes = packet.pts * packet.time_base < origin - _CLOCK_SECONDS
+        if primes or self.written + samples // 2 > self.due:
+            return
+        packet.stream = self._stream
+        self._stamp(packet, samples)
+        packet.dts = packet.pts
+        packet.duration = samples
+        self._output.mux(packet)
+
+    def end_chunk(self) -> None:
+        """Leave the sound as it is."""
 
 
 class EncodedSound(FilmSound):
@@ -108,61 +147,131 @@ class EncodedSound(FilmSound):
         super().__init__(output, stream, context.sample_rate)
         self._decoded = av.AudioFifo()
         self._format = (context.format.name, context.layout.name)
+        self._at_start = True
+        self._skip = 0
 
-    def add(self, packet: Any) -> None:
+    def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
+        """Encode what was held back for this chunk."""
+        super().begin_chunk(end_frame, fps)
+        self._write()
+
+    def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
         """Decode the packet and encode its samples, as far as the chunk's frames last."""
         for frame in packet.decode():
+            if self._at_start:
+                self._align(frame, origin)
             frame.pts = None
             self._decoded.write(frame)
-        ready = min(self._decoded.samples, self._due - self._written)
-        if ready > 0:
-            self._encode(self._decoded.read(ready))
+            if self._skip and self._decoded.samples:
+                dropped = min(self._skip, self._decoded.samples)
+                self._decoded.read(dropped)
+                self._skip -= dropped
+        self._write()
 
     def end_chunk(self) -> None:
         """Fill up with silence, and drop what is beyond the frames."""
         self._decoded = av.AudioFifo()
-        if missing := self._due - self._written:
-            silence = av.AudioFrame(*self._format, missing)
-            level = 128 if self._format[0].startswith("u8") else 0
-            for plane in silence.planes:
-                plane.update(bytes([level]) * plane.buffer_size)
-            silence.sample_rate = self._rate
-            self._encode(silence)
+        self._at_start = True
+        if missing := self.due - self.written:
+            self._encode(self._silence(missing))
 
     def close(self) -> None:
         """Write what the encoder holds back."""
         self._output.mux(self._stream.encode(None))
+
+    def _align(self, frame: Any, origin: Fraction) -> None:
+        """Bring a chunk's sound to its first frame: drop what only primes a decoder."""
+        self._at_start = False
+        late = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - origin
+        self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
+
+    def _write(self) -> None:
+        ready = min(self._decoded.samples, self.due - self.written)
+        if ready > 0:
+            self._encode(self._decoded.read(ready))
+
+    def _silence(self, samples: int) -> Any:
+        silence = av.AudioFrame(*self._format, samples)
+        level = 128 if self._format[0].startswith("u8") else 0
+        for plane in silence.planes:
+            plane.update(bytes([level]) * plane.buffer_size)
+        silence.sample_rate = self.rate
+        return silence
 
     def _encode(self, frame: Any) -> None:
         self._stamp(frame, frame.samples)
         self._output.mux(self._stream.encode(frame))
 
 
+class TrackSound:
+    """The sound of the whole film, from one file: each chunk takes what its frames last.
+
+    Args:
+        path: The file.
+        stack: Keeps the file open.
+    """
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        container = stack.enter_context(open_media(path))
+        self.template: Any = container.streams.audio[0]
+        self._path = path
+        self._packets: Iterator[Any] = container.demux(self.template)
+
+    def feed(self, sound: FilmSound, fps: Fraction) -> None:
+        """Bring a film's sound to the sample that is due.
+
+        Raises:
+            StitchInputError: The file ends over one frame before the film does.
+        """
+        while sound.written < sound.due:
+            packet = next(self._packets, None)
+            if packet is None:
+                break
+            sound.add(packet)
+        if sound.written < sound.due:
+            missing = Fraction(sound.due - sound.written, sound.rate)
+            if missing * fps > 1:
+                raise StitchInputError(track_too_short(self._path, missing))
+            sound.end_chunk()
+
+
 def open_film_sound(
     output: av.container.OutputContainer, template: Any, mode: SoundMode, codec: str, bitrate: int
-) -> FilmSound | None:
-    """Add an audio track to a film, like the first chunk's; None if it is to have no sound."""
-    if mode is SoundMode.NONE:
-        return None
-    if mode is SoundMode.COPY:
-        return CopiedSound(output, template)
-    return EncodedSound(output, template, codec, bitrate)
+) -> FilmSound:
+    """Add an audio track like `template` to a film."""
+    if mode is SoundMode.ENCODE:
+        return EncodedSound(output, template, codec, bitrate)
+    if pcm_bytes(template.codec_context.name) is None:
+        return CopiedPackets(output, template)
+    return CopiedSound(output, template)
 
 
-def join_sound(chunks: Sequence[Media], output: Path) -> None:
-    """Write the sound of all chunks into one file, as PCM, exactly as long as the frames."""
-    with av.open(str(output), "w") as file:
-        with open_media(chunks[0].path) as first:
-            template = first.streams.audio[0]
-            mode = SoundMode.COPY if pcm_bytes(template.codec_context.name) else SoundMode.ENCODE
-            track = open_film_sound(file, template, mode, "pcm_f32le", 0)
-            assert track is not None  # noqa: S101
+def join_sound(chunks: Sequence[Media], plan: SoundPlan, output: Path) -> None:
+    """Write the sound of a film into a file of its own, exactly as long as the frames.
+
+    PCM stays as it is, compressed sound becomes PCM unless it is to be copied.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(av.open(str(output), "w"))
+        track = TrackSound(plan.track, stack) if plan.track else None
+        if track is not None:
+            template = track.template
+        else:
+            template = stack.enter_context(open_media(chunks[0].path)).streams.audio[0]
+        pcm = pcm_bytes(template.codec_context.name) is not None
+        mode = SoundMode.COPY if pcm else plan.mode
+        sound = open_film_sound(file, template, mode, "pcm_f32le", 0)
         end = 0
         for chunk in chunks:
             end += chunk.frames
-            track.begin_chunk(end, chunk.fps)
+            sound.begin_chunk(end, chunk.fps)
+            if track is not None:
+                track.feed(sound, chunk.fps)
+                continue
             with open_media(chunk.path) as container:
+                video: Any = container.streams.video[0]
+                origin = chunk.first_time * video.time_base
                 for packet in container.demux(container.streams.audio[0]):
-                    track.add(packet)
-            track.end_chunk()
-        track.close()
+                    sound.add(packet, origin)
+            sound.end_chunk()
+        sound.close()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import av
-import av.container
+from pydantic import Field
 
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
-from prefect_renderfarm.blocks.errors import AssemblyError
-from prefect_renderfarm.blocks.film_sound import FilmSound, open_film_sound
-from prefect_renderfarm.blocks.media import Media, open_media
-from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+from prefect_renderfarm.blocks.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
+from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
+from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures, read_figures
+from prefect_renderfarm.blocks.film_writer import FilmOptions, FilmWriter, writing
+from prefect_renderfarm.blocks.media import Media
+from prefect_renderfarm.blocks.publishing import publishing
+from prefect_renderfarm.blocks.sound_plan import check_track
+from prefect_renderfarm.blocks.video_stitcher import GrowingFilm, StitchReport
+
+_REFUSE, _FFMPEG = "refuse", "ffmpeg"
+# The concat demuxer carries differing headers of one codec in the stream itself ...
+_MAY_DIFFER_COPIED = frozenset({"codec header", "profile", "time base"})
+# ... and what is encoded anew may come from anywhere, as long as nothing has to be scaled.
+_MAY_DIFFER_ENCODED = _MAY_DIFFER_COPIED | {"codec", "pixel format", "container"}
 
 
 class RemuxStitcher(CheckedStitcher):
@@ -41,74 +53,132 @@ class RemuxStitcher(CheckedStitcher):
         "Every chunk is checked before, the film after."
     )
 
-    def _assemble(self, chunks: Sequence[Media], film: Path, sound: SoundMode) -> None:
-        fps = chunks[0].fps
-        options = _muxer_options(film, fps, self.faststart)
+    on_mismatch: str = Field(
+        default=_REFUSE,
+        title="On mismatch",
+        description=(
+            "What to do with chunks that were encoded with differing settings, which no packet "
+            "copy can join. refuse: an error that names the chunk; ffmpeg: let ffmpeg's concat "
+            "demuxer copy them, headers and all; the name of an encoder, such as libx264: encode "
+            "the whole film anew. Chunks of differing size or colour are always refused."
+        ),
+    )
+
+    def grow(
+        self,
+        inputs: Sequence[Path],
+        output: Path,
+        *,
+        fps: float | str | Fraction,
+        frame_counts: Sequence[int],
+    ) -> AbstractContextManager[GrowingFilm]:
+        """Begin a film to which chunks are added as they come. See `VideoStitcher`."""
+        output = Path(output).absolute()
+        self.check_output(output)
+        return self._growing(self._chunk_check(inputs, output, fps, frame_counts), output)
+
+    @contextmanager
+    def _growing(self, check: ChunkCheck, output: Path) -> Iterator[GrowingFilm]:
+        with publishing(output) as temporary:
+            film = _RemuxedFilm(self, check, temporary, output)
+            try:
+                yield film
+                film.finish()
+            except BaseException:
+                film.abandon()
+                raise
+        film.published()
+
+    def _may_differ(self) -> frozenset[str]:
+        if self.on_mismatch == _REFUSE:
+            return frozenset()
+        return _MAY_DIFFER_COPIED if self.on_mismatch == _FFMPEG else _MAY_DIFFER_ENCODED
+
+    def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        if check.differs:
+            return self._with_ffmpeg()._assemble(chunks, film, check)
+        writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         try:
-            with av.open(str(film), "w", container_options=options) as output:
-                with open_media(chunks[0].path) as first:
-                    video = output.add_stream_from_template(first.streams.video[0], opaque=True)
-                    video.time_base = 1 / fps
-                    template = first.streams.audio[0] if first.streams.audio else None
-                    codec = sound_codec(self.audio_codec, film)
-                    track = open_film_sound(output, template, sound, codec, self.audio_bitrate)
-                reorder = max(chunk.reorder for chunk in chunks)
-                base = 0
+            with writing(film):
                 for chunk in chunks:
-                    _append(output, video, track, chunk, base, reorder)
-                    base += chunk.frames
-                if track is not None:
-                    track.close()
-        except av.FFmpegError as error:
-            if isinstance(error, OSError) and error.errno:
-                raise OSError(error.errno, error.strerror) from error
-            raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error
+                    writer.append(chunk)
+                writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        return check_figures(
+            read_figures(film, chunks[0].fps), writer.frames, len(chunks), check.sound.mode
+        )
+
+    def _writer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmWriter:
+        options = FilmOptions(self.audio_codec, self.audio_bitrate, self.faststart)
+        return FilmWriter(film, first, check.sound, options, reorder, check.total_frames)
+
+    def _with_ffmpeg(self) -> FfmpegStitcher:
+        return FfmpegStitcher(
+            video_codec="copy" if self.on_mismatch == _FFMPEG else self.on_mismatch,
+            audio_codec=self.audio_codec,
+            audio_bitrate=self.audio_bitrate,
+            faststart=self.faststart,
+        )
 
 
-def _append(
-    output: av.container.OutputContainer,
-    video: Any,
-    track: FilmSound | None,
-    chunk: Media,
-    base: int,
-    reorder: int,
-) -> None:
-    """Copy one chunk's packets to the film, its first frame at frame number `base`.
+class _RemuxedFilm(GrowingFilm):
+    def __init__(
+        self, stitcher: RemuxStitcher, check: ChunkCheck, film: Path, output: Path
+    ) -> None:
+        self._stitcher = stitcher
+        self._check = check
+        self._film = film
+        self._output = output
+        self._writer: FilmWriter | None = None
+        self._fps = Fraction(0)
+        self._figures: FilmFigures | None = None
+        self._report: StitchReport | None = None
+        self._started = time.monotonic()
 
-    The time of a frame is its number, in units of 1/fps. Decoding order must never run behind
-    display order, so decoding starts `reorder` frames before the first frame is shown.
-    """
-    if track is not None:
-        track.begin_chunk(base + chunk.frames, chunk.fps)
-    with open_media(chunk.path, probe=track is not None) as container:
-        source: Any = container.streams.video[0]
-        place = base
-        for packet in container.demux(source, *(container.streams.audio if track else ())):
-            if packet.stream_index != source.index:
-                if track is not None:
-                    track.add(packet)
-                continue
-            if packet.size == 0:
-                continue
-            assert packet.pts is not None  # noqa: S101 -- checked before assembly
-            number = round((packet.pts - chunk.first_time) * source.time_base * chunk.fps)
-            packet.stream = video
-            packet.time_base = 1 / chunk.fps
-            packet.pts = base + number
-            packet.dts = place - reorder
-            packet.duration = 1
-            output.mux(packet)
-            place += 1
-    if track is not None:
-        track.end_chunk()
+    def append(self) -> None:
+        chunk = self._check.take()
+        if self._writer is None:
+            self._fps = chunk.fps
+            self._check.plan_sound(self._stitcher._plan_sound(chunk, self._output))
+            check_track(self._check.sound, self._check.total_frames or 0, chunk.fps)
+            self._writer = self._stitcher._writer(chunk, self._film, self._check, chunk.reorder)
+        if self._check.differs or chunk.reorder > self._writer.reorder:
+            raise NotAppendableError(f"chunk file {str(chunk.path)!r} needs all chunks at once")
+        with writing(self._film):
+            self._writer.append(chunk)
 
+    @property
+    def frames(self) -> int:
+        return self._writer.frames if self._writer else 0
 
-def _muxer_options(film: Path, fps: Fraction, faststart: bool) -> dict[str, str]:
-    ending = film.suffix.lower()
-    if ending in (".mp4", ".m4v", ".mov"):
-        options = {"movie_timescale": str(fps.numerator)}
-        return options | {"movflags": "+faststart"} if faststart else options
-    if ending in (".mkv", ".webm"):
-        # Matroska stores display times only: decoding times below 0 are no reason to move them.
-        return {"avoid_negative_ts": "disabled"}
-    return {}
+    @property
+    def size(self) -> int:
+        return self._film.stat().st_size if self._writer and self._film.exists() else 0
+
+    @property
+    def report(self) -> StitchReport:
+        assert self._report is not None  # noqa: S101 -- see the interface
+        return self._report
+
+    def finish(self) -> None:
+        """Write the end of the film and check it."""
+        chunks = len(self._check.paths)
+        if self._writer is None or self._check.missing:
+            raise StitchInputError(f"film {str(self._output)!r}: not all {chunks} chunks came")
+        with writing(self._film):
+            self._writer.close()
+        figures = read_figures(self._film, self._fps)
+        self._figures = check_figures(figures, self._writer.frames, chunks, self._check.sound.mode)
+
+    def published(self) -> None:
+        """Note that the film has its name."""
+        assert self._figures is not None  # noqa: S101 -- finished before
+        seconds = time.monotonic() - self._started
+        self._report = self._figures.report(self._output, len(self._check.paths), seconds)
+
+    def abandon(self) -> None:
+        """Close the film; it is not to be used."""
+        if self._writer is not None:
+            self._writer.abandon()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.farm_block import FarmBlock
 
 
@@ -21,6 +23,9 @@ class StitchReport(BaseModel):
     frames: int = Field(description="Number of video frames.")
     fps: str = Field(default="", description="Frames a second, as a fraction.")
     duration: float = Field(default=0.0, description="Length of the video, in seconds.")
+    clock_error: float = Field(
+        default=0.0, description="Largest distance of a frame's time from n / fps, in seconds."
+    )
     audio_samples: int | None = Field(
         default=None, description="Length of the audio, in samples. None: no audio."
     )
@@ -28,6 +33,34 @@ class StitchReport(BaseModel):
     chunks: int = Field(default=0, description="Number of chunk files.")
     size: int = Field(default=0, description="Size of the film, in bytes.")
     seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
+
+
+class GrowingFilm(ABC):
+    """A film under assembly, to which chunks are added while others still render."""
+
+    @abstractmethod
+    def append(self) -> None:
+        """Check the next chunk file and add it.
+
+        Raises:
+            StitchInputError: It does not fit the plan or the other chunks.
+            NotAppendableError: It fits, but not at the end of what is written: stitch all at once.
+        """
+
+    @property
+    @abstractmethod
+    def frames(self) -> int:
+        """Number of frames so far."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Size of the film so far, in bytes."""
+
+    @property
+    @abstractmethod
+    def report(self) -> StitchReport:
+        """What was made; once the film has its name."""
 
 
 class VideoStitcher(FarmBlock, ABC):
@@ -39,6 +72,35 @@ class VideoStitcher(FarmBlock, ABC):
         Raises:
             StitchInputError: Saying what is wrong with the film's path.
         """
+
+    def with_track(self, track: Path) -> VideoStitcher:
+        """Return a stitcher that takes the film's sound from one file, a job's audio track.
+
+        Raises:
+            StitchInputError: This stitcher cannot.
+        """
+        raise StitchInputError(
+            f"a {type(self).__name__} cannot take the job's audio track {str(track)!r}: choose "
+            "another stitcher, or leave audioTrack out of the job"
+        )
+
+    def grow(
+        self,
+        inputs: Sequence[Path],
+        output: Path,
+        *,
+        fps: float | str | Fraction,
+        frame_counts: Sequence[int],
+    ) -> AbstractContextManager[GrowingFilm] | None:
+        """Begin a film to which chunks are added as they come; None if this stitcher cannot.
+
+        Args:
+            inputs: The chunk files, in the order of the film; they need not be there yet.
+            output: The film. It appears when the context is left well.
+            fps: Frames a second that are planned.
+            frame_counts: Number of frames that is planned for each input.
+        """
+        return None
 
     @abstractmethod
     def stitch(

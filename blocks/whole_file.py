@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -15,25 +18,78 @@ def whole_file(final: Path) -> Iterator[Path]:
 
     When the block ends well, the file is flushed to the disk and takes the place of `final` in one
     step (POSIX rename()), and the rename is flushed, too. When it does not, the temporary file is
-    removed and `final` is as it was. The temporary name keeps the ending of `final`.
+    removed and `final` is as it was. The temporary name keeps the ending of `final`; what a killed
+    process left of such names is removed first.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.stem[:100]}.{uuid4().hex}.part{final.suffix}")
-    try:
+    remove_leftovers(final)
+    with _held(final, Path.touch) as temporary:
         yield temporary
         _flush(temporary)
         temporary.replace(final)
         _flush(final.parent)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+
+
+@contextmanager
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final` for files that are needed while `final` is made."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _held(final, Path.mkdir) as folder:
+        yield folder
 
 
 def write_whole(final: Path, text: str) -> None:
     """Write a text file in UTF-8 so that it appears whole or not at all."""
     with whole_file(final) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def temporary_name(final: Path) -> Path:
+    """Return a new temporary name beside `final`."""
+    return final.with_name(f"{_stem(final)}{uuid4().hex}.part{final.suffix}")
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove temporary files and folders of `final` that no living process holds."""
+    pattern = f"{glob.escape(_stem(final))}{'[0-9a-f]' * 32}.part{glob.escape(final.suffix)}"
+    for path in final.parent.glob(pattern):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _stem(final: Path) -> str:
+    return f".{final.stem[:100]}."
+
+
+@contextmanager
+def _held(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a temporary file or folder and lock it, so that others see that somebody is at work."""
+    while True:
+        path = temporary_name(final)
+        make(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        with suppress(OSError):  # not every network file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():  # else somebody took it for a leftover before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -15,7 +15,8 @@ from prefect_renderfarm.blocks import (
     WorkerResult,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.media import MediaFault, file_sha256, read_media
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media import file_sha256, read_media
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from prefect_renderfarm.blocks import FfmpegStitcher, JobError
+from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.ffmpeg_stitcher import write_playlist
+from prefect_renderfarm.blocks.frame_grid import frame_order
 from prefect_renderfarm.blocks.frame_rate import parse_fps
 from prefect_renderfarm.blocks.local_adapter import split_command
-from prefect_renderfarm.blocks.media import Media, MediaFault, frame_order
+from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.sound_plan import SoundMode
 
+GLOBAL = [
+    "-nostdin", "-hide_banner", "-loglevel", "warning",
+    "-nostats", "-progress", "pipe:1", "-stats_period", "0.5", "-y",
+]  # fmt: skip
 NTSC = Fraction(30000, 1001)
 
 
@@ -34,8 +40,8 @@ def test_copy_command() -> None:
         "-map", "0:v:0", "-map", "1:a:0", "-b:a", "192000",
         "-bsf:v",
         "setts=pts=round(round(PTS*TB*30000/1001)/(30000/1001)/TB):dts=round((N-2)/(30000/1001)/TB)",
-        "-c:a", "aac", "-c:v", "copy", "-movflags", "+faststart", "-time_base:v", "1001/30000",
-        "/o/f.mp4", "-nostdin", "-hide_banner", "-loglevel", "warning",
+        "-c:a", "aac", "-c:v", "copy", "-moov_size", "67824", "-time_base:v", "1001/30000",
+        "/o/f.mp4", *GLOBAL,
     ]  # fmt: skip
 
 
@@ -48,7 +54,7 @@ def test_encode_command() -> None:
     assert command == [
         "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0", "-c:v", "libx264",
         "-crf", "18", "-fps_mode", "cfr", "-r", "60", "f.mkv",
-        "-nostdin", "-hide_banner", "-loglevel", "warning",
+        *GLOBAL,
     ]  # fmt: skip
 
 

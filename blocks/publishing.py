@@ -1,0 +1,52 @@
+"""How a film takes its name: whole or not at all, with an error that names a full disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect_renderfarm.blocks.errors import AssemblyError
+from prefect_renderfarm.blocks.whole_file import whole_file
+
+# Less than this is free: the disk may well be why a film could not be written.
+_NEARLY_FULL_BYTES = 1_000_000
+
+
+@contextmanager
+def publishing(output: Path) -> Iterator[Path]:
+    """Give the path of a temporary file to write a film to; then give it its name.
+
+    Raises:
+        AssemblyError: The film cannot be written; the message names the disk and its free space.
+    """
+    try:
+        with whole_file(output) as film:
+            try:
+                yield film
+            except AssemblyError as error:
+                # Some programs do not tell that their last bytes found no room.
+                if type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
+                    raise AssemblyError(f"{error}; {_disk(output)}") from error
+                raise
+    except OSError as error:
+        raise AssemblyError(
+            f"film {str(output)!r} cannot be written: {error.strerror or error}; {_disk(output)}"
+        ) from error
+
+
+def _free_bytes(output: Path) -> int:
+    return shutil.disk_usage(_existing(output)).free
+
+
+def _disk(output: Path) -> str:
+    folder = _existing(output)
+    usage = shutil.disk_usage(folder)
+    while not folder.is_mount():
+        folder = folder.parent
+    return f"the disk at {str(folder)!r} has {usage.free:,} of {usage.total:,} bytes free"
+
+
+def _existing(output: Path) -> Path:
+    return next(folder for folder in output.parents if folder.is_dir())
