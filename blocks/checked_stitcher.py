@@ -23,7 +23,7 @@ from prefect_renderfarm.blocks.sound_plan import (
     plan_sound,
     sound_codec,
 )
-from prefect_renderfarm.blocks.video_stitcher import StitchReport, VideoStitcher
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules, StitchReport, VideoStitcher
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 
@@ -80,6 +80,17 @@ class CheckedStitcher(VideoStitcher, ABC):
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
             )
+
+    def chunk_rules(self) -> ChunkRules:
+        """Return what this stitcher asks of chunks; a worker counts their packets at the least."""
+        verify = Verify.DECODE if self.verify is Verify.DECODE else Verify.PACKETS
+        return ChunkRules(verify, self._may_differ())
+
+    def check_track(self, frames: int, fps: Fraction) -> None:
+        """Refuse an audio track that is not there, is no sound, or is shorter than the film."""
+        if self.audio in (SoundMode.AUTO, SoundMode.TRACK):
+            plan = plan_sound(self.audio, None, Path("film.mkv"), self.audio_track)
+            check_track(plan, frames, fps)
 
     def with_track(self, track: Path) -> CheckedStitcher:
         """Return this stitcher with the sound of a job, unless it has its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.farm_block import FarmBlock
+from prefect_renderfarm.blocks.media import Verify
 
 
 class StitchReport(BaseModel):
@@ -33,6 +35,19 @@ class StitchReport(BaseModel):
     chunks: int = Field(default=0, description="Number of chunk files.")
     size: int = Field(default=0, description="Size of the film, in bytes.")
     seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
+
+
+@dataclass(frozen=True)
+class ChunkRules:
+    """What a stitcher asks of chunks, for their workers to check as part of rendering them.
+
+    Attributes:
+        verify: How closely to look.
+        may_differ: Names in the signature in which chunks may differ; None: in all.
+    """
+
+    verify: Verify = Verify.PACKETS
+    may_differ: frozenset[str] | None = None
 
 
 class GrowingFilm(ABC):
@@ -71,6 +86,17 @@ class VideoStitcher(FarmBlock, ABC):
 
         Raises:
             StitchInputError: Saying what is wrong with the film's path.
+        """
+
+    def chunk_rules(self) -> ChunkRules:
+        """Return what this stitcher asks of chunks."""
+        return ChunkRules()
+
+    def check_track(self, frames: int, fps: Fraction) -> None:
+        """Refuse a whole-film audio track that cannot be used; called before any chunk is rendered.
+
+        Raises:
+            StitchInputError: Saying what is wrong with the track.
         """
 
     def with_track(self, track: Path) -> VideoStitcher:

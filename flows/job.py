@@ -83,6 +83,10 @@ class RenderJob(_Spec):
     assets_url: str | None = Field(default=None, description="Where the job's input files are.")
     metadata: JobMetadata
     chunks: tuple[Chunk, ...]
+    audio_track: str | None = Field(
+        default=None,
+        description="A file with the sound of the whole film, relative to the job folder.",
+    )
     merge_command: str | None = Field(
         default=None,
         description="Command line that assembles the film; run in the job folder, without a shell.",
@@ -114,6 +118,14 @@ class RenderJob(_Spec):
         except JobError as error:
             raise JobError(f"the merge command: {error}") from None
         return command
+
+    @field_validator("audio_track")
+    @classmethod
+    def _audio_track_is_inside(cls, track: str | None) -> str | None:
+        if not track:
+            return None
+        _inside("the job", track, "audioTrack")
+        return track
 
     @field_validator("chunks")
     @classmethod
@@ -171,13 +183,13 @@ def _check_each(chunks: Sequence[Chunk]) -> None:
         files[path] = chunk.id
 
 
-def _inside(name: str, output_file: str) -> PurePosixPath:
-    path = PurePosixPath(output_file)
-    if not path.name or "\0" in output_file:
-        raise JobError(f"{name} has outputFile {output_file!r}: name a file in the job folder")
+def _inside(name: str, file: str, field: str = "outputFile") -> PurePosixPath:
+    path = PurePosixPath(file)
+    if not path.name or "\0" in file:
+        raise JobError(f"{name} has {field} {file!r}: name a file in the job folder")
     if path.is_absolute() or ".." in path.parts:
         raise JobError(
-            f"{name} has outputFile {output_file!r}, which is outside the job folder: "
+            f"{name} has {field} {file!r}, which is outside the job folder: "
             "use a path relative to the job folder, without '..'"
         )
     return path

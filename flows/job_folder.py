@@ -5,19 +5,23 @@ Beside the job's own files it holds `.renderfarm/<job key>/`:
     job.json            the job spec
     chunks/<id>.json    a chunk's manifest, a `ChunkResult`, written after its file
     merge.json          the last `MergeReport`
+    report.json         the last `RenderReport`
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from prefect_renderfarm.blocks import AssemblyError, SetupError
+from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError
 from prefect_renderfarm.blocks.media import file_sha256
 from prefect_renderfarm.blocks.whole_file import write_whole
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path
-from prefect_renderfarm.flows.results import ChunkResult, MergeReport
+from prefect_renderfarm.flows.results import ChunkResult, MergeReport, RenderReport
+
+RECORDS = ".renderfarm"
 
 
 class JobFolder:
@@ -31,7 +35,7 @@ class JobFolder:
     def __init__(self, path: Path, job: RenderJob) -> None:
         self.path = path
         self.job = job
-        self.records = path / ".renderfarm" / job.key
+        self.records = path / RECORDS / job.key
         self.job_file = self.records / "job.json"
         self._merge_file = self.records / "merge.json"
 
@@ -55,6 +59,28 @@ class JobFolder:
         """Return the absolute path of a chunk's file."""
         return job_file_path(self.path, chunk)
 
+    def audio_track(self) -> Path | None:
+        """Return the absolute path of the whole film's sound, if the job has one.
+
+        Raises:
+            JobError: It is not there, or a symbolic link leads out of the job folder.
+        """
+        name = self.job.audio_track
+        if name is None:
+            return None
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
+            raise JobError(
+                f"the job has audioTrack {name!r}, which is no file in the job folder "
+                f"{str(self.path)!r}: put it there"
+            )
+        return path
+
+    def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Remove the manifests of chunks that are to be rendered anew."""
+        for chunk in chunks:
+            self._manifest(chunk).unlink(missing_ok=True)
+
     def drop_chunk(self, chunk: Chunk) -> None:
         """Remove a chunk's manifest, then its file."""
         self._manifest(chunk).unlink(missing_ok=True)
@@ -64,31 +90,36 @@ class JobFolder:
         """Write a chunk's manifest: from here on it counts as done."""
         write_whole(self._manifest(chunk), result.model_dump_json())
 
-    def finished_chunks(self) -> list[ChunkResult]:
-        """Return the manifests of all chunks, once each file is what its manifest says.
+    def has_chunk(self, chunk: Chunk) -> bool:
+        """Return whether a chunk counts as done."""
+        return self._manifest(chunk).is_file()
+
+    def finished_chunk(self, chunk: Chunk) -> ChunkResult:
+        """Return a chunk's manifest, once its file is what the manifest says.
 
         Raises:
-            AssemblyError: A chunk is not done, or its file is missing or has changed since.
+            AssemblyError: The chunk is not done, or its file is missing or has changed since.
         """
-        results = []
-        for chunk in self.job.chunks:
-            path = self.chunk_file(chunk)
-            try:
-                text = self._manifest(chunk).read_text(encoding="utf-8")
-                result = ChunkResult.model_validate_json(text)
-            except (FileNotFoundError, ValidationError):
-                raise AssemblyError(
-                    f"chunk {chunk.id} of job {self.job.title!r} is not rendered in "
-                    f"{str(self.path)!r}: run render-job"
-                ) from None
-            size = path.stat().st_size if path.is_file() else None
-            if size != result.size or file_sha256(path) != result.sha256:
-                state = "is missing" if size is None else "has changed since it was rendered"
-                raise AssemblyError(
-                    f"chunk {chunk.id}: its file {str(path)!r} {state}: render it again"
-                )
-            results.append(result.model_copy(update={"path": path}))
-        return results
+        path = self.chunk_file(chunk)
+        try:
+            text = self._manifest(chunk).read_text(encoding="utf-8")
+            result = ChunkResult.model_validate_json(text)
+        except (FileNotFoundError, ValidationError):
+            raise AssemblyError(
+                f"chunk {chunk.id} of job {self.job.title!r} is not rendered in "
+                f"{str(self.path)!r}: run render-job"
+            ) from None
+        size = path.stat().st_size if path.is_file() else None
+        if size != result.size or file_sha256(path) != result.sha256:
+            state = "is missing" if size is None else "has changed since it was rendered"
+            raise AssemblyError(
+                f"chunk {chunk.id}: its file {str(path)!r} {state}: render it again"
+            )
+        return result.model_copy(update={"path": path})
+
+    def save_report(self, report: RenderReport) -> None:
+        """Write what the job came to."""
+        write_whole(self.records / "report.json", report.model_dump_json())
 
     def save_merge(self, report: MergeReport) -> None:
         """Write how the film was assembled."""

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
+from prefect.states import Cancelled
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
+    StitchReport,
     VideoStitcher,
     WorkerAdapter,
     WorkerError,
     WorkerJob,
 )
+from prefect_renderfarm.blocks.assembly_progress import watching
+from prefect_renderfarm.blocks.errors import NotAppendableError, RenderStopped
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_renderer import require_success
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
@@ -25,6 +33,7 @@ from prefect_renderfarm.flows.parameters import (
     JobParameter,
     OptionalAdapterParameter,
     OptionalPath,
+    Seconds,
     StitcherParameter,
     StorageParameter,
     absolute_in_deployment,
@@ -32,9 +41,16 @@ from prefect_renderfarm.flows.parameters import (
     load_stitcher,
     refuse_storage,
 )
+from prefect_renderfarm.flows.progress import Progress
+from prefect_renderfarm.flows.render_watch import why_no_more_chunks
+from prefect_renderfarm.flows.report import human_size
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.stored_job import find_stored_job
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
+
+# How a merge run ends that gave its place on the work pool back; its render-job starts another.
+RELEASED = "Released"
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -46,23 +62,27 @@ def merge_job(
     output_file: OptionalPath = None,
     storage: StorageParameter = None,
     job_dir: OptionalPath = None,
-) -> MergeReport:
+    patience: Seconds = 0.0,
+) -> MergeReport | State[Any]:
     """Put the finished chunks of a job together.
 
     The stitcher does it if there are a stitcher and an output file; else the job's merge command,
     on the merge adapter or, without one, on the adapter; else nobody.
 
     Args:
-        job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
+        job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself; or the
+            report of an earlier run (its path or its JSON); or, with job_dir, the job's id.
         adapter: Where the merge command runs if there is no merge adapter.
         merge_adapter: Where the merge command runs.
         stitcher: What assembles the chunks.
         output_file: The film: an absolute path, or a path relative to the job folder.
         storage: Not supported yet; leave it empty: the chunks are in the job folder.
         job_dir: The job folder. Empty: the folder of the job file.
+        patience: Seconds to wait for a chunk that is not done yet. 0: all must be done.
 
     Returns:
-        How the film was assembled, and where it is.
+        How the film was assembled, and where it is. A run whose patience ends, or whose render-job
+        does, ends as cancelled.
 
     Raises:
         JobError: The job cannot be read or is not valid.
@@ -72,55 +92,107 @@ def merge_job(
     log = run_log()
     started = time.monotonic()
     refuse_storage(storage)
-    spec, job_file_folder = load_job(job, deployed=deployment.id is not None)
+    deployed = deployment.id is not None
+    spec, job_file_folder = find_stored_job(job, job_dir) or load_job(job, deployed=deployed)
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployment.id is not None), spec)
+    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
     folder.forget_merge()
     glue = None if stitcher is None else load_stitcher(stitcher)
     film = None if output_file is None else folder.path / output_file
     assembly = plan_assembly(spec.merge_command, glue, film)
+    arrivals = ChunkArrivals(folder, patience, why_no_more_chunks())
     with tagged(spec), ending_with_its_worker():
-        if assembly is Assembly.STITCHED and glue is not None and film is not None:
-            report = _stitch(folder, glue, film)
-        elif assembly is Assembly.MERGED:
-            name = "adapter" if merge_adapter is None else "merge_adapter"
-            runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
-            report = _run_merge_command(folder, runner, film)
-        else:
-            report = MergeReport(assembly=assembly)
-    report = report.model_copy(update={"seconds": time.monotonic() - started})
+        try:
+            if assembly is Assembly.STITCHED and glue is not None and film is not None:
+                if (track := folder.audio_track()) is not None:
+                    glue = glue.with_track(track)
+                stitch = _stitch(folder, arrivals, glue, film)
+                report = MergeReport(assembly=assembly, film=film, stitch=stitch)
+            elif assembly is Assembly.MERGED:
+                name = "adapter" if merge_adapter is None else "merge_adapter"
+                runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
+                report = _run_merge_command(folder, arrivals, runner, film)
+            else:
+                report = MergeReport(assembly=assembly)
+        except RenderStopped as stopped:
+            return Cancelled(name=RELEASED, message=str(stopped))
+    report = report.model_copy(
+        update={"seconds": time.monotonic() - started, "finished_at": datetime.now(UTC)}
+    )
     folder.save_merge(report)
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
              f": {report.film}" if report.film else "")  # fmt: skip
     return report
 
 
-def _stitch(folder: JobFolder, stitcher: VideoStitcher, film: Path) -> MergeReport:
-    chunks = folder.finished_chunks()
-    stitch = stitcher.stitch(
-        [chunk.path for chunk in chunks],
-        film,
-        fps=str(folder.job.metadata.rate),
-        frame_counts=[chunk.frame_count for chunk in chunks],
-    )
-    if not film.is_file():
-        raise AssemblyError(
-            f"{type(stitcher).__name__} ended without an error, but film {str(film)!r} is not there"
-        )
-    return MergeReport(assembly=Assembly.STITCHED, film=film, stitch=stitch)
+def _stitch(
+    folder: JobFolder, arrivals: ChunkArrivals, stitcher: VideoStitcher, film: Path
+) -> StitchReport:
+    """Stitch the chunks, each as it comes where the stitcher can and not all are there already."""
+    chunks = folder.job.chunks
+    inputs = [folder.chunk_file(chunk) for chunk in chunks]
+    fps = str(folder.job.metadata.rate)
+    frame_counts = [chunk.frame_count for chunk in chunks]
+    with Progress(sum(frame_counts), "frames assembled") as progress:
+
+        def show(frames: int, size: int) -> None:
+            progress.show(frames, f", {human_size(size)}")
+
+        if not arrivals.all_here():
+            growing = stitcher.grow(inputs, film, fps=fps, frame_counts=frame_counts)
+            if growing is not None:
+                try:
+                    with growing as grown:
+                        for _ in arrivals:
+                            grown.append()
+                            show(grown.frames, grown.size)
+                except NotAppendableError as reason:
+                    run_log().info("waiting for all chunks: %s", reason)
+                else:
+                    show(grown.report.frames, grown.report.size)
+                    return grown.report
+        for _ in arrivals:
+            pass
+        before = _identity(film)
+        with watching(show):
+            report = stitcher.stitch(inputs, film, fps=fps, frame_counts=frame_counts)
+        _require_new(film, before, type(stitcher).__name__)
+        show(report.frames, report.size)
+        return report
 
 
-def _run_merge_command(folder: JobFolder, adapter: WorkerAdapter, film: Path | None) -> MergeReport:
-    folder.finished_chunks()
+def _run_merge_command(
+    folder: JobFolder, arrivals: ChunkArrivals, adapter: WorkerAdapter, film: Path | None
+) -> MergeReport:
+    for _ in arrivals:
+        pass
+    before = _identity(film)
     command = folder.job.merge_command or ""
     try:
         result = adapter.execute(WorkerJob(command=command, cwd=folder.path, name="merge"))
         require_success(result, "merge")
     except WorkerError as error:
         raise AssemblyError(str(error)) from error
-    if film is not None and not film.is_file():
-        raise AssemblyError(
-            f"the merge command ended without an error, but film {str(film)!r} is not there: "
-            "leave output_file empty if the command writes another"
-        )
+    if film is not None:
+        _require_new(film, before, "the merge command")
     return MergeReport(assembly=Assembly.MERGED, film=film)
+
+
+def _identity(film: Path | None) -> tuple[int, int, int] | None:
+    """Return what changes when a film is written anew; None: there is none."""
+    if film is None or not film.exists():
+        return None
+    status = film.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _require_new(film: Path, before: tuple[int, int, int] | None, who: str) -> None:
+    if not film.exists():
+        raise AssemblyError(
+            f"{who} ended without an error, but film {str(film)!r} is not there: leave output_file "
+            "empty if a merge command writes another"
+        )
+    if before is not None and _identity(film) == before:
+        raise AssemblyError(
+            f"{who} ended without an error, but film {str(film)!r} is the old one, untouched"
+        )

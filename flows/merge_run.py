@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 
 from prefect_renderfarm.blocks import AssemblyError, SetupError
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.in_sync import in_sync
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.merge_job import RELEASED
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.run_names import job_label, job_tag
 
-_POLL_SECONDS = 0.25
+# A warm merge run ends within a fraction of a second after the last chunk.
+_POLL_SECONDS, _SOON_SECONDS = 0.1, 10.0
+_SLOW_POLL_SECONDS = 0.5
+# A merge run whose process is lost is started again; one that is lost this often is at fault.
+_MOST_LOST = 3
 _PATIENCE_SECONDS = 60.0
 
 
@@ -50,54 +54,95 @@ class MergeRun:
     Args:
         deployment: Its name, `flow/deployment`.
         parameters: The parameters of `merge_job`, ready for JSON.
+        folder: The job's folder.
     """
 
-    def __init__(self, deployment: str, parameters: dict[str, Any]) -> None:
+    def __init__(self, deployment: str, parameters: dict[str, Any], folder: JobFolder) -> None:
         self._deployment = deployment
         self._parameters = parameters
+        self._folder = folder
+        self._run: FlowRun | None = None
+        self._lost = 0
 
-    def run(self, folder: JobFolder) -> MergeReport:
-        """Assemble on the other pool, and wait for it.
+    def start(self) -> None:
+        """Start the run; it waits for the chunks that are not done yet."""
+        self._folder.forget_merge()
+        self._run = in_sync(
+            run_deployment,
+            self._deployment,
+            parameters=self._parameters,
+            flow_run_name=f"merge {job_label(self._folder.job)}",
+            timeout=0,
+            tags=[job_tag(self._folder.job)],
+        )
+
+    def alive(self) -> bool:
+        """Return whether the run was started and has not come to nothing; ask again at any time.
+
+        A run that gave its place back, or whose process was lost, has come to nothing, and another
+        may be started. One that failed is kept: another would fail the same way.
+        """
+        if self._run is None:
+            return False
+        with get_client(sync_client=True) as client:
+            self._run = client.read_flow_run(self._run.id)
+        if self._came_to_nothing(self._run):
+            self._run = None
+        return self._run is not None
+
+    def finish(self) -> MergeReport:
+        """Wait for the end of the assembly, for which all chunks are done now.
 
         Raises:
             AssemblyError: The run did not complete; the message is its own.
         """
-        folder.forget_merge()
-        run: FlowRun = in_sync(
-            run_deployment,
-            self._deployment,
-            parameters=self._parameters,
-            flow_run_name=f"merge {job_label(folder.job)}",
-            timeout=0,
-            tags=[job_tag(folder.job)],
-        )
-        with get_client(sync_client=True) as client:
-            try:
-                ended = self._wait(client, run.id)
-            except BaseException:
-                client.set_flow_run_state(run.id, Cancelling(message="its render-job was stopped"))
-                raise
-        state = ended.state
-        if state is None or not state.is_completed():
+        try:
+            ended = self._wait()
+        except BaseException:
+            self.cancel("its render-job was stopped")
+            raise
+        if ended.state is None or not ended.state.is_completed():
             raise AssemblyError(_failure(ended))
-        return folder.load_merge()
+        return self._folder.load_merge()
 
-    def _wait(self, client: SyncPrefectClient, run_id: UUID) -> FlowRun:
-        log = run_log()
+    def cancel(self, reason: str) -> None:
+        """End the run, if there is one: one that has not begun at once, others by their worker."""
+        if self._run is None:
+            return
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(self._run.id)
+            if run.state is None or run.state.is_final():
+                return
+            begun = run.start_time is not None or run.state.is_pending()
+            ending = Cancelling if begun else Cancelled
+            client.set_flow_run_state(run.id, ending(message=reason))
+
+    def _came_to_nothing(self, run: FlowRun) -> bool:
+        state = run.state
+        if state is not None and state.is_crashed():
+            self._lost += 1
+            run_log().warning("merge-job run %r was lost: %s", run.name, state.message)
+            return self._lost < _MOST_LOST
+        return state is not None and state.name == RELEASED
+
+    def _wait(self) -> FlowRun:
         started = time.monotonic()
         warned = False
         while True:
-            run = client.read_flow_run(run_id)
+            if not self.alive():
+                self.start()
+            run = self._run
+            assert run is not None  # noqa: S101 -- just started
             if run.state is not None and run.state.is_final():
                 return run
-            waiting = run.start_time is None and time.monotonic() - started > _PATIENCE_SECONDS
-            if waiting and not warned:
+            waited = time.monotonic() - started
+            if run.start_time is None and waited > _PATIENCE_SECONDS and not warned:
                 warned = True
-                log.warning(
+                run_log().warning(
                     "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
                     run.name, _PATIENCE_SECONDS, run.work_pool_name,
                 )  # fmt: skip
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
 
 
 def _failure(run: FlowRun) -> str:

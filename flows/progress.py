@@ -29,6 +29,7 @@ class Progress:
         self._total = total
         self._what = what
         self._done = 0
+        self._note = ""
         self._shown_at = time.monotonic()
         self._artifact: UUID | None = None
         if FlowRunContext.get() is not None:
@@ -36,9 +37,10 @@ class Progress:
                 lambda: in_sync(create_progress_artifact, 0.0, description=self._text(0))
             )
 
-    def show(self, done: int) -> None:
+    def show(self, done: int, note: str = "") -> None:
         """Tell how much is done; it is shown at most once a second, and at the end."""
         self._done = done
+        self._note = note
         if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_UPDATES:
             self._update()
 
@@ -58,7 +60,7 @@ class Progress:
         self._safely(lambda: in_sync(update_progress_artifact, artifact, percent, description=text))
 
     def _text(self, done: int) -> str:
-        return f"{done:,} of {self._total:,} {self._what}"
+        return f"{done:,} of {self._total:,} {self._what}{self._note}"
 
     @staticmethod
     def _safely(call: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,12 @@ from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.merge_ahead import MergeAhead
 from prefect_renderfarm.flows.merge_job import merge_job
 from prefect_renderfarm.flows.merge_run import MergeRun, find_deployment
 from prefect_renderfarm.flows.parameters import (
@@ -55,6 +58,7 @@ def render_job(
     retry_delay: Seconds = 1.0,
     merge: bool = True,
     merge_deployment: OptionalText = None,
+    merge_lead: Seconds = 30.0,
 ) -> RenderReport:
     """Render the chunks of a job and have the film put together.
 
@@ -72,6 +76,8 @@ def render_job(
         retry_delay: Seconds between two attempts.
         merge: Whether to assemble the chunks at all.
         merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
+        merge_lead: How long before the expected end of the rendering the merge run is started, in
+            seconds, so that it is warm when the last chunk is done. 0: after the last chunk.
 
     Returns:
         What the job came to.
@@ -95,9 +101,9 @@ def render_job(
     )
     film = None if output_file is None else folder.path / output_file
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
-    _check_film(folder, chosen.stitcher, film, assembly)
+    rules = _check_film(folder, chosen.stitcher, film, assembly)
     wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
-    merge_run = _merge_run(merge_deployment, folder, chosen, film) if wanted else None
+    merge_run = _merge_run(merge_deployment, folder, chosen, film, merge_lead) if wanted else None
     folder.prepare()
 
     with tagged(spec), ending_with_its_worker():
@@ -108,17 +114,21 @@ def render_job(
             folder.path,
         )  # fmt: skip
         started = time.monotonic()
-        renderer = ChunkRenderer(folder, chosen.adapter, retry_delay)
-        chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
+        folder.forget_chunks(spec.chunks)
+        renderer = ChunkRenderer(folder, chosen.adapter, retry_delay, rules)
+        ahead = MergeAhead(merge_run, renderer.pace, width, merge_lead) if merge_run else None
+        with ahead or nullcontext():
+            chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
         rendered = time.monotonic()
-        merged = MergeReport(assembly=assembly)
+        merged: Any = MergeReport(assembly=assembly)
         if wanted:
             if merge_run is not None:
-                merged = merge_run.run(folder)
+                merged = merge_run.finish()
             else:
                 merged = merge_job(str(folder.job_file), *chosen, film, storage, folder.path)
         report = RenderReport(
             job=spec.title,
+            key=spec.key,
             job_dir=folder.path,
             frames=sum(chunk.frame_count for chunk in chunks),
             fps=str(spec.metadata.rate),
@@ -128,7 +138,10 @@ def render_job(
             stitch=merged.stitch,
             render_seconds=rendered - started,
             assembly_seconds=time.monotonic() - rendered,
+            rendered_at=max(chunk.published_at for chunk in chunks if chunk.published_at),
+            assembled_at=merged.finished_at,
         )
+        folder.save_report(report)
         publish_report(report)
     log.info(
         "job %s: %s%s",
@@ -139,6 +152,10 @@ def render_job(
     return report
 
 
+# A merge run that waits longer than this for one chunk gives its place on the work pool back.
+_LEAST_PATIENCE_SECONDS = 60.0
+
+
 class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
@@ -147,30 +164,38 @@ class _Chosen(NamedTuple):
 
 def _check_film(
     folder: JobFolder, stitcher: VideoStitcher | None, film: Path | None, assembly: Assembly
-) -> None:
+) -> ChunkRules:
+    """Refuse a film that cannot be made; return what its stitcher asks of chunks."""
     if film is None or assembly is not Assembly.STITCHED or stitcher is None:
-        return
+        return ChunkRules()
+    track = folder.audio_track()
+    if track is not None:
+        stitcher = stitcher.with_track(track)
     stitcher.check_output(film)
+    if track is not None:
+        stitcher.check_track(folder.job.metadata.total_frames, folder.job.metadata.rate)
     for chunk in folder.job.chunks:
         if folder.chunk_file(chunk).resolve() == film.resolve():
             raise JobError(
                 f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
             )
+    return stitcher.chunk_rules()
 
 
 def _merge_run(
-    name: str | None, folder: JobFolder, chosen: _Chosen, film: Path | None
+    name: str | None, folder: JobFolder, chosen: _Chosen, film: Path | None, lead: float
 ) -> MergeRun | None:
     if name is None:
         return None
     find_deployment(name)
-    adapter = reference(chosen.adapter, "adapter")
     parameters: dict[str, Any] = {
         "job": str(folder.job_file),
-        "adapter": adapter,
+        "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
         "output_file": str(film) if film else None,
         "job_dir": str(folder.path),
+        "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
     }
-    return MergeRun(name, {key: value for key, value in parameters.items() if value is not None})
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return MergeRun(name, given, folder)

@@ -89,7 +89,10 @@ def _totals(report: RenderReport) -> list[tuple[str, str]]:
         ("Rendering, all chunks added up", f"{busy:.1f} s"),
     ]
     if report.assembly in (Assembly.STITCHED, Assembly.MERGED):
-        totals.append(("Assembly, its start included", f"{report.assembly_seconds:.1f} s"))
+        totals.append(("Assembly, after the last chunk", f"{report.assembly_seconds:.1f} s"))
+    if report.rendered_at and report.assembled_at:
+        waited = (report.assembled_at - report.rendered_at).total_seconds()
+        totals.append(("From the last chunk to the film", f"{waited:.2f} s"))
     if report.stitch is not None:
         totals.append(("Film", f"{report.stitch.duration:.3f} s, {human_size(report.stitch.size)}"))
     return totals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -27,6 +28,10 @@ class ChunkResult(_Result):
     seconds: float = Field(description="Time that the successful attempt took, in seconds.")
     attempts: int = Field(description="Number of attempts it took.")
     worker: str = Field(default="", description="The machine or function that rendered it.")
+    signature: dict[str, str | int | None] = Field(
+        default={}, description="How the file is coded: the same in all chunks of a film."
+    )
+    published_at: datetime | None = Field(default=None, description="When it counted as done.")
 
 
 class Assembly(StrEnum):
@@ -45,12 +50,14 @@ class MergeReport(_Result):
     film: Path | None = Field(default=None, description="The film, if its path is known.")
     stitch: StitchReport | None = Field(default=None, description="What the stitcher made.")
     seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
+    finished_at: datetime | None = Field(default=None, description="When the film had its name.")
 
 
 class RenderReport(_Result):
     """What a job came to."""
 
     job: str = Field(description="Name of the job.")
+    key: str = Field(default="", description="Name of the job's folder of records.")
     job_dir: Path = Field(description="The job folder.")
     frames: int = Field(description="Number of frames of all chunks.")
     fps: str = Field(description="Frames a second, as a fraction.")
@@ -64,5 +71,7 @@ class RenderReport(_Result):
         description="Time from the first chunk's start to the last's end."
     )
     assembly_seconds: float = Field(
-        default=0.0, description="Time that the assembly took, its start included, in seconds."
+        default=0.0, description="Time from the last chunk to the end of the assembly, in seconds."
     )
+    rendered_at: datetime | None = Field(default=None, description="When the last chunk was done.")
+    assembled_at: datetime | None = Field(default=None, description="When the film had its name.")

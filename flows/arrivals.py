@@ -1,0 +1,80 @@
+"""The finished chunks of a job, one after the other, as they come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from prefect_renderfarm.blocks.errors import RenderStopped
+from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.results import ChunkResult
+
+_POLL_SECONDS = 0.05
+_SECONDS_BETWEEN_QUESTIONS = 2.0
+
+
+class ChunkArrivals:
+    """Waits for the manifests of a job's chunks, and checks each file against its own.
+
+    What is done is told by the folder alone, so that whoever waits and whoever renders may both be
+    stopped and started again at any moment.
+
+    Args:
+        folder: The job's folder.
+        patience: Seconds to wait for the next chunk; 0: all must be there.
+        why_not: Says why no more chunks will come, or returns None; asked every other second.
+    """
+
+    def __init__(
+        self, folder: JobFolder, patience: float, why_not: Callable[[], str | None]
+    ) -> None:
+        self._folder = folder
+        self._patience = patience
+        self._why_not = why_not
+        self._checked: dict[int, ChunkResult] = {}
+
+    def all_here(self) -> bool:
+        """Return whether every chunk counts as done."""
+        return all(self._folder.has_chunk(chunk) for chunk in self._folder.job.chunks)
+
+    def __iter__(self) -> Iterator[ChunkResult]:
+        """Give the chunks in the order of the film. The next one is checked meanwhile.
+
+        Raises:
+            AssemblyError: A chunk is missing, or its file is not what was rendered.
+            RenderStopped: The next chunk will not come, or did not come for too long.
+        """
+        chunks = self._folder.job.chunks
+        stop = threading.Event()
+        with ThreadPoolExecutor(1, thread_name_prefix="arrivals") as ahead:
+            try:
+                coming = ahead.submit(self._next, chunks[0], stop)
+                for following in (*chunks[1:], None):
+                    result = coming.result()
+                    if following is not None:
+                        coming = ahead.submit(self._next, following, stop)
+                    yield result
+            finally:
+                stop.set()
+
+    def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
+        if chunk.id not in self._checked:
+            self._wait(chunk, stop)
+            self._checked[chunk.id] = self._folder.finished_chunk(chunk)
+        return self._checked[chunk.id]
+
+    def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
+        since = asked = time.monotonic()
+        while self._patience and not self._folder.has_chunk(chunk):
+            now = time.monotonic()
+            if now - asked > _SECONDS_BETWEEN_QUESTIONS:
+                asked = now
+                if reason := self._why_not():
+                    raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
+            if now - since > self._patience:
+                raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
+            if stop.wait(_POLL_SECONDS):
+                raise RenderStopped("the assembly was stopped")

@@ -1,0 +1,149 @@
+"""Assembly that runs while chunks still render: on a real server, with two workers."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import FarmClient
+from jobs import save_job, small_job, with_commands
+from prefect.client.schemas.objects import FlowRun
+from test_adapters import wait_for
+from test_end_to_end import STITCH, assert_failed, assert_film, is_final
+
+from prefect_renderfarm.flows import RenderJob
+from prefect_renderfarm.flows.results import RenderReport
+
+
+def slow_job(seconds: float = 6.0, **options: Any) -> RenderJob:
+    """Return a job of eight chunks, each of which takes so long."""
+    return small_job(f"--sleep {seconds}", **({"total_frames": 40, "chunks": 8} | options))
+
+
+def report_of(folder: Path) -> RenderReport:
+    """Return the report that a finished job left in its folder."""
+    [path] = folder.glob(".renderfarm/*/report.json")
+    return RenderReport.model_validate_json(path.read_text())
+
+
+def seconds_between(earlier: datetime | None, later: datetime | None) -> float:
+    """Return the seconds from one time to another; both must be known."""
+    assert earlier is not None
+    assert later is not None
+    return (later - earlier).total_seconds()
+
+
+def merge_runs(api: FarmClient, run: FlowRun) -> list[FlowRun]:
+    """Return the merge runs that a run started, the first one first."""
+    return sorted(api.children(run), key=lambda child: child.created or datetime.min)
+
+
+def merge_process(run: FlowRun) -> psutil.Process:
+    """Return the process of a merge run."""
+    return psutil.Process(int(str(run.infrastructure_pid).rsplit(":", 1)[-1]))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return the names of temporary files that an assembly left in a folder."""
+    return [path.name for path in folder.iterdir() if ".part" in path.name]
+
+
+def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Path) -> None:
+    """The merge run is warm when the last chunk is done, and the film follows within a second."""
+    job = slow_job()
+    run = api.submit("render-job/cloud", job=save_job(tmp_path, job), concurrency=2, **STITCH)
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    report = report_of(tmp_path)
+    assert 0 < seconds_between(report.rendered_at, report.assembled_at) < 1
+    [merge] = merge_runs(api, run)
+    assert seconds_between(merge.start_time, report.rendered_at) > 0
+    assert_film(tmp_path, job)
+    assert leftovers(tmp_path) == []
+
+
+def test_failed_rendering_leaves_no_merge_run(api: FarmClient, tmp_path: Path) -> None:
+    """When a chunk fails for good the waiting merge run is cancelled, and the old film stays."""
+    job = slow_job()
+    job = with_commands(job, {7: f"{job.chunks[7].command} --fail"})
+    (tmp_path / "film.mp4").write_bytes(b"the old film")
+    run = api.submit("render-job/cloud", job=save_job(tmp_path, job), concurrency=2, **STITCH)
+    assert_failed(run, "chunk 7", "asked to fail")
+    [merge] = merge_runs(api, run)
+    wait_for(lambda: is_final(api, merge), 30)
+    ended = api.flow_run(merge.id).state
+    assert ended is not None
+    assert ended.is_cancelled()
+    assert (tmp_path / "film.mp4").read_bytes() == b"the old film"
+    wait_for(lambda: leftovers(tmp_path) == [], 10)
+
+
+def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> None:
+    """A merge run that is killed while it waits is replaced, and what it wrote is cleaned up."""
+    job = slow_job()
+    run = api.submit(
+        "render-job/cloud", job=save_job(tmp_path, job), concurrency=2, watch=False, **STITCH
+    )
+    wait_for(lambda: leftovers(tmp_path) != [], 60)
+    [merge] = merge_runs(api, run)
+    merge_process(api.flow_run(merge.id)).kill()
+    wait_for(lambda: is_final(api, run), 90)
+    ended = api.flow_run(run.id).state
+    assert ended is not None
+    assert ended.is_completed(), ended.message
+    states = [api.flow_run(child.id).state_name for child in merge_runs(api, run)]
+    assert states == ["Crashed", "Completed"]
+    assert_film(tmp_path, job)
+    assert leftovers(tmp_path) == []
+
+
+def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) -> None:
+    """A merge run whose rendering is killed does not wait for ever; a new run makes the film."""
+    job = slow_job(4)
+    path = save_job(tmp_path, job)
+    run = api.submit("render-job/cloud", job=path, concurrency=2, watch=False, **STITCH)
+    wait_for(lambda: leftovers(tmp_path) != [], 60)
+    [merge] = merge_runs(api, run)
+    merge_process(api.flow_run(run.id)).kill()
+    wait_for(lambda: is_final(api, merge), 60)
+    assert api.flow_run(merge.id).state_name == "Released"
+    assert leftovers(tmp_path) == []
+    again = api.submit("render-job/cloud", job=path, concurrency=4, **STITCH)
+    assert again.state is not None
+    assert again.state.is_completed(), again.state.message
+    assert_film(tmp_path, job)
+
+
+def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
+    """A merge run that waits too long for a chunk gives its place back and says why."""
+    path = save_job(tmp_path, small_job())
+    started = time.monotonic()
+    run = api.submit("merge-job/local", job=path, patience=2, **STITCH)
+    assert time.monotonic() - started < 60
+    assert run.state is not None
+    assert run.state.is_cancelled()
+    assert "chunk 0 did not come within 2 s" in (run.state.message or "")
+
+
+@pytest.mark.parametrize("what", ["report", "id", "report text"])
+def test_merge_again_by_report_or_id(api: FarmClient, tmp_path: Path, what: str) -> None:
+    """What was rendered is assembled again by its report or its id, with another stitcher."""
+    job = small_job()
+    api.submit("render-job/cloud", job=save_job(tmp_path, job), merge="false")
+    [report] = tmp_path.glob(".renderfarm/*/report.json")
+    given = {"report": str(report), "id": "small", "report text": report.read_text()}[what]
+    folder = {"job_dir": tmp_path} if what == "id" else {}
+    run = api.submit(
+        "merge-job/local",
+        job=given,
+        stitcher="ffmpeg-stitcher/default",
+        output_file="again.mkv",
+        **folder,
+    )
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    assert_film(tmp_path, job, "again.mkv")
