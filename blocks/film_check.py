@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order
-from prefect_renderfarm.blocks.media import Media, read_media
+from prefect_renderfarm.blocks.growing_file import GrowingFile
+from prefect_renderfarm.blocks.media import Media, open_media, read_growing, read_media
 from prefect_renderfarm.blocks.mp4_index import (
     MP4_ENDINGS,
     Mp4Index,
@@ -119,6 +121,56 @@ def read_figures(film: Path, fps: Fraction) -> FilmFigures:
         sound.rate if sound else None,
         sound.is_pcm if sound else False,
     )
+
+
+class FilmFollower:
+    """Reads a film back, packet by packet, while it is written; for films without an index.
+
+    Args:
+        film: The film; it has been begun.
+    """
+
+    def __init__(self, film: Path) -> None:
+        self._film = film
+        self._file = GrowingFile(film)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
+        self._reading = self._thread.submit(read_growing, self._file)
+
+    def finish(self, fps: Fraction) -> FilmFigures:
+        """Return the figures of the film, which is now whole.
+
+        Raises:
+            AssemblyError: It cannot be read to its end, or has frames off the grid.
+        """
+        self._file.finish()
+        try:
+            times, time_base, sound = self._reading.result()
+            frames = len(frame_order(times, time_base, fps))
+            self._check_header(frames / fps)
+        except MediaFault as fault:
+            raise AssemblyError(f"the assembled film {fault}; it is not published") from None
+        figures = FilmFigures(frames, fps, clock_error(times, time_base, fps))
+        if sound is None:
+            return figures
+        return replace(
+            figures, audio_samples=sound.samples, audio_rate=sound.rate, pcm=sound.is_pcm
+        )
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._file.finish(abandon=True)
+        self._thread.shutdown()
+        self._file.close()
+
+    def _check_header(self, seconds: Fraction) -> None:
+        """Matroska tells its length in front, which is written last."""
+        if self._film.suffix.lower() not in (".mkv", ".webm"):
+            return
+        with open_media(self._film, probe=False) as container:
+            told = Fraction(container.duration or 0, 1_000_000)
+        # Sound may be longer than the picture by a packet, and the clock is one of 1 ms.
+        if not -Fraction(1, 500) <= told - seconds <= Fraction(1, 4):
+            raise MediaFault(f"lasts {float(told):.3f} s by its header, not {float(seconds):.3f} s")
 
 
 def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,9 @@ import av
 import av.container
 
 from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
+from prefect_renderfarm.blocks.film_check import FilmFigures, FilmFollower, read_figures
 from prefect_renderfarm.blocks.film_sound import FilmSound, TrackSound, open_film_sound
+from prefect_renderfarm.blocks.growing_file import SteadyFlush
 from prefect_renderfarm.blocks.media import Media, open_media
 from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
@@ -58,11 +60,12 @@ class FilmWriter:
         total_frames: int | None,
     ) -> None:
         self.frames = 0
-        self.video_bytes = 0
         self.reorder = reorder
         self._fps = first.fps
         self._sound: FilmSound | None = None
         self._track: TrackSound | None = None
+        self._film = film
+        self._follower: FilmFollower | None = None
         self._stack = ExitStack()
         with writing(film), ExitStack() as opening, open_media(first.path) as template:
             wanted = _muxer_options(film, first.fps, options, total_frames)
@@ -78,7 +81,11 @@ class FilmWriter:
                 )
             output.start_encoding()
             self._output = output
+            self._flush = SteadyFlush(film)
+            opening.callback(self._flush.close)
             self._stack = opening.pop_all()
+        if film.suffix.lower() not in MP4_ENDINGS:
+            self._follower = FilmFollower(film)
 
     def _begin_video(self, output: Any, source: Any, film: Path) -> Any:
         try:
@@ -113,19 +120,34 @@ class FilmWriter:
                 f"chunk file {str(chunk.path)!r} has other frames than when it was checked"
             )
         self.frames += chunk.frames
+        self._flush.grown(self.size)
 
-    def close(self) -> None:
-        """Write the end of the film and close it."""
+    def close(self) -> FilmFigures:
+        """Write the end of the film, close it, and return what was found by reading it back.
+
+        Raises:
+            AssemblyError: What was found is no whole film.
+        """
         if self._sound is not None:
             self._sound.close()
         self._stack.close()
+        if self._follower is None:
+            return read_figures(self._film, self._fps)
+        figures = self._follower.finish(self._fps)
+        self._follower.close()
+        return figures
 
     def abandon(self) -> None:
         """Close the film; it is not to be used."""
-        try:
+        with suppress(av.FFmpegError, OSError):
             self._stack.close()
-        except (av.FFmpegError, OSError):
-            return
+        if self._follower is not None:
+            self._follower.close()
+
+    @property
+    def size(self) -> int:
+        """Size of the film so far, in bytes."""
+        return self._film.stat().st_size
 
     def _copy_table(self, chunk: Media, table: Track) -> set[int]:
         """Copy the frames that a sample table tells of, without a demuxer."""
@@ -151,7 +173,6 @@ class FilmWriter:
                 packet.is_keyframe = keys is None or number in keys
                 seen.add(packet.pts)
                 mux(packet)
-        self.video_bytes += sum(table.sizes)
         return seen
 
     def _copy_packets(self, chunk: Media) -> set[int]:
@@ -175,7 +196,6 @@ class FilmWriter:
                 packet.pts = base + number
                 packet.dts = place + len(seen)
                 packet.duration = 1
-                self.video_bytes += packet.size
                 seen.add(packet.pts)
                 self._output.mux(packet)
         return seen

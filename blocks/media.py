@@ -17,6 +17,7 @@ import av.container
 
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order, reorder_depth
+from prefect_renderfarm.blocks.growing_file import GrowingFile
 from prefect_renderfarm.blocks.mp4_index import (
     MP4_ENDINGS,
     NotIndexedError,
@@ -24,6 +25,8 @@ from prefect_renderfarm.blocks.mp4_index import (
     read_mp4_index,
 )
 from prefect_renderfarm.blocks.signature import Signature, read_signature
+
+_BUFFER_BYTES = 1 << 20
 
 
 class Verify(StrEnum):
@@ -242,6 +245,25 @@ def _read_packets(
             clock_error=clock_error(times, video.time_base, rate),
             table=None if audio else video_table(path),
         )
+
+
+def read_growing(file: GrowingFile) -> tuple[list[int], Fraction, Sound | None]:
+    """Read every packet of a file that is still being written, to its end.
+
+    Returns:
+        The display times of all frames, their time base in seconds, and the sound.
+
+    Raises:
+        MediaFault: It is no whole media file.
+    """
+    options = {"codec_whitelist": "none"}
+    try:
+        with av.open(file, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
+            video, audio = _tracks(container)
+            times, sound = _read_times(container, video, audio)
+            return times, video.time_base, sound
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaFault(f"cannot be read back ({_reason(error)})") from None
 
 
 def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Sound | None]:

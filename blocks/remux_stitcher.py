@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
-from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures, read_figures
+from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures
 from prefect_renderfarm.blocks.film_writer import FilmOptions, FilmWriter, writing
 from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.publishing import publishing
@@ -98,17 +99,17 @@ class RemuxStitcher(CheckedStitcher):
         if check.differs:
             return self._with_ffmpeg()._assemble(chunks, film, check)
         writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
+        tell = watcher()
         try:
             with writing(film):
                 for chunk in chunks:
                     writer.append(chunk)
-                writer.close()
+                    tell(writer.frames, writer.size)
+                figures = writer.close()
         except BaseException:
             writer.abandon()
             raise
-        return check_figures(
-            read_figures(film, chunks[0].fps), writer.frames, len(chunks), check.sound.mode
-        )
+        return check_figures(figures, writer.frames, len(chunks), check.sound.mode)
 
     def _writer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmWriter:
         options = FilmOptions(self.audio_codec, self.audio_bitrate, self.faststart)
@@ -132,7 +133,6 @@ class _RemuxedFilm(GrowingFilm):
         self._film = film
         self._output = output
         self._writer: FilmWriter | None = None
-        self._fps = Fraction(0)
         self._figures: FilmFigures | None = None
         self._report: StitchReport | None = None
         self._started = time.monotonic()
@@ -140,7 +140,6 @@ class _RemuxedFilm(GrowingFilm):
     def append(self) -> None:
         chunk = self._check.take()
         if self._writer is None:
-            self._fps = chunk.fps
             self._check.plan_sound(self._stitcher._plan_sound(chunk, self._output))
             check_track(self._check.sound, self._check.total_frames or 0, chunk.fps)
             self._writer = self._stitcher._writer(chunk, self._film, self._check, chunk.reorder)
@@ -155,7 +154,7 @@ class _RemuxedFilm(GrowingFilm):
 
     @property
     def size(self) -> int:
-        return self._film.stat().st_size if self._writer and self._film.exists() else 0
+        return self._writer.size if self._writer else 0
 
     @property
     def report(self) -> StitchReport:
@@ -168,8 +167,7 @@ class _RemuxedFilm(GrowingFilm):
         if self._writer is None or self._check.missing:
             raise StitchInputError(f"film {str(self._output)!r}: not all {chunks} chunks came")
         with writing(self._film):
-            self._writer.close()
-        figures = read_figures(self._film, self._fps)
+            figures = self._writer.close()
         self._figures = check_figures(figures, self._writer.frames, chunks, self._check.sound.mode)
 
     def published(self) -> None:
