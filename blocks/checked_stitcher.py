@@ -16,6 +16,7 @@ from prefect_renderfarm.blocks.film_check import FilmFigures
 from prefect_renderfarm.blocks.media import Media, Verify
 from prefect_renderfarm.blocks.publishing import publishing
 from prefect_renderfarm.blocks.sound_plan import (
+    NO_TRACK,
     SoundMode,
     SoundPlan,
     check_codec,
@@ -72,10 +73,12 @@ class CheckedStitcher(VideoStitcher, ABC):
         description="Put the index of an mp4 or mov film first, so that it plays while it loads.",
     )
 
-    def check_output(self, output: Path) -> None:
+    def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film whose ending names no container, and one that is a folder."""
         if output.is_dir():
             raise StitchInputError(f"film {str(output)!r} is a folder: name a file")
+        if self.audio is SoundMode.TRACK and self.audio_track is None:
+            raise StitchInputError(NO_TRACK)
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
@@ -109,7 +112,7 @@ class CheckedStitcher(VideoStitcher, ABC):
         """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`."""
         started = time.monotonic()
         output = Path(output).absolute()
-        self.check_output(output)
+        self.check_output(output, inputs)
         check = self._chunk_check(inputs, output, fps, frame_counts)
         chunks = self._take_all(check, output)
         with publishing(output) as film:

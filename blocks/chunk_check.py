@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
 from prefect_renderfarm.blocks.frame_rate import parse_fps
-from prefect_renderfarm.blocks.media import Media, Verify, read_media
+from prefect_renderfarm.blocks.media import Media, Verify
+from prefect_renderfarm.blocks.media_reader import read_media
 from prefect_renderfarm.blocks.signature import difference
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_fault
 

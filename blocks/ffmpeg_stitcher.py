@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,16 +17,24 @@ from pydantic import Field
 from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.errors import AssemblyError
+from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.film_check import FilmFigures, check_film
 from prefect_renderfarm.blocks.film_sound import join_sound
 from prefect_renderfarm.blocks.film_writer import faststart_options
+from prefect_renderfarm.blocks.image_sequence import has_number, is_image_sequence
 from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.process_group import run_program
+from prefect_renderfarm.blocks.publishing import naming_the_disk
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.sequence_stitch import (
+    check_sequence_folder,
+    join_sequences,
+    link_sequence,
+)
 from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+from prefect_renderfarm.blocks.video_stitcher import StitchReport
 from prefect_renderfarm.blocks.whole_file import scratch_folder
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH")
@@ -71,17 +81,80 @@ class FfmpegStitcher(CheckedStitcher):
         title="Video codec",
         description="FFmpeg's name of the codec to encode the video with, or copy.",
     )
+    input_options: dict[str, str] = Field(
+        default={},
+        title="Input options",
+        description="Options of ffmpeg for reading the chunks, such as apply_trc for OpenEXR.",
+    )
     output_options: dict[str, str] = Field(
         default={},
         title="Output options",
         description="Further output options of ffmpeg, without the dash, such as crf: 18.",
     )
 
+    def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
+        """Refuse a film that has no container for it, and images that nothing would encode."""
+        images = [path for path in inputs if is_image_sequence(path)]
+        if images and len(images) < len(inputs):
+            other = next(path for path in inputs if path not in images)
+            raise StitchInputError(
+                f"chunk file {str(images[0])!r} is an image sequence, but {str(other)!r} is not: "
+                "let all chunks write the same kind"
+            )
+        if has_number(output):
+            if inputs and not images:
+                raise StitchInputError(
+                    f"sequence {str(output)!r}: the chunks are no image sequences: name a film"
+                )
+            check_sequence_folder(output)
+            return
+        super().check_output(output, inputs)
+        if images and self.video_codec == "copy":
+            raise StitchInputError(
+                f"chunk file {str(images[0])!r} is an image sequence, which has to be encoded: set "
+                "the stitcher's 'video_codec', such as libx264, or name a sequence as the output"
+            )
+
+    def stitch(
+        self,
+        inputs: Sequence[Path],
+        output: Path,
+        *,
+        fps: float | str | Fraction | None = None,
+        frame_counts: Sequence[int] | None = None,
+    ) -> StitchReport:
+        """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`.
+
+        An output such as `film/%05d.png` makes one image sequence of several.
+        """
+        output = Path(output).absolute()
+        if not has_number(output):
+            return super().stitch(inputs, output, fps=fps, frame_counts=frame_counts)
+        started = time.monotonic()
+        self.check_output(output, inputs)
+        check = self._chunk_check(inputs, output, fps or 1, frame_counts)
+        chunks = [check.take() for _ in inputs]
+        with naming_the_disk(output):
+            size = join_sequences(chunks, output)
+        frames = sum(chunk.frames for chunk in chunks)
+        return StitchReport(
+            output=output,
+            frames=frames,
+            fps=str(chunks[0].fps),
+            duration=float(frames / chunks[0].fps),
+            chunks=len(chunks),
+            size=size,
+            seconds=time.monotonic() - started,
+        )
+
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         sound = check.sound
         with scratch_folder(check.output) as folder:
             # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
-            inputs = [Path(write_playlist(chunks, folder).name)]
+            if chunks[0].images:
+                inputs = [Path(link_sequence(chunks, folder))]
+            else:
+                inputs = [Path(write_playlist(chunks, folder).name)]
             if sound.mode is not SoundMode.NONE:
                 # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
                 inputs.append(Path("sound.nut"))
@@ -102,7 +175,8 @@ class FfmpegStitcher(CheckedStitcher):
 
         Args:
             program: The ffmpeg program.
-            inputs: A playlist of the chunks, and a file with their sound if that is wanted.
+            inputs: A playlist of the chunks, or the name of their images; and a file with their
+                sound if that is wanted.
             film: The film to write.
             sound: What to do with the sound.
             chunks: The chunks.
@@ -125,7 +199,12 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
         if self.faststart and film.suffix.lower() in MP4_ENDINGS:
             options |= faststart_options(fps, sum(chunk.frames for chunk in chunks))
-        streams = [ffmpeg.input(str(inputs[0]), format="concat", safe=0)["v:0"]]
+        if chunks[0].images:
+            # A damaged picture would else be skipped, or filled up from the one before.
+            how = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
+        else:
+            how = {"format": "concat", "safe": "0"}
+        streams = [ffmpeg.input(str(inputs[0]), **(how | self.input_options))["v:0"]]
         streams += [ffmpeg.input(str(path))["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | self.output_options))
         graph = graph.global_args(*_GLOBAL_ARGUMENTS).overwrite_output()

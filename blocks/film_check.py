@@ -11,7 +11,8 @@ from pathlib import Path
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order
 from prefect_renderfarm.blocks.growing_file import GrowingFile
-from prefect_renderfarm.blocks.media import Media, open_media, read_growing, read_media
+from prefect_renderfarm.blocks.media import Media, open_media
+from prefect_renderfarm.blocks.media_reader import read_growing, read_media
 from prefect_renderfarm.blocks.mp4_index import (
     MP4_ENDINGS,
     Mp4Index,

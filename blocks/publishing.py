@@ -21,15 +21,24 @@ def publishing(output: Path) -> Iterator[Path]:
     Raises:
         AssemblyError: The film cannot be written; the message names the disk and its free space.
     """
+    with naming_the_disk(output), whole_file(output) as film:
+        yield film
+
+
+@contextmanager
+def naming_the_disk(output: Path) -> Iterator[None]:
+    """Turn the system's errors into an AssemblyError that tells of the disk.
+
+    Raises:
+        AssemblyError: What is written in the block cannot be.
+    """
     try:
-        with whole_file(output) as film:
-            try:
-                yield film
-            except AssemblyError as error:
-                # Some programs do not tell that their last bytes found no room.
-                if type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
-                    raise AssemblyError(f"{error}; {_disk(output)}") from error
-                raise
+        yield
+    except AssemblyError as error:
+        # Some programs do not tell that their last bytes found no room.
+        if type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
+            raise AssemblyError(f"{error}; {_disk(output)}") from error
+        raise
     except OSError as error:
         raise AssemblyError(
             f"film {str(output)!r} cannot be written: {error.strerror or error}; {_disk(output)}"

@@ -18,6 +18,7 @@ from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputErro
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
 from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures
 from prefect_renderfarm.blocks.film_writer import FilmOptions, FilmWriter, writing
+from prefect_renderfarm.blocks.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.publishing import publishing
 from prefect_renderfarm.blocks.sound_plan import check_track
@@ -65,6 +66,16 @@ class RemuxStitcher(CheckedStitcher):
         ),
     )
 
+    def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
+        """Refuse a film that has no container for it, and image sequences: they have no packets."""
+        super().check_output(output, inputs)
+        for path in inputs:
+            if is_image_sequence(path):
+                raise StitchInputError(
+                    f"chunk file {str(path)!r} is an image sequence, which has to be encoded: "
+                    "choose an ffmpeg-stitcher with a 'video_codec'"
+                )
+
     def grow(
         self,
         inputs: Sequence[Path],
@@ -75,7 +86,7 @@ class RemuxStitcher(CheckedStitcher):
     ) -> AbstractContextManager[GrowingFilm]:
         """Begin a film to which chunks are added as they come. See `VideoStitcher`."""
         output = Path(output).absolute()
-        self.check_output(output)
+        self.check_output(output, inputs)
         return self._growing(self._chunk_check(inputs, output, fps, frame_counts), output)
 
     @contextmanager

@@ -16,6 +16,10 @@ from prefect_renderfarm.blocks.media import Sound, open_media
 
 # mp4 has a place for PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
 _KEEPS_PCM = frozenset({".avi", ".mkv", ".mov", ".nut"})
+NO_TRACK = (
+    "the stitcher's 'audio' is 'track', but there is none: set its 'audio_track', or the job's "
+    "'audioTrack', to a sound file that lasts as long as the film"
+)
 # A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders put up to two first and one last.
 _PACKETS_OF_SLACK = 4 * 1024
 
@@ -60,10 +64,7 @@ def plan_sound(
         StitchInputError: The sound cannot be joined in that way.
     """
     if mode is SoundMode.TRACK and track is None:
-        raise StitchInputError(
-            "the stitcher's 'audio' is 'track', but there is none: set its 'audio_track', or the "
-            "job's 'audioTrack', to a sound file that lasts as long as the film"
-        )
+        raise StitchInputError(NO_TRACK)
     if track is not None and mode in (SoundMode.AUTO, SoundMode.TRACK):
         whole = read_track(track)
         keep = whole.is_pcm and film.suffix.lower() in _KEEPS_PCM

@@ -81,11 +81,15 @@ class GrowingFilm(ABC):
 class VideoStitcher(FarmBlock, ABC):
     """Assembles chunk files into one film. A subclass implements `stitch`."""
 
-    def check_output(self, output: Path) -> None:
+    def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film that this stitcher cannot make; called before any chunk is rendered.
 
+        Args:
+            output: The film.
+            inputs: The chunk files, which need not be there yet; their names tell enough.
+
         Raises:
-            StitchInputError: Saying what is wrong with the film's path.
+            StitchInputError: Saying what is wrong, and what to do.
         """
 
     def chunk_rules(self) -> ChunkRules:

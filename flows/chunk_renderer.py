@@ -16,8 +16,10 @@ from prefect_renderfarm.blocks import (
     WorkerResult,
     WorkStopped,
 )
+from prefect_renderfarm.blocks.chunk_file import content
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media import Media, file_sha256, read_media
+from prefect_renderfarm.blocks.media import Media
+from prefect_renderfarm.blocks.media_reader import read_media
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.signature import Signature, difference
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
@@ -77,7 +79,7 @@ class ChunkRenderer:
             worker = self._run_command(chunk)
             media = self._check_file(chunk)
             path = self._folder.chunk_file(chunk)
-            size, sha256 = path.stat().st_size, file_sha256(path)
+            size, sha256 = content(path) or (0, "")
         except BaseException:
             self._folder.drop_chunk(chunk)
             raise

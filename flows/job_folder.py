@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError
-from prefect_renderfarm.blocks.media import file_sha256
+from prefect_renderfarm.blocks.chunk_file import content, remove
 from prefect_renderfarm.blocks.whole_file import write_whole
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path
 from prefect_renderfarm.flows.results import ChunkResult, MergeReport, RenderReport
@@ -49,7 +49,7 @@ class JobFolder:
         try:
             write_whole(self.job_file, self.job.to_json())
             for chunk in self.job.chunks:
-                job_file_path(self.path, chunk).parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder(chunk)
         except OSError as error:
             raise SetupError(
                 f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
@@ -82,9 +82,10 @@ class JobFolder:
             self._manifest(chunk).unlink(missing_ok=True)
 
     def drop_chunk(self, chunk: Chunk) -> None:
-        """Remove a chunk's manifest, then its file."""
+        """Remove a chunk's manifest, then its file or its images."""
         self._manifest(chunk).unlink(missing_ok=True)
-        self.chunk_file(chunk).unlink(missing_ok=True)
+        remove(self.chunk_file(chunk))
+        self._make_folder(chunk)
 
     def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
         """Write a chunk's manifest: from here on it counts as done."""
@@ -109,9 +110,9 @@ class JobFolder:
                 f"chunk {chunk.id} of job {self.job.title!r} is not rendered in "
                 f"{str(self.path)!r}: run render-job"
             ) from None
-        size = path.stat().st_size if path.is_file() else None
-        if size != result.size or file_sha256(path) != result.sha256:
-            state = "is missing" if size is None else "has changed since it was rendered"
+        found = content(path)
+        if found != (result.size, result.sha256):
+            state = "is missing" if found is None else "has changed since it was rendered"
             raise AssemblyError(
                 f"chunk {chunk.id}: its file {str(path)!r} {state}: render it again"
             )
@@ -142,6 +143,12 @@ class JobFolder:
                 f"job folder {str(self.path)!r} is not the folder that merge-job sees under that "
                 "path: let both work pools share it"
             ) from None
+
+    def _make_folder(self, chunk: Chunk) -> None:
+        """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
+        path = self.chunk_file(chunk)
+        folder = path if chunk.output_file.endswith("/") else path.parent
+        folder.mkdir(parents=True, exist_ok=True)
 
     def _manifest(self, chunk: Chunk) -> Path:
         return self.records / "chunks" / f"{chunk.id:06d}.json"

@@ -22,6 +22,7 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.blocks.assembly_progress import watching
 from prefect_renderfarm.blocks.errors import NotAppendableError, RenderStopped
+from prefect_renderfarm.blocks.image_sequence import has_number
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.assembly import plan_assembly
@@ -180,6 +181,8 @@ def _run_merge_command(
 
 def _identity(film: Path | None) -> tuple[int, int, int] | None:
     """Return what changes when a film is written anew; None: there is none."""
+    if film is not None and has_number(film):
+        film = film.parent
     if film is None or not film.exists():
         return None
     status = film.stat()
@@ -187,12 +190,13 @@ def _identity(film: Path | None) -> tuple[int, int, int] | None:
 
 
 def _require_new(film: Path, before: tuple[int, int, int] | None, who: str) -> None:
-    if not film.exists():
+    after = _identity(film)
+    if after is None:
         raise AssemblyError(
             f"{who} ended without an error, but film {str(film)!r} is not there: leave output_file "
             "empty if a merge command writes another"
         )
-    if before is not None and _identity(film) == before:
+    if after == before:
         raise AssemblyError(
             f"{who} ended without an error, but film {str(film)!r} is the old one, untouched"
         )

@@ -171,7 +171,7 @@ def _check_film(
     track = folder.audio_track()
     if track is not None:
         stitcher = stitcher.with_track(track)
-    stitcher.check_output(film)
+    stitcher.check_output(film, [folder.chunk_file(chunk) for chunk in folder.job.chunks])
     if track is not None:
         stitcher.check_track(folder.job.metadata.total_frames, folder.job.metadata.rate)
     for chunk in folder.job.chunks:

@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from test_adapters import gone, wait_for
 
-from prefect_renderfarm.blocks.media import file_sha256
+from prefect_renderfarm.blocks.chunk_file import file_sha256
 from prefect_renderfarm.flows import RenderJob
 
 STITCH = {"stitcher": "remux-stitcher/default", "output_file": "film.mp4"}

@@ -1,0 +1,129 @@
+"""Image sequences: frames as numbered pictures, in a folder or under a name with a number in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+
+from prefect_renderfarm.blocks.errors import MediaFault
+
+IMAGE_ENDINGS = (
+    *(".png", ".exr", ".jpg", ".jpeg", ".tif", ".tiff", ".dpx", ".tga", ".bmp", ".webp"),
+)
+# As FFmpeg's image2 demuxer and most renderers write it.
+_NUMBER = re.compile(r"%(?:0(\d+))?d")
+
+
+def is_image_sequence(path: Path) -> bool:
+    """Return whether a path names pictures: a folder, or a file with a picture's ending."""
+    return path.suffix.lower() in IMAGE_ENDINGS or path.is_dir()
+
+
+def has_number(path: Path) -> bool:
+    """Return whether a path stands for many pictures, such as `film/%05d.png`."""
+    return path.suffix.lower() in IMAGE_ENDINGS and bool(_NUMBER.search(path.name))
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Return the path of one picture of a sequence such as `film/%05d.png`."""
+    return path.with_name(_NUMBER.sub(lambda m: f"{number:0{m[1] or 1}d}", path.name))
+
+
+def list_images(path: Path) -> dict[int, Path]:
+    """Return the pictures of a sequence by their number, in order.
+
+    Args:
+        path: A folder of pictures, a name such as `film/%05d.png`, or one picture, whose number
+            is 0.
+
+    Raises:
+        MediaFault: There are none, or the folder holds several sequences.
+    """
+    if path.is_file():
+        return {0: path}
+    if path.is_dir():
+        found = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS]
+        images = {_last_number(file): file for file in found}
+        if len(images) != len(found) or len({file.suffix for file in found}) > 1:
+            raise MediaFault("holds several image sequences: write one into each folder")
+    else:
+        parts = _NUMBER.split(path.name)
+        if len(parts) != 3:
+            raise MediaFault("does not exist")
+        digits = rf"(\d{{{parts[1] or 1},}})"
+        pattern = re.compile(re.escape(parts[0]) + digits + re.escape(parts[2]))
+        names = path.parent.iterdir() if path.parent.is_dir() else ()
+        images = {int(match[1]): file for file in names if (match := pattern.fullmatch(file.name))}
+    if not images:
+        raise MediaFault("holds no images")
+    return dict(sorted(images.items()))
+
+
+def complete_images(path: Path) -> tuple[Path, ...]:
+    """Return the pictures of a sequence in order; none is left out.
+
+    Raises:
+        MediaFault: There are none, or a number is missing.
+    """
+    images = list_images(path)
+    numbers = list(images)
+    for number, expected in zip(numbers, range(numbers[0], numbers[-1] + 1), strict=False):
+        if number != expected:
+            raise MediaFault(f"has no image {expected}, but images {numbers[0]} to {numbers[-1]}")
+    return tuple(images.values())
+
+
+def read_images(images: Sequence[Path], *, decode: bool) -> dict[str, str | int | None]:
+    """Return the signature of a sequence, which all its pictures share.
+
+    Args:
+        images: The pictures.
+        decode: Decode every picture; else the first one only.
+
+    Raises:
+        MediaFault: One is damaged, or differs from the first.
+    """
+    first = _read_image(images[0])
+    if decode:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for image, found in zip(images, pool.map(_read_image, images), strict=True):
+                if found != first:
+                    name = next(name for name in first if first[name] != found[name])
+                    raise MediaFault(
+                        f"has image {image.name!r} with {name} {found[name]}, not {first[name]}"
+                    )
+    return first
+
+
+def _read_image(path: Path) -> dict[str, str | int | None]:
+    options = {"protocol_whitelist": "file", "err_detect": "crccheck+bitstream+buffer+explode",
+               "pattern_type": "none"}  # fmt: skip
+    try:
+        with av.open(str(path.absolute()), options=options) as container:
+            frame = next(container.decode(video=0))
+            context = container.streams.video[0].codec_context
+            if frame.is_corrupt:
+                raise MediaFault(f"has a damaged image {path.name!r}")
+            return {
+                "tracks": "video",
+                "codec": context.name,
+                "frame size": f"{frame.width}x{frame.height}",
+                "pixel format": frame.format.name,
+            }
+    except FileNotFoundError:
+        raise MediaFault(f"has no image {path.name!r} any more") from None
+    except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
+        reason = getattr(error, "strerror", None) or "no picture in it"
+        raise MediaFault(f"has a damaged image {path.name!r} ({reason})") from None
+
+
+def _last_number(path: Path) -> int:
+    numbers = re.findall(r"\d+", path.stem)
+    if not numbers:
+        raise MediaFault(f"holds an image without a number, {path.name!r}")
+    return int(numbers[-1])

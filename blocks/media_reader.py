@@ -1,0 +1,230 @@
+"""Media files read with PyAV, packet by packet, and held to their frame grid."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order, reorder_depth
+from prefect_renderfarm.blocks.growing_file import GrowingFile
+from prefect_renderfarm.blocks.image_sequence import (
+    complete_images,
+    is_image_sequence,
+    read_images,
+)
+from prefect_renderfarm.blocks.media import (
+    Media,
+    Sound,
+    Verify,
+    open_media,
+    pcm_bytes,
+    reason_of,
+)
+from prefect_renderfarm.blocks.mp4_index import (
+    MP4_ENDINGS,
+    NotIndexedError,
+    Track,
+    read_mp4_index,
+)
+from prefect_renderfarm.blocks.signature import read_signature
+
+_BUFFER_BYTES = 1 << 20
+
+
+def read_media(
+    path: Path,
+    fps: Fraction | None = None,
+    *,
+    like: Media | None = None,
+    verify: Verify = Verify.PACKETS,
+    planned: int | None = None,
+) -> Media:
+    """Read a file, or an image sequence, and check that its frames lie on a grid of `fps`.
+
+    Args:
+        path: The file; or the folder of a sequence, or a name such as `film/%05d.png`.
+        fps: Frames a second that are planned; None: the file's own rate.
+        like: A file that has been read in full. One that is coded in the same way, byte for byte of
+            its headers, is then taken by its sample table alone, and others without a probe.
+        verify: `packets`: the time and place of every packet; `decode`: also decode every frame;
+            `header`: where a file has no sample table, believe that it has the planned frames.
+        planned: Number of frames that are planned, for `header`.
+
+    Raises:
+        MediaFault: The file is missing, damaged or cut short; has no or several video tracks, or
+            several audio tracks; or has frames that are doubled, missing or off the grid.
+    """
+    if is_image_sequence(path):
+        return _read_sequence(path, fps, verify)
+    media = (like and _read_alike(path, fps, like)) or _read_packets(
+        path, fps, probe=like is None, planned=planned if verify is Verify.HEADER else None
+    )
+    if verify is Verify.DECODE:
+        decode_frames(path, media.frames)
+    return media
+
+
+def decode_frames(path: Path, frames: int) -> None:
+    """Decode every frame of a file, and let nothing pass that a decoder can notice.
+
+    Raises:
+        MediaFault: A frame is damaged, or there are more or fewer than `frames`.
+    """
+    decoded = 0
+    with open_media(path, strict=True) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        try:
+            for frame in container.decode(video=0):
+                if frame.is_corrupt:
+                    raise MediaFault(f"has damage in frame {decoded}")
+                decoded += 1
+        except av.FFmpegError as error:
+            raise MediaFault(
+                f"cannot be decoded past frame {decoded} ({reason_of(error)}): render it again"
+            ) from None
+    if decoded != frames:
+        raise MediaFault(f"has {frames} frames, of which only {decoded} can be decoded")
+
+
+def video_table(path: Path) -> Track | None:
+    """Return the sample table of an mp4 or mov file that holds one video track and nothing else."""
+    if path.suffix.lower() not in MP4_ENDINGS:
+        return None
+    with suppress(NotIndexedError, OSError):
+        tracks = read_mp4_index(path).tracks
+        if len(tracks) == 1 and tracks[0].kind == "vide":
+            return tracks[0]
+    return None
+
+
+def _read_sequence(path: Path, fps: Fraction | None, verify: Verify) -> Media:
+    images = complete_images(path)
+    if fps is None:
+        raise MediaFault(f"has {len(images)} images, which tell no frame rate: give fps")
+    signature = read_images(images, decode=verify is not Verify.HEADER)
+    return Media(path, len(images), 0, fps, 0, signature, images=images)
+
+
+def _read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
+    """Take a file by its sample table if it is coded like another; None if that cannot be told."""
+    known, table = like.table, None if like.table is None else video_table(path)
+    rate = fps or like.fps
+    if known is None or table is None:
+        return None
+    told = (known.description, known.matrix, known.timescale)
+    if told != (table.description, table.matrix, table.timescale):
+        return None
+    try:
+        order = frame_order(table.shown, Fraction(1, table.timescale), rate)
+    except MediaFault:
+        return None
+    return replace(like, path=path, frames=len(order), first_time=0, fps=rate,
+                   reorder=reorder_depth(order), table=table)  # fmt: skip
+
+
+def _read_packets(
+    path: Path, fps: Fraction | None, *, probe: bool, planned: int | None = None
+) -> Media:
+    with open_media(path, probe=probe) as container:
+        # A codec without a header of its own tells nothing unless it is decoded.
+        if not probe and any(not v.codec_context.extradata for v in container.streams.video):
+            return _read_packets(path, fps, probe=True, planned=planned)
+        video, audio = _tracks(container)
+        signature = read_signature(container, video, audio)
+        rate = fps or video.average_rate or video.guessed_rate
+        if not rate:
+            raise MediaFault("does not tell its frame rate: give fps")
+        if planned is not None and audio is None and video.start_time is not None:
+            depth = video.codec_context.reorder_depth
+            return Media(path, planned, video.start_time, rate, depth, signature)
+        times, sound = _read_times(container, video, audio)
+        order = frame_order(times, video.time_base, rate)
+        announced = video.frames
+        if announced and announced != len(order):
+            raise MediaFault(f"is cut short: {len(order)} of the {announced} frames of its header")
+        return Media(
+            path=path,
+            frames=len(order),
+            first_time=min(times),
+            fps=rate,
+            # One frame tells nothing of the depth that its encoder uses elsewhere.
+            reorder=max(reorder_depth(order), video.codec_context.reorder_depth if probe else 0),
+            signature=signature,
+            sound=sound and replace(sound, start=sound.start - min(times) * video.time_base),
+            clock_error=clock_error(times, video.time_base, rate),
+            table=None if audio else video_table(path),
+        )
+
+
+def read_growing(file: GrowingFile) -> tuple[list[int], Fraction, Sound | None]:
+    """Read every packet of a file that is still being written, to its end.
+
+    Returns:
+        The display times of all frames, their time base in seconds, and the sound.
+
+    Raises:
+        MediaFault: It is no whole media file.
+    """
+    options = {"codec_whitelist": "none"}
+    try:
+        with av.open(file, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
+            video, audio = _tracks(container)
+            times, sound = _read_times(container, video, audio)
+            return times, video.time_base, sound
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaFault(f"cannot be read back ({reason_of(error)})") from None
+
+
+def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Sound | None]:
+    """Return the display times of all frames, and the sound with its start on the same clock."""
+    times: list[int] = []
+    samples = Fraction(0)
+    start: Fraction | None = None
+    try:
+        for packet in container.demux(*filter(None, (video, audio))):
+            if packet.size == 0:
+                continue
+            if packet.is_corrupt:
+                raise MediaFault(f"has a damaged packet after {len(times)} frames")
+            if packet.stream_index == video.index:
+                if packet.pts is None or packet.is_discard:
+                    raise MediaFault(
+                        "has frames without a timestamp, or hidden by an edit list: "
+                        "write it as mp4, mov, mkv or ts without cutting"
+                    )
+                times.append(packet.pts)
+            else:
+                samples += _samples(packet, audio)
+                if start is None and packet.pts is not None:
+                    start = packet.pts * packet.time_base
+    except av.FFmpegError as error:
+        raise MediaFault(
+            f"cannot be read past frame {len(times)} ({reason_of(error)}): is it whole?"
+        ) from None
+    if audio is None:
+        return times, None
+    context = audio.codec_context
+    return times, Sound(context.name, context.sample_rate, round(samples), start or Fraction(0))
+
+
+def _tracks(container: av.container.InputContainer) -> tuple[Any, Any]:
+    videos, audios = container.streams.video, container.streams.audio
+    if len(videos) != 1:
+        raise MediaFault(f"has {len(videos)} video tracks, not one")
+    if len(audios) > 1:
+        raise MediaFault(f"has {len(audios)} audio tracks: at most one can be assembled")
+    return videos[0], audios[0] if audios else None
+
+
+def _samples(packet: Any, audio: Any) -> Fraction:
+    context = audio.codec_context
+    if size := pcm_bytes(context.name):
+        return Fraction(packet.size, size * len(context.layout.channels))
+    return Fraction((packet.duration or 0) * packet.time_base * context.sample_rate)

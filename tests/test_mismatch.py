@@ -1,0 +1,93 @@
+"""Chunks of differing encoder settings: refused, joined by ffmpeg, or encoded anew, as asked."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from media_samples import Recipe, frame_hashes, frame_times, write_clip
+
+from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher, StitchInputError
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Path]:
+    """Chunks of one codec with differing parameter sets."""
+    return [
+        write_clip(tmp_path / "0.mp4", 0, 6, Recipe()),
+        write_clip(tmp_path / "1.mp4", 6, 6, Recipe(b_frames=0)),
+        write_clip(tmp_path / "2.mp4", 12, 6, Recipe()),
+    ]
+
+
+def test_refused_unless_asked(mixed: list[Path], tmp_path: Path) -> None:
+    """By default the chunk is named, and what differs."""
+    with pytest.raises(StitchInputError, match=r"1\.mp4.*codec header|1\.mp4.*profile"):
+        RemuxStitcher().stitch(mixed, tmp_path / "film.mp4", fps=30)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_joined_by_ffmpeg(mixed: list[Path], tmp_path: Path, ending: str) -> None:
+    """Ffmpeg's concat demuxer keeps every frame and its time, though the headers differ."""
+    film = tmp_path / f"film{ending}"
+    report = RemuxStitcher(on_mismatch="ffmpeg").stitch(mixed, film, fps=30, frame_counts=[6, 6, 6])
+    assert report.frames == 18
+    assert frame_hashes(film) == [digest for path in mixed for digest in frame_hashes(path)]
+    times = frame_times(film)
+    worst = max(abs(time - times[0] - Fraction(n, 30)) for n, time in enumerate(times))
+    assert worst <= (Fraction(1, 2000) if ending == ".mkv" else 0)
+
+
+def test_encoded_anew(mixed: list[Path], tmp_path: Path) -> None:
+    """With the name of an encoder even another codec fits; frames and clock are right."""
+    mixed[1] = write_clip(tmp_path / "1.mkv", 6, 6, Recipe(ending=".mkv", codec="mpeg4"))
+    film = tmp_path / "film.mp4"
+    with pytest.raises(StitchInputError, match=r"1\.mkv.*container"):
+        RemuxStitcher(on_mismatch="ffmpeg").stitch(mixed, film, fps=30)
+    report = RemuxStitcher(on_mismatch="libx264").stitch(mixed, film, fps=30)
+    assert (report.frames, report.clock_error) == (18, 0.0)
+    with av.open(str(film)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+
+
+def test_size_always_counts(mixed: list[Path], tmp_path: Path) -> None:
+    """Nothing is scaled unasked, whatever is done about other differences."""
+    write_clip(mixed[1], 6, 6, Recipe(width=192))
+    for choice in ("ffmpeg", "libx264"):
+        with pytest.raises(StitchInputError, match=r"1\.mp4.*frame size 192x96, not 160x96"):
+            RemuxStitcher(on_mismatch=choice).stitch(mixed, tmp_path / "film.mp4", fps=30)
+
+
+def test_chunks_that_fit_are_copied(tmp_path: Path) -> None:
+    """Where nothing differs, packets are copied, whatever is chosen for the other case."""
+    chunks = [write_clip(tmp_path / f"{n}.mp4", 6 * n, 6, Recipe()) for n in range(2)]
+    films = [tmp_path / "refuse.mp4", tmp_path / "no-such-encoder.mp4"]
+    for film in films:
+        RemuxStitcher(on_mismatch=film.stem).stitch(chunks, film, fps=30)
+    assert films[0].read_bytes() == films[1].read_bytes()
+
+
+def grow(stitcher: RemuxStitcher, chunks: list[Path], film: Path) -> None:
+    """Make a film chunk by chunk."""
+    with stitcher.grow(chunks, film, fps=30, frame_counts=[6] * len(chunks)) as growing:
+        for _ in chunks:
+            growing.append()
+
+
+def test_growing_film_falls_back(mixed: list[Path], tmp_path: Path) -> None:
+    """A film that grows chunk by chunk cannot take a differing one: the caller stitches then."""
+    film = tmp_path / "film.mp4"
+    stitcher = RemuxStitcher(on_mismatch="ffmpeg")
+    with pytest.raises(AssemblyError, match="all chunks at once"):
+        grow(stitcher, mixed, film)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+def test_container_that_cannot_hold_the_codec(tmp_path: Path) -> None:
+    """A codec that the film's container refuses is named, with the fix."""
+    chunks = [write_clip(tmp_path / f"{n}.mkv", 6 * n, 6, Recipe(ending=".mkv")) for n in range(2)]
+    with pytest.raises(AssemblyError, match=r"\.webm film cannot hold h264.*\.mkv"):
+        RemuxStitcher().stitch(chunks, tmp_path / "film.webm", fps=30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mkv", "1.mkv"]
