@@ -84,7 +84,7 @@ class FfmpegStitcher(CheckedStitcher):
     input_options: dict[str, str] = Field(
         default={},
         title="Input options",
-        description="Options of ffmpeg for reading the chunks, such as apply_trc for OpenEXR.",
+        description="Options of ffmpeg for reading the chunks, such as layer or part for OpenEXR.",
     )
     output_options: dict[str, str] = Field(
         default={},
