@@ -27,6 +27,7 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.flows.in_sync import in_sync
 from prefect_renderfarm.flows.job import RenderJob
+from prefect_renderfarm.flows.results import RenderReport
 
 BlockType = TypeVar("BlockType", bound=Block)
 
@@ -37,7 +38,11 @@ def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     The union that this is attached to is what the server and the UI see: a form with a dropdown of
     saved blocks, or a name. Prefect resolves references to saved blocks before.
     """
-    return value if isinstance(value, Block | RenderJob | str | dict) else handler(value)
+    return (
+        value
+        if isinstance(value, Block | RenderJob | RenderReport | str | dict)
+        else handler(value)
+    )
 
 
 _given = WrapValidator(_as_given)
@@ -60,7 +65,7 @@ class _Optional:
 
 
 if TYPE_CHECKING:  # from Python, a block of one's own class will do
-    JobParameter = RenderJob | str | dict[str, Any]
+    JobParameter = RenderJob | RenderReport | str | dict[str, Any]
     AdapterParameter = WorkerAdapter | str
     OptionalAdapterParameter = WorkerAdapter | str | None
     StitcherParameter = VideoStitcher | str | None

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,27 @@ class FarmClient:
             timeout=240,
         )
 
-    def submit(
-        self, deployment: str, *options: str, watch: bool = True, **parameters: Any
-    ) -> FlowRun:
-        """Run a deployment as `prefect deployment run` does, and return its flow run."""
+    def submit(self, deployment: str, *, watch: bool = True, **parameters: Any) -> FlowRun:
+        """Run a deployment by the server's API, and return its flow run when it has ended."""
+        given = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in parameters.items()
+        }
+        with SyncPrefectClient(self.farm.api_url) as client:
+            found = client.read_deployment_by_name(deployment)
+            # What is not given comes from the deployment, as on the command line.
+            run = client.create_flow_run_from_deployment(
+                found.id, parameters=found.parameters | given
+            )
+            while watch and not (run.state and run.state.is_final()):
+                time.sleep(0.25)
+                run = client.read_flow_run(run.id)
+        return run
+
+    def type_and_watch(self, deployment: str, **parameters: Any) -> FlowRun:
+        """Run a deployment as a user types it, with `--watch`, and return its flow run."""
         words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-        watching = ["--watch"] if watch else []
-        done = self.command("deployment", "run", deployment, *words, *watching, *options)
+        done = self.command("deployment", "run", deployment, *words, "--watch")
         line = next((line for line in done.stdout.splitlines() if "UUID: " in line), None)
         assert line is not None, done.stdout + done.stderr
         return self.flow_run(line.split("UUID: ")[1].strip())

@@ -19,7 +19,6 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from test_adapters import gone, wait_for
 
-from prefect_renderfarm.blocks.chunk_file import file_sha256
 from prefect_renderfarm.flows import RenderJob
 
 STITCH = {"stitcher": "remux-stitcher/default", "output_file": "film.mp4"}
@@ -52,7 +51,7 @@ def test_render_on_one_pool_assemble_on_another(api: FarmClient, tmp_path: Path)
     """Chunks are rendered by the worker of `cloud`, the film is put together by that of `local`."""
     job = small_job("--audio pcm_s16le", output_template="chunks/{id}.mkv")
     lossless = {"stitcher": "remux-stitcher/lossless-sound", "output_file": "film.mp4"}
-    run = api.submit("render-job/cloud", job=save_job(tmp_path, job), **lossless)
+    run = api.type_and_watch("render-job/cloud", job=save_job(tmp_path, job), **lossless)
     assert run.state is not None
     assert run.state.is_completed()
     assert run.name == "render job"
@@ -81,7 +80,7 @@ def task_logs(api: FarmClient, run: FlowRun) -> list[str]:
 def test_relative_path_is_refused(api: FarmClient, tmp_path: Path) -> None:
     """A relative path would mean the worker's folder: the run fails and says so."""
     save_job(tmp_path, small_job())
-    run = api.submit("render-job/cloud", job="job.json")
+    run = api.type_and_watch("render-job/cloud", job="job.json")
     assert_failed(run, "'job.json'", "relative path", "worker's folder", "absolute path")
 
 
@@ -110,7 +109,7 @@ def test_helios_job_with_its_merge_command(api: FarmClient, tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("".join(f"file output_part_{n}.mp4\n" for n in range(3)))
     path = tmp_path / "helios.json"
     path.write_text(json.dumps(helios_job()))
-    run = api.submit("render-job/cloud", job=path, merge_adapter="local-adapter/default")
+    run = api.type_and_watch("render-job/cloud", job=path, merge_adapter="local-adapter/default")
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
     assert [child.work_pool_name for child in api.children(run)] == ["local"]
@@ -210,21 +209,6 @@ def is_final(api: FarmClient, run: FlowRun) -> bool:
     """Return whether a run has come to its end."""
     state = api.flow_run(run.id).state
     return state is not None and state.is_final()
-
-
-def test_merge_alone(api: FarmClient, tmp_path: Path) -> None:
-    """`merge-job` puts finished chunks together again, with another stitcher."""
-    job = small_job()
-    path = save_job(tmp_path, job)
-    api.submit("render-job/cloud", job=path, merge="false")
-    before = [file_sha256(tmp_path / chunk.output_file) for chunk in job.chunks]
-    run = api.submit(
-        "merge-job/local", job=path, stitcher="ffmpeg-stitcher/default", output_file="again.mkv"
-    )
-    assert run.state is not None
-    assert run.state.is_completed(), run.state.message
-    assert_film(tmp_path, job, "again.mkv")
-    assert before == [file_sha256(tmp_path / chunk.output_file) for chunk in job.chunks]
 
 
 def start_long_job(api: FarmClient, folder: Path) -> tuple[FlowRun, list[int]]:

@@ -15,13 +15,15 @@ from prefect.client.schemas.objects import FlowRun
 from test_adapters import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
-from prefect_renderfarm.flows import RenderJob
+from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks.chunk_file import file_sha256
+from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.results import RenderReport
 
 
-def slow_job(seconds: float = 6.0, **options: Any) -> RenderJob:
-    """Return a job of eight chunks, each of which takes so long."""
-    return small_job(f"--sleep {seconds}", **({"total_frames": 40, "chunks": 8} | options))
+def slow_job(seconds: float = 3.0, **options: Any) -> RenderJob:
+    """Return a job of six chunks, each of which takes so long."""
+    return small_job(f"--sleep {seconds}", **({"total_frames": 30, "chunks": 6} | options))
 
 
 def report_of(folder: Path) -> RenderReport:
@@ -68,7 +70,7 @@ def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Pat
 
 def test_failed_rendering_leaves_no_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """When a chunk fails for good the waiting merge run is cancelled, and the old film stays."""
-    job = slow_job()
+    job = slow_job(2, chunks=8)
     job = with_commands(job, {7: f"{job.chunks[7].command} --fail"})
     (tmp_path / "film.mp4").write_bytes(b"the old film")
     run = api.submit("render-job/cloud", job=save_job(tmp_path, job), concurrency=2, **STITCH)
@@ -103,7 +105,7 @@ def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> Non
 
 def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """A merge run whose rendering is killed does not wait for ever; a new run makes the film."""
-    job = slow_job(4)
+    job = slow_job()
     path = save_job(tmp_path, job)
     run = api.submit("render-job/cloud", job=path, concurrency=2, watch=False, **STITCH)
     wait_for(lambda: leftovers(tmp_path) != [], 60)
@@ -129,21 +131,25 @@ def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
     assert "chunk 0 did not come within 2 s" in (run.state.message or "")
 
 
-@pytest.mark.parametrize("what", ["report", "id", "report text"])
-def test_merge_again_by_report_or_id(api: FarmClient, tmp_path: Path, what: str) -> None:
+def test_merge_again_by_report_or_id(api: FarmClient, tmp_path: Path) -> None:
     """What was rendered is assembled again by its report or its id, with another stitcher."""
     job = small_job()
-    api.submit("render-job/cloud", job=save_job(tmp_path, job), merge="false")
+    render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, merge=False)
     [report] = tmp_path.glob(".renderfarm/*/report.json")
-    given = {"report": str(report), "id": "small", "report text": report.read_text()}[what]
-    folder = {"job_dir": tmp_path} if what == "id" else {}
-    run = api.submit(
+    before = [file_sha256(tmp_path / chunk.output_file) for chunk in job.chunks]
+    run = api.type_and_watch(
         "merge-job/local",
-        job=given,
+        job=report,
         stitcher="ffmpeg-stitcher/default",
         output_file="again.mkv",
-        **folder,
     )
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
     assert_film(tmp_path, job, "again.mkv")
+    for number, given in enumerate(["small", report.read_text(), report_of(tmp_path)]):
+        film = Path(f"{number}.mp4")
+        merge_job(given, stitcher=RemuxStitcher(), output_file=film, job_dir=tmp_path)
+        assert_film(tmp_path, job, film.name)
+    assert before == [file_sha256(tmp_path / chunk.output_file) for chunk in job.chunks]
+    with pytest.raises(JobError, match=r"job 'tiny': no job with this id"):
+        merge_job("tiny", stitcher=RemuxStitcher(), output_file=Path("a.mp4"), job_dir=tmp_path)

@@ -125,7 +125,7 @@ def bench_job(folder: Path) -> None:
             path = folder / "farm-job" / "job.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(job.to_json())
-            run = client.submit(
+            run = client.type_and_watch(
                 "render-job/cloud", job=path, stitcher="remux-stitcher/default",
                 output_file="film.mp4", concurrency=width,
             )  # fmt: skip
