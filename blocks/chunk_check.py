@@ -101,8 +101,7 @@ class ChunkCheck:
                 raise MediaFault(f"differs from the first chunk file: {odd}")  # noqa: TRY301
         except MediaFault as fault:
             raise self._refuse(number, str(fault)) from None
-        if first and difference(first.signature, chunk.signature):
-            self.differs = True
+        self.differs = self.differs or bool(first and difference(first.signature, chunk.signature))
         self._check_sound(number, chunk)
         self._fps = chunk.fps
         self._taken.append(chunk)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.container
@@ -19,7 +18,7 @@ from prefect_renderfarm.blocks.film_check import FilmFigures, FilmFollower, read
 from prefect_renderfarm.blocks.film_sound import FilmSound, TrackSound, open_film_sound
 from prefect_renderfarm.blocks.growing_file import SteadyFlush
 from prefect_renderfarm.blocks.media import Media, open_media
-from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track
+from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track, read_samples
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
 
 
@@ -60,6 +59,7 @@ class FilmWriter:
         total_frames: int | None,
     ) -> None:
         self.frames = 0
+        self._written = 0
         self.reorder = reorder
         self._fps = first.fps
         self._sound: FilmSound | None = None
@@ -120,7 +120,7 @@ class FilmWriter:
                 f"chunk file {str(chunk.path)!r} has other frames than when it was checked"
             )
         self.frames += chunk.frames
-        self._flush.grown(self.size)
+        self._flush.grown(self._written)
 
     def close(self) -> FilmFigures:
         """Write the end of the film, close it, and return what was found by reading it back.
@@ -150,29 +150,30 @@ class FilmWriter:
         return self._film.stat().st_size
 
     def _copy_table(self, chunk: Media, table: Track) -> set[int]:
-        """Copy the frames that a sample table tells of, without a demuxer."""
+        """Copy the frames that a sample table tells of, without a demuxer.
+
+        Raises:
+            AssemblyError: The file has become shorter.
+        """
         base, place, tick = self.frames, self.frames - self.reorder, 1 / self._fps
         step = Fraction(table.timescale) / self._fps
         above, below = step.denominator, step.numerator
         video, mux, keys = self._video, self._output.mux_one, table.keys
         seen = set()
         with chunk.path.open("rb", buffering=0) as file:
-            descriptor = file.fileno()
-            for number, (size, offset, shown) in enumerate(
-                zip(table.sizes, table.offsets, table.shown, strict=True)
+            for number, (data, shown) in enumerate(
+                zip(read_samples(file.fileno(), table), table.shown, strict=True)
             ):
-                data = os.pread(descriptor, size, offset)
-                if len(data) != size:
-                    raise AssemblyError(f"chunk file {str(chunk.path)!r} was cut short meanwhile")
-                packet = av.Packet(data)
+                packet = av.Packet(cast(bytes, data))
                 packet.stream = video
                 packet.time_base = tick
-                packet.pts = base + (2 * shown * above + below) // (2 * below)
+                packet.pts = time = base + (2 * shown * above + below) // (2 * below)
                 packet.dts = place + number
                 packet.duration = 1
                 packet.is_keyframe = keys is None or number in keys
-                seen.add(packet.pts)
+                seen.add(time)
                 mux(packet)
+        self._written += sum(table.sizes)
         return seen
 
     def _copy_packets(self, chunk: Media) -> set[int]:
@@ -197,6 +198,7 @@ class FilmWriter:
                 packet.dts = place + len(seen)
                 packet.duration = 1
                 seen.add(packet.pts)
+                self._written += packet.size
                 self._output.mux(packet)
         return seen
 

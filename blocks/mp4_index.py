@@ -18,9 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_renderfarm.blocks.errors import AssemblyError
+
 MP4_ENDINGS = (".mp4", ".m4v", ".mov")
 _MOST_INDEX_BYTES = 256 * 1024 * 1024
 _WHOLE_SPEED = 1 << 16
+_READ_BYTES = 1 << 20
 
 
 class NotIndexedError(Exception):
@@ -88,6 +91,28 @@ def read_mp4_index(path: Path) -> Mp4Index:
         return _parse_moov(moov, size)
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise NotIndexedError(f"the index cannot be read: {error}") from None
+
+
+def read_samples(descriptor: int, table: Track) -> Iterator[memoryview]:
+    """Give the bytes of each sample, in decoding order; those that lie together are read together.
+
+    Raises:
+        AssemblyError: The file ends before its last sample.
+    """
+    start = 0
+    count = len(table.sizes)
+    while start < count:
+        begin = end = table.offsets[start]
+        stop = start
+        while stop < count and table.offsets[stop] == end and end - begin < _READ_BYTES:
+            end += table.sizes[stop]
+            stop += 1
+        data = memoryview(os.pread(descriptor, end - begin, begin))
+        if len(data) != end - begin:
+            raise AssemblyError("a chunk file was cut short while it was being copied")
+        for offset, size in zip(table.offsets[start:stop], table.sizes[start:stop], strict=True):
+            yield data[offset - begin : offset - begin + size]
+        start = stop
 
 
 def _find_moov(descriptor: int, size: int) -> bytes:
