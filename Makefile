@@ -1,5 +1,5 @@
 # make demo   render a film through a farm of two work pools, on this machine
-# make test   all checks and tests
+# make test   all checks and tests; make test-long  the tests that take minutes
 # make up     start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
 # make check  ruff and mypy; make bench  benchmarks; make screenshots  docs/pictures anew
 # make lock   requirements.lock anew; make clean  remove what was made
@@ -18,13 +18,16 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 SOURCES := $(sort $(wildcard blocks/* flows/*))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check up down bench screenshots lock clean
+.PHONY: demo test test-long check up down bench screenshots lock clean
 
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
 test: check
 	@$(BIN)/python -m pytest
+
+test-long: $(LINKED)
+	@$(BIN)/python -m pytest -m long
 
 check: $(LINKED)
 	$(BIN)/ruff check .

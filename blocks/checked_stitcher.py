@@ -21,6 +21,7 @@ from prefect_renderfarm.blocks.sound_plan import (
     SoundPlan,
     check_codec,
     check_track,
+    find_encoder,
     plan_sound,
     sound_codec,
 )
@@ -79,6 +80,8 @@ class CheckedStitcher(VideoStitcher, ABC):
             raise StitchInputError(f"film {str(output)!r} is a folder: name a file")
         if self.audio is SoundMode.TRACK and self.audio_track is None:
             raise StitchInputError(NO_TRACK)
+        if self.audio_codec is not None:
+            find_encoder(self.audio_codec)
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
@@ -146,5 +149,5 @@ class CheckedStitcher(VideoStitcher, ABC):
     def _plan_sound(self, first: Media, output: Path) -> SoundPlan:
         plan = plan_sound(self.audio, first.sound, output, self.audio_track)
         if plan.mode is SoundMode.ENCODE and plan.source is not None:
-            check_codec(sound_codec(self.audio_codec, output), plan.source.rate)
+            check_codec(sound_codec(self.audio_codec, output), plan.source)
         return plan

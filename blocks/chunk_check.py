@@ -57,11 +57,13 @@ class ChunkCheck:
             self._fps = None if fps is None else parse_fps(fps)
         except ValueError as error:
             raise StitchInputError(f"{film}: {error}") from None
-        if output.resolve() in {path.resolve() for path in self.paths}:
-            raise StitchInputError(f"{film} is also a chunk file: name another film")
+        if same := [path for path in self.paths if path.resolve() == output.resolve()]:
+            raise StitchInputError(f"{film} is also chunk file {str(same[0])!r}: name another film")
         if len(set(self.paths)) != len(self.paths):
             double = next(path for path in self.paths if self.paths.count(path) > 1)
-            raise StitchInputError(f"chunk file {str(double)!r} is named more than once")
+            raise StitchInputError(
+                f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
+            )
 
     @property
     def total_frames(self) -> int | None:
@@ -98,7 +100,9 @@ class ChunkCheck:
             if planned is not None and chunk.frames != planned:
                 raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")  # noqa: TRY301
             if first and (odd := difference(first.signature, chunk.signature, self._may_differ)):
-                raise MediaFault(f"differs from the first chunk file: {odd}")  # noqa: TRY301
+                raise MediaFault(  # noqa: TRY301
+                    f"differs from the first chunk file: {odd}; render all with the same settings"
+                )
         except MediaFault as fault:
             raise self._refuse(number, str(fault)) from None
         self.differs = self.differs or bool(first and difference(first.signature, chunk.signature))
@@ -116,4 +120,6 @@ class ChunkCheck:
 
     def _refuse(self, number: int, fault: str) -> StitchInputError:
         place = f"number {number + 1} of {len(self.paths)}"
+        if self._frame_counts is not None:
+            place += f", {self._frame_counts[number]} frames planned"
         return StitchInputError(f"chunk file {str(self.paths[number])!r} ({place}) {fault}")

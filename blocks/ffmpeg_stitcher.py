@@ -19,12 +19,11 @@ from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
-from prefect_renderfarm.blocks.film_check import FilmFigures, check_film
+from prefect_renderfarm.blocks.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
 from prefect_renderfarm.blocks.film_sound import join_sound
-from prefect_renderfarm.blocks.film_writer import faststart_options
+from prefect_renderfarm.blocks.film_writer import check_container, muxer_options
 from prefect_renderfarm.blocks.image_sequence import has_number, is_image_sequence
 from prefect_renderfarm.blocks.media import Media
-from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.publishing import naming_the_disk
 from prefect_renderfarm.blocks.run_log import run_log
@@ -33,12 +32,13 @@ from prefect_renderfarm.blocks.sequence_stitch import (
     join_sequences,
     link_sequence,
 )
-from prefect_renderfarm.blocks.sound_plan import SoundMode, sound_codec
+from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
 from prefect_renderfarm.blocks.video_stitcher import StitchReport
 from prefect_renderfarm.blocks.whole_file import scratch_folder
 
 _PASSED = ("PATH", "LD_LIBRARY_PATH")
 _PROGRESS = re.compile(r"[a-z_0-9]+=")
+_FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 _GLOBAL_ARGUMENTS = (
     *("-nostdin", "-hide_banner", "-loglevel", "warning"),
     *("-nostats", "-progress", "pipe:1", "-stats_period", "0.5"),
@@ -149,6 +149,8 @@ class FfmpegStitcher(CheckedStitcher):
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         sound = check.sound
+        if self.video_codec == "copy":
+            check_container(film, str(chunks[0].signature["codec"]))
         with scratch_folder(check.output) as folder:
             # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
             if chunks[0].images:
@@ -160,7 +162,7 @@ class FfmpegStitcher(CheckedStitcher):
                 inputs.append(Path("sound.nut"))
                 join_sound(chunks, sound, folder / inputs[1])
             program = find_ffmpeg(self.ffmpeg)
-            run_ffmpeg(self.command(program, inputs, film, sound.mode, chunks), folder, film)
+            run_ffmpeg(self.command(program, inputs, film, sound, chunks), folder, check.output)
         return check_film(film, chunks, sound.mode)
 
     def command(
@@ -168,7 +170,7 @@ class FfmpegStitcher(CheckedStitcher):
         program: Path,
         inputs: Sequence[Path],
         film: Path,
-        sound: SoundMode,
+        sound: SoundPlan,
         chunks: Sequence[Media],
     ) -> list[str]:
         """Return the command line that makes the film.
@@ -183,30 +185,42 @@ class FfmpegStitcher(CheckedStitcher):
         """
         fps = chunks[0].fps
         options: dict[str, Any] = {"c:v": self.video_codec}
+        own = dict(self.output_options)
         if self.video_codec == "copy":
             # Containers with a coarse clock (Matroska: 1 ms) have rounded the times: put every
             # frame back onto the grid, first in the chunks' clock, then in the film's. Decoding
-            # begins as many frames early as any chunk's B-frames need.
+            # begins as many frames early as any chunk's B-frames need. Times count from the first
+            # frame: sound of the chunks' own may begin before it, with what primes its decoder.
             early = max(chunk.reorder for chunk in chunks)
-            shown = f"round(round(PTS*TB*{fps})/({fps})/TB)"
-            decoded = f"round((N-{early})/({fps})/TB)"
-            options |= {"bsf:v": f"setts=pts={shown}:dts={decoded}", "time_base:v": str(1 / fps)}
+            frame = f"round((PTS-STARTPTS)*TB*{fps})"
+            setts = f"setts=pts=round({frame}/({fps})/TB):dts=round((N-{early})/({fps})/TB)"
+            clock = 1 / fps
+            if film.suffix.lower() in MATROSKA_ENDINGS:
+                # The film's length is where its last frame ends: at the tick of the next one.
+                clock = Fraction(1, 1000)
+                begin, end = (f"round(({frame}+{more})/({fps})/({clock}))" for more in (0, 1))
+                setts += f":duration=round(({end}-{begin})*({clock})/TB)"
+            options |= {"bsf:v": setts, "time_base:v": str(clock)}
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
-        if sound is SoundMode.COPY:
+            own["vf"] = ",".join(filter(None, [_FROM_FIRST_FRAME, own.get("vf")]))
+        if sound.mode is SoundMode.COPY:
             options["c:a"] = "copy"
-        elif sound is SoundMode.ENCODE:
+        elif sound.mode is SoundMode.ENCODE:
             options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
-        if self.faststart and film.suffix.lower() in MP4_ENDINGS:
-            options |= faststart_options(fps, sum(chunk.frames for chunk in chunks))
+        frames = sum(chunk.frames for chunk in chunks)
+        options |= muxer_options(film, fps, self.faststart, frames)
         if chunks[0].images:
             # A damaged picture would else be skipped, or filled up from the one before.
             how = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
         else:
             how = {"format": "concat", "safe": "0"}
         streams = [ffmpeg.input(str(inputs[0]), **(how | self.input_options))["v:0"]]
-        streams += [ffmpeg.input(str(path))["a:0"] for path in inputs[1:]]
-        graph = ffmpeg.output(*streams, str(film), **(options | self.output_options))
+        if sound.source is not None:
+            # NUT tells how many channels there are, not where they stand.
+            layout = {"channel_layout": sound.source.layout}
+            streams += [ffmpeg.input(str(path), **layout)["a:0"] for path in inputs[1:]]
+        graph = ffmpeg.output(*streams, str(film), **(options | own))
         graph = graph.global_args(*_GLOBAL_ARGUMENTS).overwrite_output()
         return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
 
@@ -258,7 +272,8 @@ def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
     lines = ["ffconcat version 1.0"]
     frames, microseconds = 0, 0
     for number, chunk in enumerate(chunks):
-        link = folder / f"{number:06d}{chunk.path.suffix}"
+        ending = chunk.path.suffix if chunk.path.suffix[1:].isalnum() else ""
+        link = folder / f"{number:06d}{ending}"
         link.symlink_to(chunk.path)
         frames += chunk.frames
         until = round(frames / chunk.fps * 1_000_000)

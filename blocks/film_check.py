@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order
 from prefect_renderfarm.blocks.growing_file import GrowingFile
-from prefect_renderfarm.blocks.media import Media, open_media
+from prefect_renderfarm.blocks.media import Media, Sound, open_media
 from prefect_renderfarm.blocks.media_reader import read_growing, read_media
 from prefect_renderfarm.blocks.mp4_index import (
     MP4_ENDINGS,
@@ -22,6 +23,9 @@ from prefect_renderfarm.blocks.mp4_index import (
 from prefect_renderfarm.blocks.sound_plan import SoundMode, samples_at
 from prefect_renderfarm.blocks.video_stitcher import StitchReport
 
+_PATIENCE_SECONDS = 2
+MATROSKA_ENDINGS = (".mkv", ".webm")
+
 
 @dataclass(frozen=True)
 class FilmFigures:
@@ -31,7 +35,7 @@ class FilmFigures:
         frames: Number of video frames.
         fps: Frames a second.
         clock_error: Largest distance of a frame's display time from n / fps, in seconds.
-        audio_samples: Length of the sound in samples; None: there is none.
+        audio_samples: Length of the sound in samples, from the first frame on; None: none.
         audio_rate: Samples a second.
         pcm: Whether the sound is PCM.
     """
@@ -111,6 +115,7 @@ def read_figures(film: Path, fps: Fraction) -> FilmFigures:
             except NotIndexedError:
                 pass  # written by ffmpeg with options of the user's, such as fragments
         media = read_media(film, fps)
+        _check_header(film, media.frames / media.fps)
     except MediaFault as fault:
         raise AssemblyError(f"the assembled film {fault}; it is not published") from None
     sound = media.sound
@@ -118,7 +123,7 @@ def read_figures(film: Path, fps: Fraction) -> FilmFigures:
         media.frames,
         media.fps,
         media.clock_error,
-        sound.samples if sound else None,
+        sound.heard if sound else None,
         sound.rate if sound else None,
         sound.is_pcm if sound else False,
     )
@@ -129,13 +134,22 @@ class FilmFollower:
 
     Args:
         film: The film; it has been begun.
+        sound: Whether it has sound.
     """
 
-    def __init__(self, film: Path) -> None:
+    def __init__(self, film: Path, sound: bool) -> None:
         self._film = film
         self._file = GrowingFile(film)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
-        self._reading = self._thread.submit(read_growing, self._file)
+        self._begun = self._closed = False
+        self._reading: Future[tuple[list[int], Fraction, Sound | None]] = Future()
+        # A daemon: it waits for more of the film, and may hold up the end of no process.
+        self._thread = threading.Thread(target=self._read, args=[sound], name="follow", daemon=True)
+
+    def begin(self) -> None:
+        """Begin to read, if it has not begun. Then `close` must be called, whatever happens."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
 
     def finish(self, fps: Fraction) -> FilmFigures:
         """Return the figures of the film, which is now whole.
@@ -143,35 +157,47 @@ class FilmFollower:
         Raises:
             AssemblyError: It cannot be read to its end, or has frames off the grid.
         """
+        self.begin()
         self._file.finish()
         try:
             times, time_base, sound = self._reading.result()
             frames = len(frame_order(times, time_base, fps))
-            self._check_header(frames / fps)
+            _check_header(self._film, frames / fps)
         except MediaFault as fault:
             raise AssemblyError(f"the assembled film {fault}; it is not published") from None
         figures = FilmFigures(frames, fps, clock_error(times, time_base, fps))
         if sound is None:
             return figures
-        return replace(
-            figures, audio_samples=sound.samples, audio_rate=sound.rate, pcm=sound.is_pcm
-        )
+        return replace(figures, audio_samples=sound.heard, audio_rate=sound.rate, pcm=sound.is_pcm)
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, if it has not been stopped."""
         self._file.finish(abandon=True)
-        self._thread.shutdown()
-        self._file.close()
+        if self._begun:
+            # What a signal raises may have kept `start` from telling that the thread runs.
+            wait([self._reading], _PATIENCE_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join()
+        if not self._closed:
+            self._closed = True
+            self._file.close()
 
-    def _check_header(self, seconds: Fraction) -> None:
-        """Matroska tells its length in front, which is written last."""
-        if self._film.suffix.lower() not in (".mkv", ".webm"):
-            return
-        with open_media(self._film, probe=False) as container:
-            told = Fraction(container.duration or 0, 1_000_000)
-        # Sound may be longer than the picture by a packet, and the clock is one of 1 ms.
-        if not -Fraction(1, 500) <= told - seconds <= Fraction(1, 4):
-            raise MediaFault(f"lasts {float(told):.3f} s by its header, not {float(seconds):.3f} s")
+    def _read(self, sound: bool) -> None:
+        try:
+            self._reading.set_result(read_growing(self._file, probe=sound))
+        except BaseException as error:  # raised where the result is asked for
+            self._reading.set_exception(error)
+
+
+def _check_header(film: Path, seconds: Fraction) -> None:
+    """Matroska tells its length in front, which is written last."""
+    if film.suffix.lower() not in MATROSKA_ENDINGS:
+        return
+    with open_media(film, probe=False) as container:
+        told = Fraction(container.duration or 0, 1_000_000)
+    # Sound may be longer than the picture by a packet, and the clock is one of 1 ms.
+    if not -Fraction(1, 500) <= told - seconds <= Fraction(1, 4):
+        raise MediaFault(f"lasts {float(told):.3f} s by its header, not {float(seconds):.3f} s")
 
 
 def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:

@@ -13,24 +13,26 @@ import av
 import av.container
 
 from prefect_renderfarm.blocks.errors import StitchInputError
-from prefect_renderfarm.blocks.media import Media, open_media, pcm_bytes
-from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, samples_at, track_too_short
+from prefect_renderfarm.blocks.media import Media, layout_of, open_media, pcm_bytes
+from prefect_renderfarm.blocks.sound_plan import (
+    SoundMode,
+    SoundPlan,
+    nearest_format,
+    samples_at,
+    track_too_short,
+)
 
-_USUAL_LAYOUTS = {
-    "1 channels": "mono",
-    "2 channels": "stereo",
-    "6 channels": "5.1",
-    "8 channels": "7.1",
-}
 # Matroska's clock of 1 ms moves the start of sound that begins with its picture.
 _CLOCK_SECONDS = Fraction(3, 2000)
+# Larger packets are more than some encoders take at once.
+_PACKET_SAMPLES = 4096
 
 
 class FilmSound(ABC):
     """Takes audio packets and writes them, up to the sample that is due.
 
-    What is too short for its frames is filled with silence, what is too long is cut; by how much it
-    may be off is checked before assembly.
+    What is too short for its frames is held at its last sample, which does not click, what is too
+    long is cut; by how much it may be off is checked before assembly.
     """
 
     def __init__(self, output: av.container.OutputContainer, stream: Any, rate: int) -> None:
@@ -43,6 +45,7 @@ class FilmSound(ABC):
     def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
         """Begin a chunk whose sound lasts until frame number `end_frame` of the film begins."""
         self.due = samples_at(end_frame, fps, self.rate)
+        self._write()
 
     @abstractmethod
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
@@ -54,6 +57,10 @@ class FilmSound(ABC):
 
     def close(self) -> None:
         """Write what is held back. Call once, after the last chunk."""
+        return
+
+    def _write(self) -> None:
+        """Write what is held back, up to the sample that is due."""
         return
 
     def _stamp(self, piece: Any, samples: int) -> None:
@@ -72,13 +79,9 @@ class CopiedSound(FilmSound):
         super().__init__(output, output.add_stream_from_template(template), context.sample_rate)
         self._stream.time_base = Fraction(1, self.rate)
         self._block = size * len(context.layout.channels)
-        self._silent_byte = b"\x80" if context.name.startswith("pcm_u8") else b"\0"
+        self._stream.codec_context.layout = layout_of(context)
+        self._last = bytes(self._block)
         self._held = b""
-
-    def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
-        """Write what was held back for this chunk."""
-        super().begin_chunk(end_frame, fps)
-        self._write()
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
         """Write the packet's samples, as far as the chunk's frames last; hold the rest."""
@@ -86,22 +89,24 @@ class CopiedSound(FilmSound):
         self._write()
 
     def end_chunk(self) -> None:
-        """Fill up with silence."""
-        self._held += self._silent_byte * (self.due - self.written) * self._block
+        """Fill up with the last sample, and drop what is beyond the frames."""
+        self._held += self._last * (self.due - self.written)
         self._write()
         self._held = b""
 
     def _write(self) -> None:
-        data = self._held[: (self.due - self.written) * self._block]
-        if not data:
-            return
-        self._held = self._held[len(data) :]
-        packet = av.Packet(data)
-        packet.stream = self._stream
-        packet.duration = len(data) // self._block
-        self._stamp(packet, packet.duration)
-        packet.dts = packet.pts
-        self._output.mux(packet)
+        ready = min(len(self._held) // self._block, self.due - self.written)
+        for first in range(0, ready, _PACKET_SAMPLES):
+            last = min(ready, first + _PACKET_SAMPLES)
+            data = self._held[first * self._block : last * self._block]
+            packet = av.Packet(data)
+            packet.stream = self._stream
+            packet.duration = last - first
+            self._stamp(packet, packet.duration)
+            packet.dts = packet.pts
+            self._output.mux(packet)
+            self._last = data[-self._block :]
+        self._held = self._held[ready * self._block :]
 
 
 class CopiedPackets(FilmSound):
@@ -111,14 +116,16 @@ class CopiedPackets(FilmSound):
     """
 
     def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
-        rate = template.codec_context.sample_rate
-        super().__init__(output, output.add_stream_from_template(template), rate)
+        context = template.codec_context
+        super().__init__(output, output.add_stream_from_template(template), context.sample_rate)
+        self._frame_size = context.frame_size
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
         """Write a packet that is heard while the chunk's frames last."""
         if packet.size == 0 or packet.pts is None:
             return
-        samples = round((packet.duration or 0) * packet.time_base * self.rate)
+        # The last packet of a chunk may be marked as shorter, but nothing cuts what comes out.
+        samples = self._frame_size or round(packet.duration * packet.time_base * self.rate)
         primes = packet.pts * packet.time_base < origin - _CLOCK_SECONDS
         if primes or self.written + samples // 2 > self.due:
             return
@@ -139,21 +146,16 @@ class EncodedSound(FilmSound):
         self, output: av.container.OutputContainer, template: Any, codec: str, bitrate: int
     ) -> None:
         context = template.codec_context
-        # Matroska's PCM tells the number of channels, not where they stand.
-        layout = _USUAL_LAYOUTS.get(context.layout.name, context.layout.name)
         stream: Any = output.add_stream(
-            codec, rate=context.sample_rate, layout=layout, bit_rate=bitrate
+            codec, rate=context.sample_rate, layout=layout_of(context), bit_rate=bitrate
         )
+        stream.codec_context.format = nearest_format(stream.codec_context.codec, context.format)
         super().__init__(output, stream, context.sample_rate)
         self._decoded = av.AudioFifo()
         self._format = (context.format.name, context.layout.name)
+        self._last: list[bytes] = []
         self._at_start = True
         self._skip = 0
-
-    def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
-        """Encode what was held back for this chunk."""
-        super().begin_chunk(end_frame, fps)
-        self._write()
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
         """Decode the packet and encode its samples, as far as the chunk's frames last."""
@@ -169,11 +171,11 @@ class EncodedSound(FilmSound):
         self._write()
 
     def end_chunk(self) -> None:
-        """Fill up with silence, and drop what is beyond the frames."""
+        """Fill up with the last sample, and drop what is beyond the frames."""
         self._decoded = av.AudioFifo()
         self._at_start = True
         if missing := self.due - self.written:
-            self._encode(self._silence(missing))
+            self._encode(self._hold(missing))
 
     def close(self) -> None:
         """Write what the encoder holds back."""
@@ -188,19 +190,29 @@ class EncodedSound(FilmSound):
     def _write(self) -> None:
         ready = min(self._decoded.samples, self.due - self.written)
         if ready > 0:
-            self._encode(self._decoded.read(ready))
+            frame: Any = self._decoded.read(ready)
+            width = _sample_bytes(frame)
+            end = frame.samples * width
+            self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
+            self._encode(frame)
 
-    def _silence(self, samples: int) -> Any:
-        silence = av.AudioFrame(*self._format, samples)
-        level = 128 if self._format[0].startswith("u8") else 0
-        for plane in silence.planes:
-            plane.update(bytes([level]) * plane.buffer_size)
-        silence.sample_rate = self.rate
-        return silence
+    def _hold(self, samples: int) -> Any:
+        frame: Any = av.AudioFrame(*self._format, samples)
+        lasts = self._last or [bytes(_sample_bytes(frame))] * len(frame.planes)
+        for plane, last in zip(frame.planes, lasts, strict=True):
+            plane.update((last * samples).ljust(plane.buffer_size, b"\0"))
+        frame.sample_rate = self.rate
+        return frame
 
     def _encode(self, frame: Any) -> None:
         self._stamp(frame, frame.samples)
         self._output.mux(self._stream.encode(frame))
+
+
+def _sample_bytes(frame: Any) -> int:
+    """Return the bytes of one sample in each plane of a frame."""
+    width: int = frame.format.bytes
+    return width if frame.format.is_planar else width * len(frame.layout.channels)
 
 
 class TrackSound:
@@ -238,12 +250,23 @@ class TrackSound:
 def open_film_sound(
     output: av.container.OutputContainer, template: Any, mode: SoundMode, codec: str, bitrate: int
 ) -> FilmSound:
-    """Add an audio track like `template` to a film."""
-    if mode is SoundMode.ENCODE:
-        return EncodedSound(output, template, codec, bitrate)
-    if pcm_bytes(template.codec_context.name) is None:
-        return CopiedPackets(output, template)
-    return CopiedSound(output, template)
+    """Add an audio track like `template` to a film.
+
+    Raises:
+        StitchInputError: The film's container has no place for the sound.
+    """
+    codec = codec if mode is SoundMode.ENCODE else template.codec_context.name
+    try:
+        if mode is SoundMode.ENCODE:
+            return EncodedSound(output, template, codec, bitrate)
+        if pcm_bytes(codec) is None:
+            return CopiedPackets(output, template)
+        return CopiedSound(output, template)
+    except ValueError:
+        raise StitchInputError(
+            f"a {output.format.name} film cannot hold {codec} sound: set the stitcher's 'audio' to "
+            "'encode', with an 'audio_codec' that it can hold"
+        ) from None
 
 
 def join_sound(chunks: Sequence[Media], plan: SoundPlan, output: Path) -> None:

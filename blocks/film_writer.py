@@ -14,12 +14,24 @@ import av
 import av.container
 
 from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
-from prefect_renderfarm.blocks.film_check import FilmFigures, FilmFollower, read_figures
+from prefect_renderfarm.blocks.film_check import (
+    MATROSKA_ENDINGS,
+    FilmFigures,
+    FilmFollower,
+    read_figures,
+)
 from prefect_renderfarm.blocks.film_sound import FilmSound, TrackSound, open_film_sound
+from prefect_renderfarm.blocks.frame_grid import ticks_of
 from prefect_renderfarm.blocks.growing_file import SteadyFlush
 from prefect_renderfarm.blocks.media import Media, open_media
 from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track, read_samples
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
+
+# Video with a stream type in ISO/IEC 13818-1, table 2-34, or in use for one of the private ones.
+_IN_TS = frozenset(
+    {"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1"}
+    | {"dirac", "jpegxs"}
+)
 
 
 @dataclass(frozen=True)
@@ -68,43 +80,45 @@ class FilmWriter:
         self._follower: FilmFollower | None = None
         self._stack = ExitStack()
         with writing(film), ExitStack() as opening, open_media(first.path) as template:
-            wanted = _muxer_options(film, first.fps, options, total_frames)
+            wanted = muxer_options(film, first.fps, options.faststart, total_frames)
             output = opening.enter_context(av.open(str(film), "w", container_options=wanted))
-            self._video: Any = self._begin_video(output, template.streams.video[0], film)
+            codec = str(first.signature["codec"])
+            check_container(film, codec)
+            with _refusing(film, f"{codec} video"):
+                pictures = template.streams.video[0]
+                # Opaque: AV1 has no encoder of that name to look up.
+                self._video: Any = output.add_stream_from_template(pictures, opaque=True)
+            self._video.time_base = 1 / first.fps
             if sound.mode is not SoundMode.NONE:
                 if sound.track is not None:
                     self._track = TrackSound(sound.track, opening)
                 source = self._track.template if self._track else template.streams.audio[0]
-                codec = sound_codec(options.audio_codec, film)
+                encoder = sound_codec(options.audio_codec, film)
                 self._sound = open_film_sound(
-                    output, source, sound.mode, codec, options.audio_bitrate
+                    output, source, sound.mode, encoder, options.audio_bitrate
                 )
-            output.start_encoding()
+            with _refusing(film, f"{codec} video{' with this sound' if self._sound else ''}"):
+                output.start_encoding()
+            # The header has settled the film's clock.
+            self._ticks = ticks_of(self._video.time_base, first.fps)
             self._output = output
             self._flush = SteadyFlush(film)
             opening.callback(self._flush.close)
+            if film.suffix.lower() not in MP4_ENDINGS:
+                self._follower = FilmFollower(film, sound=self._sound is not None)
             self._stack = opening.pop_all()
-        if film.suffix.lower() not in MP4_ENDINGS:
-            self._follower = FilmFollower(film)
-
-    def _begin_video(self, output: Any, source: Any, film: Path) -> Any:
-        try:
-            # Opaque: AV1 has no encoder of that name to look up.
-            stream = output.add_stream_from_template(source, opaque=True)
-        except (av.FFmpegError, ValueError):
-            raise StitchInputError(container_refuses(film, source.codec_context.name)) from None
-        stream.time_base = 1 / self._fps
-        return stream
 
     def append(self, chunk: Media) -> None:
         """Copy a chunk's packets to the film, its first frame behind the last one so far.
 
-        The time of a frame is its number, in units of 1 / fps. Decoding order must never run behind
-        display order, so decoding starts `reorder` frames before the first frame is shown.
+        The time of a frame is its number / fps, to the tick of the film. Decoding order must never
+        run behind display order, so decoding starts `reorder` frames before the first one is shown.
 
         Raises:
             AssemblyError: The chunk is not what it was when it was checked.
         """
+        if self._follower is not None:
+            self._follower.begin()
         if self._sound is not None:
             self._sound.begin_chunk(self.frames + chunk.frames, self._fps)
             if self._track is not None:
@@ -155,7 +169,8 @@ class FilmWriter:
         Raises:
             AssemblyError: The file has become shorter.
         """
-        base, place, tick = self.frames, self.frames - self.reorder, 1 / self._fps
+        base, place = self.frames, self.frames - self.reorder
+        ticks, tick = self._ticks, self._video.time_base
         step = Fraction(table.timescale) / self._fps
         above, below = step.denominator, step.numerator
         video, mux, keys = self._video, self._output.mux_one, table.keys
@@ -167,17 +182,20 @@ class FilmWriter:
                 packet = av.Packet(cast(bytes, data))
                 packet.stream = video
                 packet.time_base = tick
-                packet.pts = time = base + (2 * shown * above + below) // (2 * below)
-                packet.dts = place + number
-                packet.duration = 1
+                frame = base + (2 * shown * above + below) // (2 * below)
+                packet.pts = time = ticks(frame)
+                packet.dts = ticks(place + number)
+                # To the tick at which the next one begins: so is the length of the film exact.
+                packet.duration = ticks(frame + 1) - time
                 packet.is_keyframe = keys is None or number in keys
-                seen.add(time)
+                seen.add(frame)
                 mux(packet)
         self._written += sum(table.sizes)
         return seen
 
     def _copy_packets(self, chunk: Media) -> set[int]:
-        base, place, tick = self.frames, self.frames - self.reorder, 1 / self._fps
+        base, place = self.frames, self.frames - self.reorder
+        ticks, tick = self._ticks, self._video.time_base
         sound = self._sound if self._track is None else None
         seen: set[int] = set()
         with open_media(chunk.path, probe=sound is not None) as container:
@@ -194,10 +212,10 @@ class FilmWriter:
                 number = round((packet.pts - chunk.first_time) * source.time_base * self._fps)
                 packet.stream = self._video
                 packet.time_base = tick
-                packet.pts = base + number
-                packet.dts = place + len(seen)
-                packet.duration = 1
-                seen.add(packet.pts)
+                packet.pts = time = ticks(base + number)
+                packet.dts = ticks(place + len(seen))
+                packet.duration = ticks(base + number + 1) - time
+                seen.add(number)
                 self._written += packet.size
                 self._output.mux(packet)
         return seen
@@ -214,28 +232,51 @@ def writing(film: Path) -> Iterator[None]:
         raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error
 
 
-def container_refuses(film: Path, codec: str) -> str:
-    """Say that a film's container has no place for a codec."""
+@contextmanager
+def _refusing(film: Path, held: str) -> Iterator[None]:
+    """Say what it means that libav takes a codec, or the header of the whole film, for a mistake.
+
+    Raises:
+        StitchInputError: The film's container has no place for what it should hold.
+    """
+    try:
+        yield
+    except (ValueError, av.error.PatchWelcomeError):
+        raise StitchInputError(_container_refuses(film, held)) from None
+
+
+def check_container(film: Path, codec: str) -> None:
+    """Refuse video that libav would write into a film as private data, which nothing can play.
+
+    Raises:
+        StitchInputError: The film's container has no place for the codec.
+    """
+    if film.suffix.lower() == ".ts" and codec not in _IN_TS:
+        raise StitchInputError(_container_refuses(film, f"{codec} video"))
+
+
+def _container_refuses(film: Path, held: str) -> str:
     return (
-        f"a {film.suffix} film cannot hold {codec} video: let the film's name end in .mkv, or have "
+        f"a {film.suffix} film cannot hold {held}: let the film's name end in .mkv, or have "
         "it encoded anew by an ffmpeg-stitcher with a 'video_codec'"
     )
 
 
-def _muxer_options(
-    film: Path, fps: Fraction, options: FilmOptions, total_frames: int | None
+def muxer_options(
+    film: Path, fps: Fraction, faststart: bool, total_frames: int | None
 ) -> dict[str, str]:
+    """Return the options of a film's muxer that keep its clock exact, and put its index first."""
     ending = film.suffix.lower()
     if ending in MP4_ENDINGS:
         clock = {"movie_timescale": str(fps.numerator)}
-        return clock | faststart_options(fps, total_frames) if options.faststart else clock
-    if ending in (".mkv", ".webm"):
+        return clock | _faststart_options(fps, total_frames) if faststart else clock
+    if ending in MATROSKA_ENDINGS:
         # Matroska stores display times only: decoding times below 0 are no reason to move them.
         return {"avoid_negative_ts": "disabled"}
     return {}
 
 
-def faststart_options(fps: Fraction, total_frames: int | None) -> dict[str, str]:
+def _faststart_options(fps: Fraction, total_frames: int | None) -> dict[str, str]:
     """Return the mp4 muxer's options that put the index first.
 
     With the length of the film known, a place is kept for the index, so that the film need not be

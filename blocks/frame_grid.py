@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from prefect_renderfarm.blocks.errors import MediaFault
@@ -40,6 +40,19 @@ def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> lis
             )
     _check_complete(order, fps)
     return order
+
+
+def ticks_of(time_base: Fraction, fps: Fraction) -> Callable[[int], int]:
+    """Return the function that tells when a frame is shown, in whole units of `time_base`.
+
+    Args:
+        time_base: Seconds.
+        fps: Frames a second.
+    """
+    tick = 1 / (time_base * fps)
+    above, below = 2 * tick.numerator, 2 * tick.denominator
+    half = tick.denominator
+    return lambda frame: (frame * above + half) // below
 
 
 def _check_complete(order: Sequence[int], fps: Fraction) -> None:

@@ -23,6 +23,12 @@ _lock = threading.Lock()
 _guard: subprocess.Popen[str] | None = None
 
 
+def begin() -> None:
+    """Start the guard, unless it runs; before the first child, which would else run unguarded."""
+    with _lock:
+        _running_guard()
+
+
 def watch(group: int) -> None:
     """Have a process group ended if this process dies."""
     _tell(f"+{group}\n")
@@ -34,22 +40,27 @@ def forget(group: int) -> None:
 
 
 def _tell(line: str) -> None:
-    global _guard
     with _lock:
-        if _guard is None or _guard.poll() is not None:
-            _guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                cwd="/",
-                env={},
-                start_new_session=True,
-            )
-        assert _guard.stdin is not None  # noqa: S101
-        _guard.stdin.write(line)
-        _guard.stdin.flush()
+        pipe = _running_guard().stdin
+        assert pipe is not None  # noqa: S101
+        pipe.write(line)
+        pipe.flush()
+
+
+def _running_guard() -> subprocess.Popen[str]:
+    global _guard
+    if _guard is None or _guard.poll() is not None:
+        _guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+    return _guard
 
 
 def _signal_all(groups: set[int], number: int) -> set[int]:

@@ -50,6 +50,9 @@ class GrowingFile:
 class SteadyFlush:
     """Flushes a file to the disk in the background while it grows.
 
+    A disk tells of what it could not write once. So an error of any flush is raised, if not by
+    `grown`, then by `close`.
+
     What is flushed at the end of a large file would otherwise take as long as writing it.
     """
 
@@ -61,8 +64,11 @@ class SteadyFlush:
 
     def grown(self, size: int) -> None:
         """Tell how many bytes are written so far."""
-        busy = self._under_way is not None and not self._under_way.done()
-        if not busy and size - self._flushed_at >= _FLUSH_BYTES:
+        if self._under_way is not None:
+            if not self._under_way.done():
+                return
+            self._under_way.result()
+        if size - self._flushed_at >= _FLUSH_BYTES:
             self._flushed_at = size
             self._under_way = self._thread.submit(os.fsync, self._descriptor)
 
@@ -70,3 +76,5 @@ class SteadyFlush:
         """Wait for what is under way, and close."""
         self._thread.shutdown()
         os.close(self._descriptor)
+        if self._under_way is not None:
+            self._under_way.result()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -16,6 +17,15 @@ import av.container
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.mp4_index import Track
 from prefect_renderfarm.blocks.signature import Signature
+
+# `aggressive` notices bits that are left over, which is how most damage to H.264 shows.
+_STRICT = "crccheck+bitstream+buffer+careful+compliant+aggressive+explode"
+_USUAL_LAYOUTS = {
+    "1 channels": "mono",
+    "2 channels": "stereo",
+    "6 channels": "5.1",
+    "8 channels": "7.1",
+}
 
 
 class Verify(StrEnum):
@@ -33,6 +43,7 @@ class Sound:
     Attributes:
         codec: FFmpeg's name of the codec.
         rate: Samples a second.
+        layout: FFmpeg's name of where the channels stand.
         samples: Length in samples, from its start; exact for PCM, else as the packets tell it.
         start: When it begins, in seconds after the first frame; below 0 where an encoder put
             samples first that only prime a decoder.
@@ -40,8 +51,14 @@ class Sound:
 
     codec: str
     rate: int
+    layout: str
     samples: int
     start: Fraction = Fraction(0)
+
+    @property
+    def heard(self) -> int:
+        """Length in samples, without those before the first frame."""
+        return self.samples + min(0, round(self.start * self.rate))
 
     @property
     def is_pcm(self) -> bool:
@@ -76,6 +93,15 @@ class Media:
     clock_error: Fraction = Fraction(0)
     table: Track | None = None
     images: tuple[Path, ...] = ()
+
+
+def layout_of(context: Any) -> str:
+    """Return FFmpeg's name of where the channels of an audio track stand.
+
+    Matroska's PCM tells only how many there are: then it is the usual place for so many.
+    """
+    name = str(context.layout.name)
+    return _USUAL_LAYOUTS.get(name, name)
 
 
 def pcm_bytes(codec: str) -> int | None:
@@ -114,6 +140,10 @@ def open_media(
             f"cannot be opened as a media file ({reason_of(error)}): is it whole?"
         ) from None
     with container:
+        if strict:
+            # What is said to the container does not reach the decoders.
+            for stream in container.streams.video:
+                stream.codec_context.options = {"err_detect": _STRICT}
         yield container
 
 

@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks.media import (
     Media,
     Sound,
     Verify,
+    layout_of,
     open_media,
     pcm_bytes,
     reason_of,
@@ -33,8 +34,10 @@ from prefect_renderfarm.blocks.mp4_index import (
     Track,
     read_mp4_index,
 )
-from prefect_renderfarm.blocks.signature import read_signature
+from prefect_renderfarm.blocks.signature import difference, read_signature
 
+# ISO/IEC 13818-1: the bytes of a transport packet; and with the time stamp that Blu-ray adds.
+_TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
 
 
@@ -52,9 +55,9 @@ def read_media(
         path: The file; or the folder of a sequence, or a name such as `film/%05d.png`.
         fps: Frames a second that are planned; None: the file's own rate.
         like: A file that has been read in full. One that is coded in the same way, byte for byte of
-            its headers, is then taken by its sample table alone, and others without a probe.
+            its headers, is then taken by its sample table alone, or else without a probe.
         verify: `packets`: the time and place of every packet; `decode`: also decode every frame;
-            `header`: where a file has no sample table, believe that it has the planned frames.
+            `header`: where a file does not tell its frames, believe that it has the planned ones.
         planned: Number of frames that are planned, for `header`.
 
     Raises:
@@ -64,7 +67,7 @@ def read_media(
     if is_image_sequence(path):
         return _read_sequence(path, fps, verify)
     media = (like and _read_alike(path, fps, like)) or _read_packets(
-        path, fps, probe=like is None, planned=planned if verify is Verify.HEADER else None
+        path, fps, like=like, planned=planned if verify is Verify.HEADER else None
     )
     if verify is Verify.DECODE:
         decode_frames(path, media.frames)
@@ -130,18 +133,24 @@ def _read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
 
 
 def _read_packets(
-    path: Path, fps: Fraction | None, *, probe: bool, planned: int | None = None
+    path: Path, fps: Fraction | None, *, like: Media | None = None, planned: int | None = None
 ) -> Media:
+    # Compressed sound tells how long its packets are only to who can decode it.
+    probe = like is None or (like.sound is not None and not like.sound.is_pcm)
     with open_media(path, probe=probe) as container:
-        # A codec without a header of its own tells nothing unless it is decoded.
-        if not probe and any(not v.codec_context.extradata for v in container.streams.video):
-            return _read_packets(path, fps, probe=True, planned=planned)
+        _check_transport_packets(path, container)
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
+        # Without a probe only the same codec header tells that all is the same that it stands for.
+        if like is not None and (
+            signature["codec header"] is None or difference(like.signature, signature)
+        ):
+            return _read_packets(path, fps, planned=planned)
         rate = fps or video.average_rate or video.guessed_rate
         if not rate:
             raise MediaFault("does not tell its frame rate: give fps")
-        if planned is not None and audio is None and video.start_time is not None:
+        believed = planned is not None and audio is None and not video.frames
+        if planned is not None and believed and video.start_time is not None:
             depth = video.codec_context.reorder_depth
             return Media(path, planned, video.start_time, rate, depth, signature)
         times, sound = _read_times(container, video, audio)
@@ -157,14 +166,20 @@ def _read_packets(
             # One frame tells nothing of the depth that its encoder uses elsewhere.
             reorder=max(reorder_depth(order), video.codec_context.reorder_depth if probe else 0),
             signature=signature,
-            sound=sound and replace(sound, start=sound.start - min(times) * video.time_base),
+            sound=sound,
             clock_error=clock_error(times, video.time_base, rate),
             table=None if audio else video_table(path),
         )
 
 
-def read_growing(file: GrowingFile) -> tuple[list[int], Fraction, Sound | None]:
+def read_growing(
+    file: GrowingFile, *, probe: bool = False
+) -> tuple[list[int], Fraction, Sound | None]:
     """Read every packet of a file that is still being written, to its end.
+
+    Args:
+        file: The file.
+        probe: Let libav decode a little: without that a transport stream tells nothing of sound.
 
     Returns:
         The display times of all frames, their time base in seconds, and the sound.
@@ -172,7 +187,7 @@ def read_growing(file: GrowingFile) -> tuple[list[int], Fraction, Sound | None]:
     Raises:
         MediaFault: It is no whole media file.
     """
-    options = {"codec_whitelist": "none"}
+    options = {} if probe else {"codec_whitelist": "none"}
     try:
         with av.open(file, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
             video, audio = _tracks(container)
@@ -183,10 +198,11 @@ def read_growing(file: GrowingFile) -> tuple[list[int], Fraction, Sound | None]:
 
 
 def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Sound | None]:
-    """Return the display times of all frames, and the sound with its start on the same clock."""
+    """Return the display times of all frames, and the sound with its start after the first."""
     times: list[int] = []
-    samples = Fraction(0)
+    pcm = 0
     start: Fraction | None = None
+    end = Fraction(0)
     try:
         for packet in container.demux(*filter(None, (video, audio))):
             if packet.size == 0:
@@ -200,10 +216,13 @@ def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Soun
                         "write it as mp4, mov, mkv or ts without cutting"
                     )
                 times.append(packet.pts)
-            else:
-                samples += _samples(packet, audio)
-                if start is None and packet.pts is not None:
-                    start = packet.pts * packet.time_base
+                continue
+            pcm += packet.size
+            if packet.pts is not None:
+                begin = packet.pts * packet.time_base
+                start = begin if start is None else start
+                # Not the sum of the lengths: Matroska rounds each of them to 1 ms.
+                end = begin + (packet.duration or 0) * packet.time_base
     except av.FFmpegError as error:
         raise MediaFault(
             f"cannot be read past frame {len(times)} ({reason_of(error)}): is it whole?"
@@ -211,7 +230,23 @@ def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Soun
     if audio is None:
         return times, None
     context = audio.codec_context
-    return times, Sound(context.name, context.sample_rate, round(samples), start or Fraction(0))
+    start = start or Fraction(0)
+    if size := pcm_bytes(context.name):
+        samples = pcm // (size * len(context.layout.channels))
+    else:
+        samples = round((end - start) * context.sample_rate)
+    after_first = start - min(times, default=0) * video.time_base
+    return times, Sound(context.name, context.sample_rate, layout_of(context), samples, after_first)
+
+
+def _check_transport_packets(path: Path, container: av.container.InputContainer) -> None:
+    """Refuse a transport stream that ends within a packet: its last frame would lack its end."""
+    size = path.stat().st_size
+    if container.format.name == "mpegts" and all(size % each for each in _TRANSPORT_PACKETS):
+        whole = _TRANSPORT_PACKETS[0]
+        raise MediaFault(
+            f"is cut short: its last transport packet has {size % whole} bytes, not {whole}"
+        )
 
 
 def _tracks(container: av.container.InputContainer) -> tuple[Any, Any]:
@@ -221,10 +256,3 @@ def _tracks(container: av.container.InputContainer) -> tuple[Any, Any]:
     if len(audios) > 1:
         raise MediaFault(f"has {len(audios)} audio tracks: at most one can be assembled")
     return videos[0], audios[0] if audios else None
-
-
-def _samples(packet: Any, audio: Any) -> Fraction:
-    context = audio.codec_context
-    if size := pcm_bytes(context.name):
-        return Fraction(packet.size, size * len(context.layout.channels))
-    return Fraction((packet.duration or 0) * packet.time_base * context.sample_rate)

@@ -32,12 +32,12 @@ class NotIndexedError(Exception):
 
 @dataclass(frozen=True)
 class Track:
-    """One track of an mp4 or mov file.
+    """One track of an mp4 or mov file; of sound no samples are listed: PCM has millions.
 
     Attributes:
         kind: `vide`, `soun`, or another handler type.
         timescale: Ticks a second of all times.
-        duration: Length as its header tells it, in ticks.
+        duration: Length as its header tells it, in ticks; of sound, what its edit list shows.
         description: How it is coded: the sample entry, without its bit rates.
         matrix: How the picture is turned.
         sizes: Bytes of each sample, in decoding order.
@@ -182,6 +182,13 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     if references[4:8] != b"\0\0\0\1" or not references[19] & 1:
         raise NotIndexedError("its frames are in another file")
     timescale, duration = _clock(media[b"mdhd"])
+    header = boxes[b"tkhd"]
+    matrix = header[52:88] if header[0] else header[40:76]
+    kind = media[b"hdlr"][8:12].decode("latin-1")
+    if kind == "soun":
+        duration -= _edit(boxes[b"edts"])[1] if b"edts" in boxes else 0
+        none, entry = array("q"), _description(table[b"stsd"])
+        return Track(kind, timescale, duration, entry, matrix, none, none, none, none, None)
     sizes = _sizes(table)
     offsets = _offsets(table, sizes)
     if any(offset + size > file_size for offset, size in zip(offsets, sizes, strict=True)):
@@ -194,18 +201,16 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
         shown = array("q", map(int.__add__, decoded, later))
     start = min(shown, default=0)
     if b"edts" in boxes:
-        edit = dict(_boxes(boxes[b"edts"]))[b"elst"]
-        _check_edit(edit, start, max(shown, default=0), timescale, movie_timescale)
-    header = boxes[b"tkhd"]
+        _check_edit(boxes[b"edts"], start, max(shown, default=0), timescale, movie_timescale)
     keys = None
     if b"stss" in table:
         keys = frozenset(number - 1 for number in _numbers(table[b"stss"], 4, "I"))
     return Track(
-        kind=media[b"hdlr"][8:12].decode("latin-1"),
+        kind=kind,
         timescale=timescale,
         duration=duration or end,
         description=_description(table[b"stsd"]),
-        matrix=header[52:88] if header[0] else header[40:76],
+        matrix=matrix,
         sizes=sizes,
         offsets=offsets,
         decoded=array("q", [time - start for time in decoded]),
@@ -266,13 +271,21 @@ def _offsets(table: dict[bytes, bytes], sizes: array[int]) -> array[int]:
     return offsets
 
 
-def _check_edit(edit: bytes, start: int, last: int, timescale: int, movie_timescale: int) -> None:
-    """Make sure that the edit list (8.6.6) shows every frame, the first one at once."""
+def _edit(edts: bytes) -> tuple[int, int]:
+    """Return the length of the one edit (8.6.6), and where in the media it begins."""
+    edit = dict(_boxes(edts))[b"elst"]
     (count,) = struct.unpack_from(">I", edit, 4)
-    duration, media_time, rate = struct.unpack_from(">Qqi" if edit[0] else ">Iii", edit, 8)
-    shows_last = duration * timescale > (last - start) * movie_timescale
-    if count != 1 or media_time != start or rate != _WHOLE_SPEED or not shows_last:
-        raise NotIndexedError("an edit list hides or moves frames")
+    duration, begin, rate = struct.unpack_from(">Qqi" if edit[0] else ">Iii", edit, 8)
+    if count != 1 or begin < 0 or rate != _WHOLE_SPEED:
+        raise NotIndexedError("an edit list moves a track")
+    return duration, begin
+
+
+def _check_edit(edts: bytes, start: int, last: int, timescale: int, movie_timescale: int) -> None:
+    """Make sure that the edit list shows every frame, the first one at once."""
+    duration, begin = _edit(edts)
+    if begin != start or duration * timescale <= (last - start) * movie_timescale:
+        raise NotIndexedError("an edit list hides frames")
 
 
 def _description(box: bytes) -> bytes:

@@ -46,6 +46,59 @@ class OutputTail:
         return "\n".join(self._lines.copy())
 
 
+class _Starter:
+    """Starts a program in a thread, and ends it.
+
+    What a signal raises, such as Prefect's SIGTERM, comes to the main thread alone. It would there
+    lose a program that has begun, but of which `Popen` has not told yet.
+    """
+
+    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._start, args=(arguments, cwd, environment))
+
+    def _start(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        try:
+            group_guard.begin()
+            self._process = subprocess.Popen(
+                arguments,
+                cwd=cwd,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            group_guard.watch(self._process.pid)
+        except Exception as error:  # raised where the program is asked for
+            self._error = error
+
+    def started(self) -> subprocess.Popen[str]:
+        """Start the program and return its process.
+
+        Raises:
+            OSError: It could not be started.
+        """
+        self._thread.start()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._process is not None  # noqa: S101
+        return self._process
+
+    def end(self, grace: float) -> None:
+        """End what is left of the program's process group; see `end_group`."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._process is not None:
+            end_group(self._process, grace)
+            group_guard.forget(self._process.pid)
+
+
 def run_program(
     arguments: Sequence[str],
     *,
@@ -83,27 +136,15 @@ def run_program(
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not started, because its job was stopped")
-    process = subprocess.Popen(
-        arguments,
-        cwd=cwd,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+    starter = _Starter(arguments, cwd, environment)
     try:
-        group_guard.watch(process.pid)
+        process = starter.started()
         assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
         stdout = OutputTail(process.stdout, on_line)
         stderr = OutputTail(process.stderr, on_line)
         _wait(process, name, stop, timeout)
     finally:
-        end_group(process, grace)
-        group_guard.forget(process.pid)
+        starter.end(grace)
     code = process.returncode
     return (code if code >= 0 else 128 - code), stdout.text(), stderr.text()
 

@@ -21,7 +21,8 @@ def publishing(output: Path) -> Iterator[Path]:
     Raises:
         AssemblyError: The film cannot be written; the message names the disk and its free space.
     """
-    with naming_the_disk(output), whole_file(output) as film:
+    # The inner one looks at the disk while what fills it is still there.
+    with _naming_errors(output), whole_file(output) as film, naming_the_disk(output):
         yield film
 
 
@@ -33,12 +34,20 @@ def naming_the_disk(output: Path) -> Iterator[None]:
         AssemblyError: What is written in the block cannot be.
     """
     try:
-        yield
+        with _naming_errors(output):
+            yield
     except AssemblyError as error:
         # Some programs do not tell that their last bytes found no room.
-        if type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
-            raise AssemblyError(f"{error}; {_disk(output)}") from error
+        told = isinstance(error.__cause__, OSError)
+        if not told and type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
+            raise AssemblyError(f"film {str(output)!r}: {error}; {_disk(output)}") from error
         raise
+
+
+@contextmanager
+def _naming_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise AssemblyError(
             f"film {str(output)!r} cannot be written: {error.strerror or error}; {_disk(output)}"

@@ -109,8 +109,8 @@ class RemuxStitcher(CheckedStitcher):
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if check.differs:
             return self._with_ffmpeg()._assemble(chunks, film, check)
-        writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         tell = watcher()
+        writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         try:
             with writing(film):
                 for chunk in chunks:

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import Codec
+from av.codec import Codec, CodecContext
 
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
-from prefect_renderfarm.blocks.media import Sound, open_media
+from prefect_renderfarm.blocks.media import Sound, layout_of, open_media
 
 # mp4 has a place for PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
-_KEEPS_PCM = frozenset({".avi", ".mkv", ".mov", ".nut"})
+_KEEPS_PCM = frozenset({".mkv", ".mov"})
 NO_TRACK = (
     "the stitcher's 'audio' is 'track', but there is none: set its 'audio_track', or the job's "
     "'audioTrack', to a sound file that lasts as long as the film"
 )
 # A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders put up to two first and one last.
-_PACKETS_OF_SLACK = 4 * 1024
+_PACKET = 1024
+_PACKETS_OF_SLACK = 4 * _PACKET
+# Matroska rounds the start of each packet to 1 ms.
+_CLOCK_SECONDS = Fraction(3, 2000)
 
 
 class SoundMode(StrEnum):
@@ -97,7 +100,8 @@ def read_track(path: Path) -> Sound:
             stream = container.streams.audio[0]
             context = stream.codec_context
             seconds = (stream.duration or 0) * (stream.time_base or 0)
-            return Sound(context.name, context.sample_rate, round(seconds * context.sample_rate))
+            samples = round(seconds * context.sample_rate)
+            return Sound(context.name, context.sample_rate, layout_of(context), samples)
     except MediaFault as fault:
         raise StitchInputError(f"audio track {str(path)!r} {fault}") from None
 
@@ -127,15 +131,17 @@ def sound_fault(sound: Sound, mode: SoundMode, frames: int, fps: Fraction) -> st
     """Say in what a chunk's sound does not fit its frames; None if it does.
 
     PCM may be one sample off, and begin one sample off or, in containers with a clock of 1 ms, one
-    tick. Compressed sound has samples before and behind that nobody hears.
+    tick. Compressed sound has samples before and behind that nobody hears, as many as there may be
+    in a few packets; what is copied may lack one at its end.
     """
     due = Fraction(frames) / fps * sound.rate
-    early = round(-sound.start * sound.rate)
+    tick = _CLOCK_SECONDS * sound.rate
     if sound.is_pcm:
-        off, short = abs(sound.start) > Fraction(3, 2000), abs(sound.samples - due) > 1
+        off, short = abs(sound.start) > _CLOCK_SECONDS, abs(sound.samples - due) > 1
     else:
-        off = not -1 <= early <= _PACKETS_OF_SLACK
-        short = not -1024 <= sound.samples - early - due <= _PACKETS_OF_SLACK
+        lacking = _PACKET if mode is SoundMode.COPY else tick
+        off = not -tick <= -sound.start * sound.rate <= _PACKETS_OF_SLACK
+        short = not -lacking <= sound.heard - due <= _PACKETS_OF_SLACK
     if off and (sound.is_pcm or mode is not SoundMode.COPY):
         return (
             f"has sound that begins {float(sound.start) * 1000:+.1f} ms from its first frame: "
@@ -143,7 +149,7 @@ def sound_fault(sound: Sound, mode: SoundMode, frames: int, fps: Fraction) -> st
         )
     if short:
         return (
-            f"has {sound.samples - max(early, 0)} audio samples, but its {frames} frames last "
+            f"has {sound.heard} audio samples, but its {frames} frames last "
             f"{round(due)}: render sound as long as the frames"
         )
     return None
@@ -154,25 +160,64 @@ def sound_codec(named: str | None, film: Path) -> str:
     return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
 
 
-def check_codec(name: str, rate: int) -> None:
-    """Refuse a codec that is not there, or would need the sound resampled.
+def find_encoder(name: str) -> Any:
+    """Return the encoder of that name.
 
     Raises:
-        StitchInputError: Saying which sample rates it takes.
+        StitchInputError: There is none, or it is not one of sound.
     """
     try:
         codec: Any = Codec(name, "w")
     except (av.FFmpegError, ValueError):
+        codec = None
+    if codec is None or codec.type != "audio":
         raise StitchInputError(
-            f"audio_codec {name!r} is no encoder of this FFmpeg: name another, such as aac or flac"
-        ) from None
+            f"audio_codec {name!r} is no audio encoder of this FFmpeg: name another, such as aac "
+            "or flac"
+        )
+    return codec
+
+
+def check_codec(name: str, sound: Sound) -> None:
+    """Refuse a codec that is not there, or would need the sound resampled or remixed.
+
+    Raises:
+        StitchInputError: Saying what it does not take.
+    """
+    codec = find_encoder(name)
     rates = codec.audio_rates
-    if rates and rate not in rates:
+    if rates and sound.rate not in rates:
         raise StitchInputError(
-            f"the sound has {rate} samples a second, which {name} does not take "
+            f"the sound has {sound.rate} samples a second, which {name} does not take "
             f"({', '.join(str(known) for known in sorted(rates))}): render it so, or set the "
             "stitcher's 'audio_codec' to another; nothing is resampled unasked"
         )
+    trial: Any = CodecContext.create(codec)
+    try:
+        trial.sample_rate = sound.rate
+        trial.layout = sound.layout
+        trial.format = codec.audio_formats[0]
+        trial.time_base = Fraction(1, sound.rate)
+        trial.open()
+    except (av.FFmpegError, ValueError):
+        raise StitchInputError(
+            f"the sound has the channels {sound.layout!r}, which {name} does not take: render "
+            "others, or set the stitcher's 'audio_codec' to another; nothing is remixed unasked"
+        ) from None
+
+
+def nearest_format(codec: Any, source: Any) -> Any:
+    """Return the sample format of an encoder that loses least of a source's."""
+
+    def loss(known: Any) -> tuple[bool, bool, int]:
+        narrower = known.bytes < source.bytes
+        return (
+            known.packed.name != source.packed.name,
+            narrower,
+            -known.bytes if narrower else known.bytes,
+        )
+
+    return min(codec.audio_formats, key=loss)
 
 
 def samples_at(frame: int, fps: Fraction, rate: int) -> int:

@@ -8,7 +8,7 @@ import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -81,29 +81,36 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def _stem(final: Path) -> str:
-    return f".{final.stem[:100]}."
+    # File systems count bytes: of a long name only the beginning fits, in whole characters.
+    return f".{final.stem.encode(errors='ignore')[:100].decode(errors='ignore')}."
 
 
 @contextmanager
 def _held(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Make a temporary file or folder and lock it, so that others see that somebody is at work."""
-    while True:
-        path = temporary_name(final)
-        make(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        with suppress(OSError):  # not every network file system has locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists():  # else somebody took it for a leftover before it was locked
-            break
-        os.close(descriptor)
-    try:
+    with ExitStack() as stack:
+        while True:
+            path = temporary_name(final)
+            stack.callback(_remove, path)
+            make(path)
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            with suppress(OSError):  # not every network file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():  # else somebody took it for a leftover before it was locked
+                break
         yield path
-    finally:
-        _remove(path)
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
+    try:
+        _remove_once(path)
+    except BaseException:  # what a signal raises, and that comes once
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

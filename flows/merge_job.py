@@ -107,8 +107,7 @@ def merge_job(
             if assembly is Assembly.STITCHED and glue is not None and film is not None:
                 if (track := folder.audio_track()) is not None:
                     glue = glue.with_track(track)
-                stitch = _stitch(folder, arrivals, glue, film)
-                report = MergeReport(assembly=assembly, film=film, stitch=stitch)
+                report = _stitch(folder, arrivals, glue, film)
             elif assembly is Assembly.MERGED:
                 name = "adapter" if merge_adapter is None else "merge_adapter"
                 runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
@@ -117,9 +116,7 @@ def merge_job(
                 report = MergeReport(assembly=assembly)
         except RenderStopped as stopped:
             return Cancelled(name=RELEASED, message=str(stopped))
-    report = report.model_copy(
-        update={"seconds": time.monotonic() - started, "finished_at": datetime.now(UTC)}
-    )
+    report = report.model_copy(update={"seconds": time.monotonic() - started})
     folder.save_merge(report)
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
              f": {report.film}" if report.film else "")  # fmt: skip
@@ -128,7 +125,7 @@ def merge_job(
 
 def _stitch(
     folder: JobFolder, arrivals: ChunkArrivals, stitcher: VideoStitcher, film: Path
-) -> StitchReport:
+) -> MergeReport:
     """Stitch the chunks, each as it comes where the stitcher can and not all are there already."""
     chunks = folder.job.chunks
     inputs = [folder.chunk_file(chunk) for chunk in chunks]
@@ -150,8 +147,7 @@ def _stitch(
                 except NotAppendableError as reason:
                     run_log().info("waiting for all chunks: %s", reason)
                 else:
-                    show(grown.report.frames, grown.report.size)
-                    return grown.report
+                    return _assembled(Assembly.STITCHED, film, grown.report)
         for _ in arrivals:
             pass
         before = _identity(film)
@@ -159,7 +155,7 @@ def _stitch(
             report = stitcher.stitch(inputs, film, fps=fps, frame_counts=frame_counts)
         _require_new(film, before, type(stitcher).__name__)
         show(report.frames, report.size)
-        return report
+        return _assembled(Assembly.STITCHED, film, report)
 
 
 def _run_merge_command(
@@ -176,7 +172,13 @@ def _run_merge_command(
         raise AssemblyError(str(error)) from error
     if film is not None:
         _require_new(film, before, "the merge command")
-    return MergeReport(assembly=Assembly.MERGED, film=film)
+    return _assembled(Assembly.MERGED, film)
+
+
+def _assembled(
+    assembly: Assembly, film: Path | None, stitch: StitchReport | None = None
+) -> MergeReport:
+    return MergeReport(assembly=assembly, film=film, stitch=stitch, finished_at=datetime.now(UTC))
 
 
 def _identity(film: Path | None) -> tuple[int, int, int] | None:

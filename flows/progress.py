@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import contextvars
+import threading
 from collections.abc import Callable
 from typing import Any, Self
-from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
@@ -18,7 +18,9 @@ _SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class Progress:
-    """Shows how much of something is done; outside a flow run it shows nothing.
+    """A context in which it is shown how much of something is done; outside a flow run, nothing is.
+
+    The server is told by another thread: work that is waited for never waits for the server.
 
     Args:
         total: How much there is to do.
@@ -28,44 +30,47 @@ class Progress:
     def __init__(self, total: int, what: str) -> None:
         self._total = total
         self._what = what
-        self._done = 0
-        self._note = ""
-        self._shown_at = time.monotonic()
-        self._artifact: UUID | None = None
-        if FlowRunContext.get() is not None:
-            self._artifact = self._safely(
-                lambda: in_sync(create_progress_artifact, 0.0, description=self._text(0))
-            )
+        self._now = (0, "")
+        self._over = threading.Event()
+        self._warned = False
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._tell,), daemon=True)
 
     def show(self, done: int, note: str = "") -> None:
         """Tell how much is done; it is shown at most once a second, and at the end."""
-        self._done = done
-        self._note = note
-        if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_UPDATES:
-            self._update()
+        self._now = (done, note)
 
     def __enter__(self) -> Self:
+        if FlowRunContext.get() is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._update()
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
-    def _update(self) -> None:
-        artifact = self._artifact
-        if artifact is None:
-            return
-        self._shown_at = time.monotonic()
-        percent = 100.0 * self._done / self._total
-        text = self._text(self._done)
-        self._safely(lambda: in_sync(update_progress_artifact, artifact, percent, description=text))
+    def _tell(self) -> None:
+        shown = self._now
+        artifact = self._safely(create_progress_artifact, 0.0, description=self._text(*shown))
+        while artifact is not None:
+            over = self._over.wait(_SECONDS_BETWEEN_UPDATES)
+            if self._now != shown:
+                shown = done, note = self._now
+                percent = 100.0 * done / self._total
+                text = self._text(done, note)
+                self._safely(update_progress_artifact, artifact, percent, description=text)
+            if over:
+                return
 
-    def _text(self, done: int) -> str:
-        return f"{done:,} of {self._total:,} {self._what}{self._note}"
+    def _text(self, done: int, note: str) -> str:
+        return f"{done:,} of {self._total:,} {self._what}{note}"
 
-    @staticmethod
-    def _safely(call: Callable[[], Any]) -> Any:
+    def _safely(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
-            return call()
+            return in_sync(call, *arguments, **options)
         except Exception as error:
-            run_log().warning("progress cannot be shown: %s", error)
+            if not self._warned:
+                self._warned = True
+                run_log().warning("progress cannot be shown: %s", error)
             return None

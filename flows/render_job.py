@@ -172,8 +172,7 @@ def _check_film(
     if track is not None:
         stitcher = stitcher.with_track(track)
     stitcher.check_output(film, [folder.chunk_file(chunk) for chunk in folder.job.chunks])
-    if track is not None:
-        stitcher.check_track(folder.job.metadata.total_frames, folder.job.metadata.rate)
+    stitcher.check_track(folder.job.metadata.total_frames, folder.job.metadata.rate)
     for chunk in folder.job.chunks:
         if folder.chunk_file(chunk).resolve() == film.resolve():
             raise JobError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +14,19 @@ import av
 import numpy as np
 
 RATE = 48_000
-# With its usual look-ahead x265 gives the packets of one-frame clips random decoding times.
-_X265 = "log-level=none:rc-lookahead=5:frame-threads=1:pools=1"
+# Encoders' options: as fast as they go, and silent.
+_OPTIONS = {
+    "libx264": {"preset": "ultrafast", "qp": "30"},
+    "libx265": {
+        "preset": "ultrafast",
+        "qp": "30",
+        "x265-params": "log-level=none:rc-lookahead=5:frame-threads=1:pools=1",
+    },
+    "libsvtav1": {"preset": "13", "svtav1-params": "lp=1"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+}
+_WITH_KEY_FRAMES = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4")
+os.environ["SVT_LOG"] = "0"
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,12 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
         video = output.add_stream(recipe.codec, rate=fps)
         video.width, video.height = recipe.width, recipe.height
         video.pix_fmt = recipe.pixel_format
-        if recipe.codec in ("libx264", "libx265", "mpeg4", "libvpx-vp9"):
+        video.options = _OPTIONS.get(recipe.codec, {})
+        if recipe.codec in _WITH_KEY_FRAMES:
             video.codec_context.gop_size = 12
-            if recipe.codec.startswith("libx26"):
-                video.options = {"preset": "ultrafast", "bf": str(recipe.b_frames), "qp": "30"}
-                if recipe.codec == "libx265":
-                    video.options |= {"x265-params": _X265}
+        if recipe.codec.startswith("libx26"):
+            video.options |= {"bf": str(recipe.b_frames)}
+        decoded = itertools.count(-2)
         sound = (
             output.add_stream(recipe.audio, rate=RATE, layout="stereo") if recipe.audio else None
         )
@@ -71,7 +84,7 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
             picture = frame_picture(number, recipe.width, recipe.height)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number - start, 1 / fps
-            output.mux(video.encode(frame))
+            output.mux(_in_order(video.encode(frame), recipe, decoded))
             if sound is not None:
                 a, b = (round(n * RATE / fps) for n in (number, number + 1))
                 samples = av.AudioFrame.from_ndarray(
@@ -83,10 +96,21 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
                 samples.pts = a - round(start * RATE / fps)
                 samples.time_base = Fraction(1, RATE)
                 output.mux(sound.encode(samples))
-        output.mux(video.encode(None))
+        output.mux(_in_order(video.encode(None), recipe, decoded))
         if sound is not None:
             output.mux(sound.encode(None))
     return path
+
+
+def _in_order(packets: list[av.Packet], recipe: Recipe, decoded: Iterator[int]) -> list[av.Packet]:
+    """Give the packets of x265 decoding times: it leaves them unset in clips of one or two frames.
+
+    It decodes no more than two frames ahead.
+    """
+    if recipe.codec == "libx265":
+        for packet in packets:
+            packet.dts = next(decoded)
+    return packets
 
 
 def write_chunks(folder: Path, counts: Sequence[int], recipe: Recipe) -> list[Path]:

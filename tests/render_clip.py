@@ -20,6 +20,7 @@ if __name__ == "__main__":
     parser.add_argument("--fps", type=Fraction, default=Fraction(24))
     parser.add_argument("--audio")
     parser.add_argument("--sleep", type=float, default=0.0, help="seconds to wait before")
+    parser.add_argument("--wait-for", type=Path, help="wait until this file exists")
     parser.add_argument("--fail-once", type=Path, help="fail unless this file exists; make it")
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--child", type=Path, help="start a child that sleeps; write its pid here")
@@ -29,6 +30,8 @@ if __name__ == "__main__":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         options.child.write_text(f"{os.getpid()} {child.pid}")
     time.sleep(options.sleep)
+    while options.wait_for and not options.wait_for.exists():
+        time.sleep(0.02)
     if options.fail or (options.fail_once and not options.fail_once.exists()):
         if options.fail_once:
             options.fail_once.touch()

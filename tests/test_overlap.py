@@ -21,9 +21,26 @@ from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.results import RenderReport
 
 
-def slow_job(seconds: float = 3.0, **options: Any) -> RenderJob:
-    """Return a job of six chunks, each of which takes so long."""
-    return small_job(f"--sleep {seconds}", **({"total_frames": 30, "chunks": 6} | options))
+def gated_job(folder: Path, **options: Any) -> RenderJob:
+    """Return a job of six chunks, of which the last waits for the file `go` in a folder."""
+    job = small_job(**({"total_frames": 30, "chunks": 6} | options))
+    last = job.chunks[-1]
+    return with_commands(job, {last.id: f"{last.command} --wait-for '{folder / 'go'}'"})
+
+
+def start(api: FarmClient, folder: Path, job: RenderJob) -> FlowRun:
+    """Submit a gated job, and wait until its merge run has begun to write the film."""
+    run = api.submit(
+        "render-job/cloud", job=save_job(folder, job), concurrency=2, watch=False, **STITCH
+    )
+    wait_for(lambda: leftovers(folder) != [], 120)
+    return run
+
+
+def end_of(api: FarmClient, run: FlowRun) -> FlowRun:
+    """Wait for the end of a run, and return it."""
+    wait_for(lambda: is_final(api, run), 120)
+    return api.flow_run(run.id)
 
 
 def report_of(folder: Path) -> RenderReport:
@@ -55,13 +72,13 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Path) -> None:
-    """The merge run is warm when the last chunk is done, and the film follows within a second."""
-    job = slow_job()
-    run = api.submit("render-job/cloud", job=save_job(tmp_path, job), concurrency=2, **STITCH)
-    assert run.state is not None
-    assert run.state.is_completed(), run.state.message
+    """The merge run is warm when the last chunk is done; a cold one would need several seconds."""
+    job = gated_job(tmp_path)
+    run = start(api, tmp_path, job)
+    (tmp_path / "go").touch()
+    assert end_of(api, run).state_name == "Completed"
     report = report_of(tmp_path)
-    assert 0 < seconds_between(report.rendered_at, report.assembled_at) < 1
+    assert 0 < seconds_between(report.rendered_at, report.assembled_at) < 3
     [merge] = merge_runs(api, run)
     assert seconds_between(merge.start_time, report.rendered_at) > 0
     assert_film(tmp_path, job)
@@ -70,33 +87,27 @@ def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Pat
 
 def test_failed_rendering_leaves_no_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """When a chunk fails for good the waiting merge run is cancelled, and the old film stays."""
-    job = slow_job(2, chunks=8)
+    job = gated_job(tmp_path, chunks=8)
     job = with_commands(job, {7: f"{job.chunks[7].command} --fail"})
     (tmp_path / "film.mp4").write_bytes(b"the old film")
-    run = api.submit("render-job/cloud", job=save_job(tmp_path, job), concurrency=2, **STITCH)
-    assert_failed(run, "chunk 7", "asked to fail")
+    run = start(api, tmp_path, job)
+    (tmp_path / "go").touch()
+    assert_failed(end_of(api, run), "chunk 7", "asked to fail")
     [merge] = merge_runs(api, run)
-    wait_for(lambda: is_final(api, merge), 30)
-    ended = api.flow_run(merge.id).state
-    assert ended is not None
-    assert ended.is_cancelled()
+    assert end_of(api, merge).state_name == "Cancelled"
     assert (tmp_path / "film.mp4").read_bytes() == b"the old film"
     wait_for(lambda: leftovers(tmp_path) == [], 10)
 
 
 def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> None:
     """A merge run that is killed while it waits is replaced, and what it wrote is cleaned up."""
-    job = slow_job()
-    run = api.submit(
-        "render-job/cloud", job=save_job(tmp_path, job), concurrency=2, watch=False, **STITCH
-    )
-    wait_for(lambda: leftovers(tmp_path) != [], 60)
+    job = gated_job(tmp_path)
+    run = start(api, tmp_path, job)
     [merge] = merge_runs(api, run)
     merge_process(api.flow_run(merge.id)).kill()
-    wait_for(lambda: is_final(api, run), 90)
-    ended = api.flow_run(run.id).state
-    assert ended is not None
-    assert ended.is_completed(), ended.message
+    (tmp_path / "go").touch()
+    ended = end_of(api, run)
+    assert ended.state_name == "Completed", ended.state
     states = [api.flow_run(child.id).state_name for child in merge_runs(api, run)]
     assert states == ["Crashed", "Completed"]
     assert_film(tmp_path, job)
@@ -105,16 +116,14 @@ def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> Non
 
 def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """A merge run whose rendering is killed does not wait for ever; a new run makes the film."""
-    job = slow_job()
-    path = save_job(tmp_path, job)
-    run = api.submit("render-job/cloud", job=path, concurrency=2, watch=False, **STITCH)
-    wait_for(lambda: leftovers(tmp_path) != [], 60)
+    job = gated_job(tmp_path)
+    run = start(api, tmp_path, job)
     [merge] = merge_runs(api, run)
     merge_process(api.flow_run(run.id)).kill()
-    wait_for(lambda: is_final(api, merge), 60)
-    assert api.flow_run(merge.id).state_name == "Released"
+    assert end_of(api, merge).state_name == "Released"
     assert leftovers(tmp_path) == []
-    again = api.submit("render-job/cloud", job=path, concurrency=4, **STITCH)
+    (tmp_path / "go").touch()
+    again = api.submit("render-job/cloud", job=tmp_path / "job.json", concurrency=4, **STITCH)
     assert again.state is not None
     assert again.state.is_completed(), again.state.message
     assert_film(tmp_path, job)

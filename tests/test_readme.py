@@ -14,21 +14,23 @@ from prefect_renderfarm.flows import plan_job
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+ASSEMBLY = (ROOT / "docs" / "assembly.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    """Return a document's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
-    """What the README tells a user to type works, in its order."""
-    plan, save_blocks = blocks("python")
+    """What the README and the page on assembly tell a user to type works, in its order."""
+    plan, save_blocks = blocks(README, "python")
     (tmp_path / "plan.py").write_text(plan)
     (tmp_path / "save_blocks.py").write_text(save_blocks)
     (tmp_path / "deployments").symlink_to(ROOT / "deployments")
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) == 9
+    commands = blocks(README, "sh") + blocks(ASSEMBLY, "sh")
+    lines = [line for block in commands for line in block.splitlines()]
+    assert len(lines) == 11
     lines.insert(3, "python save_blocks.py")
     done = subprocess.run(
         ["bash", "-euxc", "\n".join(lines)],
@@ -39,17 +41,18 @@ def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("finished successfully in 'Completed'") == 3, done.stdout
-    for film in ("film.mp4", "web.mp4", "again.mkv"):
-        assert len(frame_hashes(tmp_path / film)) == 240
-    assert frame_hashes(tmp_path / "film.mp4") == frame_hashes(tmp_path / "again.mkv")
+    assert done.stdout.count("finished successfully in 'Completed'") == 5, done.stdout
+    frames = frame_hashes(tmp_path / "film.mp4")
+    assert len(frames) == len(frame_hashes(tmp_path / "web.mp4")) == 240
+    for film in ("again.mkv", "second.mkv", "third.mov"):
+        assert frame_hashes(tmp_path / film) == frames
     assert "nightly" in done.stdout or "0 2 * * *" in done.stdout
 
 
 def test_make_commands_are_targets() -> None:
     """Every `make` command of the documents is a target."""
     makefile = (ROOT / "Makefile").read_text()
-    documents = README + (ROOT / "CONTRIBUTING.md").read_text()
+    documents = README + ASSEMBLY + (ROOT / "CONTRIBUTING.md").read_text()
     targets = set(re.findall(r"make ([a-z]+)", documents)) - {"things"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
@@ -68,6 +71,7 @@ def test_templates_can_be_planned(template: str) -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every file that the documents link to is there."""
-    for name in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
-            assert "://" in target or (ROOT / target).exists(), target
+    for name in ("README.md", "CONTRIBUTING.md", "docs/assembly.md"):
+        page = ROOT / name
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), target

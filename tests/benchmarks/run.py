@@ -26,7 +26,7 @@ from stitching import BENCHES as STITCHING  # noqa: E402
 from stitching import concat_copy  # noqa: E402
 
 from prefect_renderfarm.blocks.local_adapter import split_command  # noqa: E402
-from prefect_renderfarm.flows import RenderJob, plan_job  # noqa: E402
+from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job  # noqa: E402
 
 
 def bench_job(folder: Path) -> None:
@@ -36,6 +36,7 @@ def bench_job(folder: Path) -> None:
     template = clip_command().replace("{output}", "{output} --sleep 1")
     job: RenderJob = plan_job(frames, 24, chunks=32, command_template=template, id="bench")
     farm = Farm(folder / "farm")
+    waits: list[float] = []
     try:
         farm.up(port=PORT)
         client = FarmClient(farm)
@@ -50,6 +51,11 @@ def bench_job(folder: Path) -> None:
             )  # fmt: skip
             assert run.state is not None
             assert run.state.is_completed(), run.state.message
+            [file] = path.parent.glob(".renderfarm/*/report.json")
+            report = RenderReport.model_validate_json(file.read_text())
+            assert report.assembled_at is not None
+            assert report.rendered_at is not None
+            waits.append((report.assembled_at - report.rendered_at).total_seconds())
 
         def by_hand() -> None:
             here = folder / "by-hand"
@@ -72,6 +78,7 @@ def bench_job(folder: Path) -> None:
             found,
             "thread pool + concat copy",
         )
+        print(f"  last chunk to finished film: {', '.join(f'{wait:.2f}' for wait in waits)} s")
     finally:
         farm.down()
 

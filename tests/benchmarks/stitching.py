@@ -45,13 +45,26 @@ def concat_copy(chunks: Sequence[Path], film: Path) -> None:
 
 
 def make_chunk(path: Path, size: str, frames: int, megabytes: float) -> None:
-    """Encode a test picture with noise, with B-frames, to about the given size."""
-    bits = round(megabytes * 8_000_000 * FPS / frames)
-    source = f"testsrc2=s={size}:r={FPS},noise=alls=30:allf=t"
+    """Encode a noisy test picture, with B-frames, at the quality that comes nearest to a size."""
+    finest, coarsest = 8.0, 48.0
+    trial = min(frames, FPS)
+    while coarsest - finest > 0.5:
+        quality = (finest + coarsest) / 2
+        encode_chunk(path, size, trial, quality)
+        if path.stat().st_size > megabytes * 1_000_000 * trial / frames:
+            finest = quality
+        else:
+            coarsest = quality
+    encode_chunk(path, size, frames, coarsest)
+
+
+def encode_chunk(path: Path, size: str, frames: int, quality: float) -> None:
+    """Encode a noisy test picture with x264's constant rate factor."""
+    source = f"testsrc2=s={size}:r={FPS},noise=alls=12:allf=t"
     subprocess.run(
         [find_ffmpeg(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source,
-         "-frames:v", str(frames), "-c:v", "libx264", "-preset", "fast", "-b:v", str(bits),
-         "-pix_fmt", "yuv420p", path],
+         "-frames:v", str(frames), "-c:v", "libx264", "-preset", "veryfast", "-bf", "2",
+         "-crf", str(quality), "-pix_fmt", "yuv420p", path],
         check=True,
     )  # fmt: skip
 
