@@ -13,8 +13,8 @@ from prefect_renderfarm.blocks.ffmpeg_stitcher import write_playlist
 from prefect_renderfarm.blocks.frame_grid import frame_order
 from prefect_renderfarm.blocks.frame_rate import parse_fps
 from prefect_renderfarm.blocks.local_adapter import split_command
-from prefect_renderfarm.blocks.media import Media
-from prefect_renderfarm.blocks.sound_plan import SoundMode
+from prefect_renderfarm.blocks.media import Media, Sound
+from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan
 
 GLOBAL = [
     "-nostdin", "-hide_banner", "-loglevel", "warning",
@@ -33,13 +33,15 @@ def test_copy_command() -> None:
     chunks = [media("/c/a.mp4", 5, reorder=1), media("/c/b.mp4", 7, reorder=2)]
     command = FfmpegStitcher(faststart=True).command(
         Path("/bin/ffmpeg"), [Path("/t/list"), Path("/t/sound")], Path("/o/f.mp4"),
-        SoundMode.ENCODE, chunks,
+        SoundPlan(SoundMode.ENCODE, Sound("pcm_s16le", 48_000, "stereo", 0)), chunks,
     )  # fmt: skip
     assert command == [
-        "/bin/ffmpeg", "-f", "concat", "-safe", "0", "-i", "/t/list", "-i", "/t/sound",
+        "/bin/ffmpeg", "-f", "concat", "-safe", "0", "-i", "/t/list",
+        "-channel_layout", "stereo", "-i", "/t/sound",
         "-map", "0:v:0", "-map", "1:a:0", "-b:a", "192000",
         "-bsf:v",
-        "setts=pts=round(round(PTS*TB*30000/1001)/(30000/1001)/TB):dts=round((N-2)/(30000/1001)/TB)",
+        "setts=pts=round(round((PTS-STARTPTS)*TB*30000/1001)/(30000/1001)/TB)"
+        ":dts=round((N-2)/(30000/1001)/TB)",
         "-c:a", "aac", "-c:v", "copy", "-moov_size", "67824", "-time_base:v", "1001/30000",
         "/o/f.mp4", *GLOBAL,
     ]  # fmt: skip
@@ -49,11 +51,12 @@ def test_encode_command() -> None:
     """Encoding anew sets a constant rate; further options come last and win."""
     stitcher = FfmpegStitcher(video_codec="libx264", output_options={"crf": "18", "r": "60"})
     command = stitcher.command(
-        Path("ffmpeg"), [Path("list")], Path("f.mkv"), SoundMode.NONE, [media("a", 1)]
+        Path("ffmpeg"), [Path("list")], Path("f.mkv"), SoundPlan(SoundMode.NONE), [media("a", 1)]
     )
     assert command == [
         "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0", "-c:v", "libx264",
-        "-crf", "18", "-fps_mode", "cfr", "-r", "60", "f.mkv",
+        "-crf", "18", "-fps_mode", "cfr", "-r", "60",
+        "-vf", "setpts=PTS-STARTPTS", "f.mkv",
         *GLOBAL,
     ]  # fmt: skip
 

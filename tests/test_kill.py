@@ -141,7 +141,7 @@ def test_killed(
     old = (chunks / "000.mp4").read_bytes()
     new = frame_hashes(chunks / "000.mp4") * CHUNKS
     film = tmp_path / name
-    words = [signals, stitcher, mode, film, chunks]
+    words: list[str | Path] = [signals, stitcher, mode, film, chunks]
     chance = random.Random(f"{stitcher} {mode} {kill}")  # noqa: S311
     seconds = median(program.undisturbed(*words) for _ in range(3))
     whole = film.read_bytes()
