@@ -211,8 +211,7 @@ class EncodedSound(FilmSound):
 
 def _sample_bytes(frame: Any) -> int:
     """Return the bytes of one sample in each plane of a frame."""
-    width: int = frame.format.bytes
-    return width if frame.format.is_planar else width * len(frame.layout.channels)
+    return int(frame.format.bytes * (1 if frame.format.is_planar else len(frame.layout.channels)))
 
 
 class TrackSound:

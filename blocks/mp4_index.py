@@ -182,13 +182,12 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     if references[4:8] != b"\0\0\0\1" or not references[19] & 1:
         raise NotIndexedError("its frames are in another file")
     timescale, duration = _clock(media[b"mdhd"])
-    header = boxes[b"tkhd"]
-    matrix = header[52:88] if header[0] else header[40:76]
+    matrix = boxes[b"tkhd"][52:88] if boxes[b"tkhd"][0] else boxes[b"tkhd"][40:76]
     kind = media[b"hdlr"][8:12].decode("latin-1")
     if kind == "soun":
         duration -= _edit(boxes[b"edts"])[1] if b"edts" in boxes else 0
-        none, entry = array("q"), _description(table[b"stsd"])
-        return Track(kind, timescale, duration, entry, matrix, none, none, none, none, None)
+        entry, none = _description(table[b"stsd"]), [array("q")] * 4
+        return Track(kind, timescale, duration, entry, matrix, *none, None)
     sizes = _sizes(table)
     offsets = _offsets(table, sizes)
     if any(offset + size > file_size for offset, size in zip(offsets, sizes, strict=True)):

@@ -42,8 +42,8 @@ def test_copy_command() -> None:
         "-bsf:v",
         "setts=pts=round(round((PTS-STARTPTS)*TB*30000/1001)/(30000/1001)/TB)"
         ":dts=round((N-2)/(30000/1001)/TB)",
-        "-c:a", "aac", "-c:v", "copy", "-moov_size", "67824", "-time_base:v", "1001/30000",
-        "/o/f.mp4", *GLOBAL,
+        "-c:a", "aac", "-c:v", "copy", "-moov_size", "67824", "-movie_timescale", "30000",
+        "-time_base:v", "1001/30000", "/o/f.mp4", *GLOBAL,
     ]  # fmt: skip
 
 
@@ -54,9 +54,9 @@ def test_encode_command() -> None:
         Path("ffmpeg"), [Path("list")], Path("f.mkv"), SoundPlan(SoundMode.NONE), [media("a", 1)]
     )
     assert command == [
-        "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0", "-c:v", "libx264",
-        "-crf", "18", "-fps_mode", "cfr", "-r", "60",
-        "-vf", "setpts=PTS-STARTPTS", "f.mkv",
+        "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0",
+        "-avoid_negative_ts", "disabled", "-c:v", "libx264", "-crf", "18",
+        "-fps_mode", "cfr", "-r", "60", "-vf", "setpts=PTS-STARTPTS", "f.mkv",
         *GLOBAL,
     ]  # fmt: skip
 
