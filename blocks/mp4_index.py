@@ -186,8 +186,8 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     kind = media[b"hdlr"][8:12].decode("latin-1")
     if kind == "soun":
         duration -= _edit(boxes[b"edts"])[1] if b"edts" in boxes else 0
-        entry, none = _description(table[b"stsd"]), [array("q")] * 4
-        return Track(kind, timescale, duration, entry, matrix, *none, None)
+        entry, none = _description(table[b"stsd"]), array("q")
+        return Track(kind, timescale, duration, entry, matrix, none, none, none, none, None)
     sizes = _sizes(table)
     offsets = _offsets(table, sizes)
     if any(offset + size > file_size for offset, size in zip(offsets, sizes, strict=True)):
