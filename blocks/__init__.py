@@ -11,14 +11,19 @@ from prefect_renderfarm.blocks.errors import (
     RenderFarmError,
     SetupError,
     StitchInputError,
+    StorageError,
+    StorageRefused,
     WorkerError,
+    WorkerLost,
+    WorkerRefused,
     WorkStopped,
 )
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
 from prefect_renderfarm.blocks.local_adapter import LocalAdapter
 from prefect_renderfarm.blocks.remux_stitcher import RemuxStitcher
 from prefect_renderfarm.blocks.video_stitcher import StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter, WorkerJob, WorkerResult
+from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 __all__ = [
     "AssemblyError",
@@ -35,10 +40,14 @@ __all__ = [
     "SetupError",
     "StitchInputError",
     "StitchReport",
+    "StorageError",
+    "StorageRefused",
     "VideoStitcher",
     "WorkStopped",
     "WorkerAdapter",
     "WorkerError",
     "WorkerJob",
+    "WorkerLost",
+    "WorkerRefused",
     "WorkerResult",
 ]

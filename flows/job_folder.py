@@ -10,16 +10,17 @@ Beside the job's own files it holds `.renderfarm/<job key>/`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError
 from prefect_renderfarm.blocks.chunk_file import content, remove
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.whole_file import write_whole
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path
-from prefect_renderfarm.flows.results import ChunkResult, MergeReport, RenderReport
+from prefect_renderfarm.flows.results import MergeReport, RenderReport
 
 RECORDS = ".renderfarm"
 
@@ -31,6 +32,10 @@ class JobFolder:
         path: The job folder, absolute.
         job: The job.
     """
+
+    # How often to look for a manifest, in seconds; and how many chunks to check at once.
+    poll_seconds = 0.05
+    fetched_ahead = 1
 
     def __init__(self, path: Path, job: RenderJob) -> None:
         self.path = path
@@ -94,6 +99,13 @@ class JobFolder:
     def has_chunk(self, chunk: Chunk) -> bool:
         """Return whether a chunk counts as done."""
         return self._manifest(chunk).is_file()
+
+    def chunks_done(self, chunks: Sequence[Chunk]) -> bool:
+        """Return whether all of some chunks count as done."""
+        return all(self.has_chunk(chunk) for chunk in chunks)
+
+    def remove_copies(self) -> None:
+        """Remove copies of chunks that are kept elsewhere: here, none are."""
 
     def finished_chunk(self, chunk: Chunk) -> ChunkResult:
         """Return a chunk's manifest, once its file is what the manifest says.

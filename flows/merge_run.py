@@ -12,8 +12,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from prefect_renderfarm.blocks import AssemblyError, SetupError
+from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.in_sync import in_sync
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.merge_job import RELEASED
 from prefect_renderfarm.flows.results import MergeReport

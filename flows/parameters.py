@@ -25,7 +25,7 @@ from prefect_renderfarm.blocks import (
     VideoStitcher,
     WorkerAdapter,
 )
-from prefect_renderfarm.flows.in_sync import in_sync
+from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
 
@@ -100,23 +100,11 @@ def load_stitcher(given: Any, parameter: str = "stitcher") -> VideoStitcher:
     return _load(given, VideoStitcher, parameter, "remux-stitcher/default")  # type: ignore[type-abstract]
 
 
-def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock:
-    """Return the storage that a parameter names. Raises: SetupError."""
+def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock | None:
+    """Return the storage that a parameter names, if it names one. Raises: SetupError."""
+    if given is None:
+        return None
     return _load(given, ObjectStorageBlock, parameter, "s3-bucket/renders")  # type: ignore[type-abstract]
-
-
-def refuse_storage(given: Any) -> None:
-    """Refuse a storage block: chunks are only carried through a shared job folder so far.
-
-    Raises:
-        SetupError: One is given.
-    """
-    if given is not None:
-        load_storage(given)
-        raise SetupError(
-            "storage: carrying chunks through a storage block is not supported by this version: "
-            "leave it empty, and give a job_dir that the work pools share"
-        )
 
 
 def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> BlockType:

@@ -6,8 +6,9 @@ from prefect import flow
 from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.job_folder import default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
@@ -19,11 +20,11 @@ from prefect_renderfarm.flows.parameters import (
     StorageParameter,
     absolute_in_deployment,
     load_adapter,
-    refuse_storage,
+    load_storage,
 )
 from prefect_renderfarm.flows.render_chunk import render_all
-from prefect_renderfarm.flows.results import ChunkResult
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -44,7 +45,7 @@ def render_chunks(
         job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
         chunk_ids: The chunks to render. Empty: all.
         adapter: Where the chunks' commands run.
-        storage: Not supported yet; leave it empty: all share the job folder.
+        storage: What carries chunks between machines. Empty: all share the job folder.
         job_dir: The folder where commands run. Empty: as for render-job.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.
@@ -58,16 +59,18 @@ def render_chunks(
         SetupError: A block is missing or of the wrong kind; nothing has run.
         WorkerError: A chunk failed for good.
     """
-    refuse_storage(storage)
+    block = load_storage(storage)
     deployed = deployment.id is not None
-    spec, job_file_folder = load_job(job, deployed=deployed)
+    found = find_in_storage(job, block)
+    spec, job_file_folder = (found, None) if found else load_job(job, deployed=deployed)
     wanted = set(chunk_ids) if chunk_ids is not None else {chunk.id for chunk in spec.chunks}
     chunks = [chunk for chunk in spec.chunks if chunk.id in wanted]
     if unknown := wanted - {chunk.id for chunk in chunks}:
         raise JobError(f"job {spec.title!r} has no chunk {min(unknown)}: see the ids in its spec")
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
+    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
     runner = load_adapter(adapter)
+    runner.check()
     folder.prepare()
     with tagged(spec), ending_with_its_worker():
         return render_all(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow
+from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
@@ -15,6 +16,7 @@ from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
@@ -34,13 +36,14 @@ from prefect_renderfarm.flows.parameters import (
     absolute_in_deployment,
     load_adapter,
     load_stitcher,
+    load_storage,
     reference,
-    refuse_storage,
 )
 from prefect_renderfarm.flows.render_chunk import render_all
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -67,8 +70,9 @@ def render_job(
         adapter: Where the chunks' commands run.
         merge_adapter: Where the merge command runs. Empty: on the adapter.
         stitcher: What assembles the chunks. Empty: the job's merge command.
-        output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: Not supported yet; leave it empty: all share the job folder.
+        output_file: The film: an absolute path, a path relative to the job folder, or a key in the
+            storage, such as storage:films/film.mp4.
+        storage: What carries chunks between machines. Empty: all share the job folder.
         job_dir: The folder where commands run. Empty: the folder of the job file; for a job given
             as a job spec or by URL, a folder of its own under the run's working directory.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
@@ -89,21 +93,28 @@ def render_job(
         AssemblyError: The film could not be put together; the chunks are still there.
     """
     log = run_log()
-    refuse_storage(storage)
     deployed = deployment.id is not None
     spec, job_file_folder = load_job(job, deployed=deployed)
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
     chosen = _Chosen(
         load_adapter(adapter),
         None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
         None if stitcher is None else load_stitcher(stitcher),
+        load_storage(storage),
     )
-    film = None if output_file is None else folder.path / output_file
+    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, chosen.storage)
+    place = film_place(folder, output_file)
+    film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
     rules = _check_film(folder, chosen.stitcher, film, assembly)
     wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
-    merge_run = _merge_run(merge_deployment, folder, chosen, film, merge_lead) if wanted else None
+    merge_run = None
+    if wanted and merge_deployment is not None:
+        # Another machine has a folder of its own, unless the storage does not carry the chunks.
+        shared = folder.path if chosen.storage is None else job_dir
+        written = film if chosen.storage is None else output_file
+        merge_run = _merge_run(merge_deployment, folder, chosen, shared, written, merge_lead)
+    chosen.adapter.check()
     folder.prepare()
 
     with tagged(spec), ending_with_its_worker():
@@ -125,7 +136,9 @@ def render_job(
             if merge_run is not None:
                 merged = merge_run.finish()
             else:
-                merged = merge_job(str(folder.job_file), *chosen, film, storage, folder.path)
+                merged = merge_job(
+                    str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path
+                )
         report = RenderReport(
             job=spec.title,
             key=spec.key,
@@ -160,6 +173,7 @@ class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
+    storage: ObjectStorageBlock | None
 
 
 def _check_film(
@@ -182,18 +196,23 @@ def _check_film(
 
 
 def _merge_run(
-    name: str | None, folder: JobFolder, chosen: _Chosen, film: Path | None, lead: float
-) -> MergeRun | None:
-    if name is None:
-        return None
+    name: str,
+    folder: JobFolder,
+    chosen: _Chosen,
+    job_dir: Path | None,
+    output_file: Path | None,
+    lead: float,
+) -> MergeRun:
     find_deployment(name)
+    stored = chosen.storage is not None
     parameters: dict[str, Any] = {
-        "job": str(folder.job_file),
+        "job": folder.job.key if stored else str(folder.job_file),
         "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
-        "output_file": str(film) if film else None,
-        "job_dir": str(folder.path),
+        "storage": reference(chosen.storage, "storage"),
+        "output_file": str(output_file) if output_file else None,
+        "job_dir": str(job_dir) if job_dir else None,
         "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
     }
     given = {key: value for key, value in parameters.items() if value is not None}

@@ -35,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deployments"))
 from farm import PREFECT, Farm  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
+from prefect_aws.s3 import S3Bucket  # noqa: E402
+from storage_samples import S3Server, serving  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,19 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
         yield FarmClient(farm)
     finally:
         farm.down()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Start an S3 server in a process of its own, with an empty bucket; stop it after the tests."""
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> S3Bucket:
+    """Make a bucket that nothing else uses, and return its storage block."""
+    return s3.new_bucket()
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""A worker's round: input files, command, check, publish; the same wherever a worker runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+from prefect.blocks.abstract import ObjectStorageBlock
+
+from prefect_renderfarm.blocks.chunk_file import content
+from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault, WorkerLost
+from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.media import Media, Verify
+from prefect_renderfarm.blocks.media_reader import read_media
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
+
+# With less than this free, a command would most likely fail, and say something else.
+_LEAST_FREE_BYTES = 64_000_000
+
+
+def render_here(
+    order: ChunkOrder,
+    storage: ObjectStorageBlock,
+    run: Callable[[WorkerJob], WorkerResult],
+    stop: threading.Event,
+    worker: str | None = None,
+) -> WorkerResult:
+    """Do a chunk's round on this machine, in a workspace that is removed afterwards.
+
+    A chunk whose manifest is there already is not rendered again: an answer was lost, or another
+    attempt was faster.
+
+    Args:
+        order: The chunk.
+        storage: Where its input comes from and its file goes.
+        run: Runs the command.
+        stop: Ends the command when set.
+        worker: What the worker is called in reports; None: as `run` calls it.
+
+    Returns:
+        How the command ended.
+
+    Raises:
+        ChunkFileError: The command succeeded, but its file is missing or not what was planned.
+        WorkerError: The command could not be run to its end.
+        StorageError: The storage did not answer.
+    """
+    started = time.monotonic()
+    store = JobStore(storage, order.key)
+    if (done := store.manifest(order.chunk_id)) is not None:
+        return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+    with _workspace() as folder:
+        output = folder / "work" / order.output_file
+        log_file = folder / "log.txt"
+        _make_folder(output, order.output_file)
+        result = run(
+            WorkerJob(
+                command=order.command,
+                cwd=folder / "work",
+                name=f"chunk {order.chunk_id}",
+                chunk_id=order.chunk_id,
+                output_file=order.output_file,
+                log_file=log_file,
+                stop=stop,
+            )
+        )
+        log = log_file.read_bytes() if log_file.exists() else _output_of(result)
+        if result.exit_code != 0:
+            store.keep_log(order.chunk_id, log)
+            return result
+        try:
+            media = measure(
+                output, order.chunk_id, order.frame_count, Fraction(order.fps), order.verify
+            )
+        except ChunkFileError:
+            store.keep_log(order.chunk_id, log)
+            raise
+        size, sha256 = content(output) or (0, "")
+        store.publish(
+            ChunkResult(
+                id=order.chunk_id,
+                start_frame=order.start_frame,
+                frame_count=media.frames,
+                output_file=order.output_file,
+                path=output,
+                size=size,
+                sha256=sha256,
+                seconds=time.monotonic() - started,
+                worker=worker or result.worker,
+                signature=dict(media.signature),
+                images=tuple(path.name for path in media.images) or None,
+                published_at=datetime.now(UTC),
+            ),
+            log,
+        )
+    return result
+
+
+def measure(path: Path, chunk_id: int, frames: int, fps: Fraction, verify: Verify) -> Media:
+    """Read a chunk's file and hold it to its plan.
+
+    Raises:
+        ChunkFileError: It is missing, damaged, or has other frames than planned.
+    """
+    try:
+        media = read_media(path, fps, verify=verify)
+        if media.frames != frames:
+            raise MediaFault(f"has {media.frames} frames, not the planned {frames}")  # noqa: TRY301
+    except MediaFault as fault:
+        raise ChunkFileError(
+            f"chunk {chunk_id}: its command succeeded, but its file {str(path)!r} {fault}"
+        ) from None
+    return media
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        free = shutil.disk_usage(folder).free
+        if free < _LEAST_FREE_BYTES:
+            raise WorkerLost(
+                f"the worker's disk at {name!r} has only {free:,} bytes free: free some, or set "
+                "TMPDIR to another disk"
+            )
+        yield folder
+
+
+def _make_folder(output: Path, name: str) -> None:
+    (output if name.endswith("/") else output.parent).mkdir(parents=True, exist_ok=True)
+
+
+def _output_of(result: WorkerResult) -> bytes:
+    return f"{result.stdout}\n{result.stderr}".strip().encode()
