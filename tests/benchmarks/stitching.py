@@ -45,26 +45,29 @@ def concat_copy(chunks: Sequence[Path], film: Path) -> None:
 
 
 def make_chunk(path: Path, size: str, frames: int, megabytes: float) -> None:
-    """Encode a noisy test picture, with B-frames, at the quality that comes nearest to a size."""
-    finest, coarsest = 8.0, 48.0
-    trial = min(frames, FPS)
-    while coarsest - finest > 0.5:
-        quality = (finest + coarsest) / 2
-        encode_chunk(path, size, trial, quality)
-        if path.stat().st_size > megabytes * 1_000_000 * trial / frames:
-            finest = quality
+    """Encode a noisy test picture at the bit rate that brings it to about a size.
+
+    A bit rate, and not a quality: so the first frames are large, and they are what libav decodes
+    when it opens a file to find out what it holds.
+    """
+    wanted = megabytes * 8_000_000 * FPS / frames
+    lowest, highest = 0.2 * wanted, 1.2 * wanted
+    for _ in range(5):
+        bits = (lowest + highest) / 2
+        encode_chunk(path, size, frames, round(bits))
+        if path.stat().st_size > megabytes * 1_000_000:
+            highest = bits
         else:
-            coarsest = quality
-    encode_chunk(path, size, frames, coarsest)
+            lowest = bits
 
 
-def encode_chunk(path: Path, size: str, frames: int, quality: float) -> None:
-    """Encode a noisy test picture with x264's constant rate factor."""
-    source = f"testsrc2=s={size}:r={FPS},noise=alls=12:allf=t"
+def encode_chunk(path: Path, size: str, frames: int, bits_per_second: int) -> None:
+    """Encode a noisy test picture with x264."""
+    source = f"testsrc2=s={size}:r={FPS},noise=alls=20:allf=t"
     subprocess.run(
         [find_ffmpeg(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source,
-         "-frames:v", str(frames), "-c:v", "libx264", "-preset", "veryfast", "-bf", "2",
-         "-crf", str(quality), "-pix_fmt", "yuv420p", path],
+         "-frames:v", str(frames), "-c:v", "libx264", "-preset", "fast",
+         "-b:v", str(bits_per_second), "-pix_fmt", "yuv420p", path],
         check=True,
     )  # fmt: skip
 
