@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 import time
@@ -14,17 +13,17 @@ from pathlib import Path
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.chunk_file import content
+from prefect_renderfarm.blocks.asset_cache import require_room
+from prefect_renderfarm.blocks.asset_files import disk_errors
+from prefect_renderfarm.blocks.assets import lay_out
+from prefect_renderfarm.blocks.chunk_file import content, remove
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault, WorkerLost
+from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.blocks.media import Media, Verify
 from prefect_renderfarm.blocks.media_reader import read_media
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
-
-# With less than this free, a command would most likely fail, and say something else.
-_LEAST_FREE_BYTES = 64_000_000
 
 
 def render_here(
@@ -51,8 +50,8 @@ def render_here(
 
     Raises:
         ChunkFileError: The command succeeded, but its file is missing or not what was planned.
-        WorkerError: The command could not be run to its end.
-        StorageError: The storage did not answer.
+        WorkerError: The command could not be run to its end, or its input not laid out.
+        StorageError: The storage did not answer, or an input file is not what was sent.
     """
     started = time.monotonic()
     store = JobStore(storage, order.key)
@@ -61,7 +60,12 @@ def render_here(
     with _workspace() as folder:
         output = folder / "work" / order.output_file
         log_file = folder / "log.txt"
-        _make_folder(output, order.output_file)
+        (folder / "work").mkdir()
+        if order.assets is not None:
+            lay_out(order.assets, store.store, folder / "work", stop)
+        with disk_errors(f"chunk {order.chunk_id}"):
+            remove(output)  # an old one among the input is not what the command writes
+            _make_folder(output, order.output_file)
         result = run(
             WorkerJob(
                 command=order.command,
@@ -126,12 +130,7 @@ def measure(path: Path, chunk_id: int, frames: int, fps: Fraction, verify: Verif
 def _workspace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        free = shutil.disk_usage(folder).free
-        if free < _LEAST_FREE_BYTES:
-            raise WorkerLost(
-                f"the worker's disk at {name!r} has only {free:,} bytes free: free some, or set "
-                "TMPDIR to another disk"
-            )
+        require_room(folder)
         yield folder
 
 

@@ -77,12 +77,25 @@ class JobStore:
         Raises:
             StorageError: It could not be sent; the chunk is not done.
         """
-        place = f"{self.root}/chunks/{result.id:06d}/{uuid4().hex}"
-        result = result.model_copy(
-            update={"stored_as": f"{place}/{result.path.name}", "log": f"{place}/log.txt"}
-        )
+        place = self._attempt(result.id)
+        result = result.model_copy(update={"stored_as": f"{place}/{result.path.name}"})
         for path, key in _files(result):
             self.store.upload(path, key)
+        return self._announce(result, place, log)
+
+    def adopt(self, result: ChunkResult, log: bytes) -> ChunkResult:
+        """Let an object that is there already, `result.stored_as`, count as a chunk's file.
+
+        Returns:
+            The manifest that counts, as `publish` does.
+
+        Raises:
+            StorageError: The manifest could not be sent; the chunk is not done.
+        """
+        return self._announce(result, self._attempt(result.id), log)
+
+    def _announce(self, result: ChunkResult, place: str, log: bytes) -> ChunkResult:
+        result = result.model_copy(update={"log": f"{place}/log.txt"})
         self.store.write(f"{place}/log.txt", log)
         if (first := self.manifest(result.id)) is not None:
             return first
@@ -91,7 +104,7 @@ class JobStore:
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
         """Send the log of an attempt that failed."""
-        self.write(f"chunks/{chunk_id:06d}/{uuid4().hex}/log.txt", log)
+        self.store.write(f"{self._attempt(chunk_id)}/log.txt", log)
 
     def fetch(self, result: ChunkResult, path: Path) -> None:
         """Bring a chunk's file or images to this machine, unless they are there already.
@@ -129,6 +142,10 @@ class JobStore:
         # Manifests first: whatever is left if this is cut short, no manifest names a missing file.
         self.store.delete(sorted(keys, key=lambda key: not key.endswith(".json")))
         return len(keys)
+
+    def _attempt(self, chunk_id: int) -> str:
+        """Return a folder that no other attempt has."""
+        return f"{self.root}/chunks/{chunk_id:06d}/{uuid4().hex}"
 
     @staticmethod
     def _manifest(chunk_id: int) -> str:

@@ -59,8 +59,10 @@ class ObjectStore:
 
     def __init__(self, block: ObjectStorageBlock) -> None:
         self.block = block
-        place = next((getattr(block, name) for name in _PLACES if hasattr(block, name)), "")
-        self.name = f"storage {block.get_block_type_slug()} {place!r}"
+        self.bucket = next(
+            (str(getattr(block, name)) for name in _PLACES if hasattr(block, name)), ""
+        )
+        self.name = f"storage {block.get_block_type_slug()} {self.bucket!r}"
 
     def read(self, key: str) -> bytes | None:
         """Return the bytes of a small object; None if it is not there.
@@ -128,7 +130,7 @@ class ObjectStore:
             SetupError: This kind of storage block cannot delete.
             StorageError: The storage did not answer, or kept an object.
         """
-        names = [self._absolute(key) for key in keys]
+        names = [self.absolute(key) for key in keys]
         with self._errors("delete objects"):
             if isinstance(self.block, S3Bucket):
                 self._delete_from_s3(self.block, names)
@@ -150,7 +152,8 @@ class ObjectStore:
         folder = str(getattr(self.block, "bucket_folder", "") or "").strip("/")
         return f"{folder}/" if folder else ""
 
-    def _absolute(self, key: str) -> str:
+    def absolute(self, key: str) -> str:
+        """Return an object's key in the bucket, with the storage block's own folder."""
         return self._folder() + key
 
     def _relative(self, key: str) -> str:

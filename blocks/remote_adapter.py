@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from pydantic import Field, PrivateAttr
@@ -46,6 +46,8 @@ class RemoteAdapter(WorkerAdapter, ABC):
         description="Longest time that a worker may take for a chunk, in seconds.",
     )
 
+    needs_storage: ClassVar[bool] = True
+
     _limit: RateLimit = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
@@ -56,6 +58,10 @@ class RemoteAdapter(WorkerAdapter, ABC):
     def default_concurrency(self) -> int:
         """Return as many as may be under way at once."""
         return self.max_in_flight
+
+    def shared_limit(self) -> str | None:
+        """Return the concurrency limit that jobs share."""
+        return self.concurrency_limit
 
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Have a worker run a command, in an empty folder of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
@@ -17,7 +18,14 @@ class WorkerAdapter(FarmBlock, ABC):
     """Runs one command somewhere and says how it ended.
 
     A subclass implements `execute`. It may be called from several threads at once.
+
+    Attributes:
+        runs_commands: Whether it can run a single command, such as a merge command.
+        needs_storage: Whether its workers see no job folder, so that chunks need a storage.
     """
+
+    runs_commands: ClassVar[bool] = True
+    needs_storage: ClassVar[bool] = False
 
     @abstractmethod
     def execute(self, job: WorkerJob) -> WorkerResult:
@@ -38,6 +46,10 @@ class WorkerAdapter(FarmBlock, ABC):
     def default_concurrency(self) -> int:
         """Return how many commands to run at once when the job does not say."""
         return 4
+
+    def shared_limit(self) -> str | None:
+        """Return the Prefect global concurrency limit of which a job holds a slot; None: none."""
+        return None
 
     def check(self) -> None:
         """Refuse a block that cannot work, such as one without credentials; before any chunk.

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -37,13 +37,25 @@ class WorkerFailure(BaseModel):
     kind: str
     message: str
 
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Return what there is to say of an error."""
+        return cls(kind=type(error).__name__, message=str(error))
+
+    def as_error(self) -> RenderFarmError:
+        """Return the error, of the class that it had; a `WorkerLost` if that is none of ours."""
+        kind = getattr(errors, self.kind, WorkerLost)
+        if not (isinstance(kind, type) and issubclass(kind, RenderFarmError)):
+            kind = WorkerLost
+        return kind(self.message)
+
 
 class WorkerAnswer(BaseModel):
     """How a command or a round ended."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    exit_code: int = 0
+    exit_code: int
     stdout: str = ""
     stderr: str = ""
     duration: float = 0.0
@@ -110,8 +122,7 @@ def answer_payload(
     except ValidationError as error:
         raise ValueError(f"the payload is none of this version's: {error}") from None
     except RenderFarmError as error:
-        failure = WorkerFailure(kind=type(error).__name__, message=str(error))
-        return WorkerAnswer(exit_code=1, worker=worker, failure=failure)
+        return WorkerAnswer(exit_code=1, worker=worker, failure=WorkerFailure.of(error))
     return WorkerAnswer(
         exit_code=result.exit_code,
         stdout=result.stdout[-_TAIL_CHARACTERS:],
@@ -137,10 +148,7 @@ def result_of(answer: Any, name: str) -> WorkerResult:
     except ValidationError:
         raise WorkerLost(f"{name}: the worker's answer is none: {str(answer)[:200]!r}") from None
     if parsed.failure is not None:
-        kind = getattr(errors, parsed.failure.kind, WorkerLost)
-        if not (isinstance(kind, type) and issubclass(kind, RenderFarmError)):
-            kind = WorkerLost
-        raise kind(parsed.failure.message)
+        raise parsed.failure.as_error()
     return WorkerResult(**parsed.model_dump(exclude={"failure"}))
 
 

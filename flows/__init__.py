@@ -1,6 +1,7 @@
 """Prefect flows of the render farm: render a job's chunks, and assemble the film."""
 
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.flows.clean_storage import clean_storage
 from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.merge_job import merge_job
 from prefect_renderfarm.flows.plan import plan_job
@@ -13,6 +14,7 @@ __all__ = [
     "ChunkResult",
     "RenderJob",
     "RenderReport",
+    "clean_storage",
     "merge_job",
     "plan_job",
     "render_chunks",

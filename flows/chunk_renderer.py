@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 
-from prefect_renderfarm.blocks import (
-    ChunkFileError,
-    WorkerAdapter,
-    WorkStopped,
-)
+from prefect_renderfarm.blocks import WorkerAdapter, WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.blocks.signature import Signature, difference
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.chunk_rounds import rounds_in
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.likeness import Likeness
 from prefect_renderfarm.flows.pace import Pace
 
 
@@ -45,9 +40,7 @@ class ChunkRenderer:
         self._folder = folder
         self._retry_delay = retry_delay
         self._attempts: Counter[int] = Counter()
-        self._rules = rules
-        self._first: tuple[int, Signature] | None = None
-        self._lock = threading.Lock()
+        self._likeness = Likeness(rules)
         self._running: dict[int, float] = {}
 
     def render(self, chunk: Chunk) -> ChunkResult:
@@ -69,7 +62,7 @@ class ChunkRenderer:
         self._running[chunk.id] = time.monotonic()
         try:
             result = self._rounds.attempt(chunk)
-            self._check_signature(result)
+            self._likeness.check(result)
         except BaseException:
             self._rounds.withdraw(chunk)
             raise
@@ -98,15 +91,3 @@ class ChunkRenderer:
         run_log().info("chunk %s: attempt %d begins in %g s", chunk.id, attempt, self._retry_delay)
         if self.stop.wait(self._retry_delay):
             raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
-
-    def _check_signature(self, result: ChunkResult) -> None:
-        if self._rules.may_differ is None:
-            return
-        with self._lock:
-            self._first = self._first or (result.id, result.signature)
-            first, expected = self._first
-        if odd := difference(expected, result.signature, self._rules.may_differ):
-            raise ChunkFileError(
-                f"chunk {result.id}: its command succeeded, but its file {result.output_file!r} "
-                f"differs from that of chunk {first}, which was done before it: {odd}"
-            )

@@ -112,6 +112,8 @@ def render_all(
     Raises:
         WorkerError: That of the first chunk that failed for good.
     """
+    if not chunks:
+        return []
     batches = _batches(chunks)
     attempt = render_chunk.with_options(
         retries=retries,

@@ -11,17 +11,24 @@ from prefect import flow
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
 
-from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
+from prefect_renderfarm.blocks import (
+    JobError,
+    SetupError,
+    StorageError,
+    VideoStitcher,
+    WorkerAdapter,
+)
+from prefect_renderfarm.blocks.flow_runs import find_deployment
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
 from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
 from prefect_renderfarm.flows.merge_job import merge_job
-from prefect_renderfarm.flows.merge_run import MergeRun, find_deployment
+from prefect_renderfarm.flows.merge_run import MergeRun
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -39,7 +46,7 @@ from prefect_renderfarm.flows.parameters import (
     load_storage,
     reference,
 )
-from prefect_renderfarm.flows.render_chunk import render_all
+from prefect_renderfarm.flows.rendering import rendering
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
@@ -62,6 +69,7 @@ def render_job(
     merge: bool = True,
     merge_deployment: OptionalText = None,
     merge_lead: Seconds = 30.0,
+    keep_chunks: bool = True,
 ) -> RenderReport:
     """Render the chunks of a job and have the film put together.
 
@@ -82,6 +90,9 @@ def render_job(
         merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
         merge_lead: How long before the expected end of the rendering the merge run is started, in
             seconds, so that it is warm when the last chunk is done. 0: after the last chunk.
+        keep_chunks: Whether the chunks stay when the film is there. Off: their files, logs and
+            manifests are deleted then. A job that fails or is cancelled keeps them, and so does
+            one without an output file.
 
     Returns:
         What the job came to.
@@ -106,6 +117,9 @@ def render_job(
     place = film_place(folder, output_file)
     film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
+    merger = chosen.merge_adapter or chosen.adapter
+    if assembly is Assembly.MERGED and not merger.runs_commands:
+        raise SetupError(f"a {type(merger).__name__} runs no merge command: name a merge_adapter")
     rules = _check_film(folder, chosen.stitcher, film, assembly)
     wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
     merge_run = None
@@ -114,8 +128,8 @@ def render_job(
         shared = folder.path if chosen.storage is None else job_dir
         written = film if chosen.storage is None else output_file
         merge_run = _merge_run(merge_deployment, folder, chosen, shared, written, merge_lead)
-    chosen.adapter.check()
-    folder.prepare()
+    check_adapter(chosen.adapter, folder)
+    folder.prepare(film=film)
 
     with tagged(spec), ending_with_its_worker():
         width = concurrency or chosen.adapter.default_concurrency()
@@ -126,10 +140,13 @@ def render_job(
         )  # fmt: skip
         started = time.monotonic()
         folder.forget_chunks(spec.chunks)
-        renderer = ChunkRenderer(folder, chosen.adapter, retry_delay, rules)
-        ahead = MergeAhead(merge_run, renderer.pace, width, merge_lead) if merge_run else None
-        with ahead or nullcontext():
-            chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
+        how = rendering(
+            folder, spec.chunks, chosen.adapter, rules,
+            width=width, retries=retries, retry_delay=retry_delay,
+        )  # fmt: skip
+        ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
+        with job_slot(chosen.adapter), ahead or nullcontext():
+            chunks = how.render()
         rendered = time.monotonic()
         merged: Any = MergeReport(assembly=assembly)
         if wanted:
@@ -156,6 +173,8 @@ def render_job(
         )
         folder.save_report(report)
         publish_report(report)
+        if not keep_chunks:
+            _delete_chunks(folder, report)
     log.info(
         "job %s: %s%s",
         spec.title,
@@ -167,6 +186,17 @@ def render_job(
 
 # A merge run that waits longer than this for one chunk gives its place on the work pool back.
 _LEAST_PATIENCE_SECONDS = 60.0
+
+
+def _delete_chunks(folder: JobFolder, report: RenderReport) -> None:
+    """Delete the chunks, now that their film is there; what cannot be deleted fails no job."""
+    if report.film is None:
+        run_log().warning("the chunks stay: no film is known, because output_file is empty")
+        return
+    try:
+        folder.delete_chunks()
+    except (StorageError, SetupError, OSError) as error:
+        run_log().warning("the chunks cannot be deleted: %s", error)
 
 
 class _Chosen(NamedTuple):
@@ -203,7 +233,7 @@ def _merge_run(
     output_file: Path | None,
     lead: float,
 ) -> MergeRun:
-    find_deployment(name)
+    find_deployment(name, "merge-job", "merge_deployment", "merge-job/local")
     stored = chosen.storage is not None
     parameters: dict[str, Any] = {
         "job": folder.job.key if stored else str(folder.job_file),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ from typing import Any
 from prefect.blocks.abstract import ObjectStorageBlock
 
 from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
+from prefect_renderfarm.blocks.assets import send_assets
 from prefect_renderfarm.blocks.chunk_file import remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.image_sequence import has_number, list_images
 from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.flows.job import Chunk, RenderJob
-from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
+from prefect_renderfarm.flows.job_folder import RECORDS, JobFolder
 from prefect_renderfarm.flows.results import MergeReport, RenderReport
 
 _TRACK = "track"
-# As `RenderJob.key` makes them.
-_KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{12}")
 
 
 class StoredFolder(JobFolder):
@@ -38,21 +39,45 @@ class StoredFolder(JobFolder):
     def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock) -> None:
         super().__init__(path, job)
         self.store = JobStore(block, job.key)
-        self.assets: str | None = None
+        self.assets = where_assets_are(job.assets_url, self.store.root)
 
-    def prepare(self) -> None:
-        """Make this machine's folder, and send the job spec and the audio track to the storage.
+    def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
+        """Make this machine's folder; send spec, audio track and input files to the storage.
+
+        The chunks, the film, and the records in `.renderfarm` are no input files, even if they lie
+        in the folder that the job's `assetsUrl` names.
+
+        Args:
+            film: The film that will be made, if its path is known.
+            sent: Whether another machine has sent it all, which this one need not have.
 
         Raises:
             SetupError: The folder or the storage cannot be written to.
+            JobError: The input files are not there, or cannot be sent.
         """
         super().prepare()
+        if sent:
+            return
+        folder = local_folder(self.job.assets_url, self.path)
         try:
+            if folder is not None:
+                send_assets(self.store, folder, self.path, self._made_by_the_job(film))
             self.store.write("job.json", self.job.to_json().encode())
             if (track := super().audio_track()) is not None:
                 self.store.store.upload(track, self._track_key())
         except StorageError as error:
             raise SetupError(str(error)) from None
+
+    def _made_by_the_job(self, film: Path | None) -> Callable[[Path], bool]:
+        """Return what tells a file that the job makes from its input."""
+        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
+        files = {self.path.resolve() / RECORDS}
+        for output in [*outputs, *([film] if film else [])]:
+            files.add(output.parent.resolve() / output.name)
+            if has_number(output):
+                with suppress(MediaFault):
+                    files.update(image.resolve() for image in list_images(output).values())
+        return files.__contains__
 
     def audio_track(self) -> Path | None:
         """Return the path of the whole film's sound, fetched from the storage if need be."""
@@ -67,9 +92,13 @@ class StoredFolder(JobFolder):
         """Remove the manifests of chunks that are to be rendered anew."""
         self.store.forget(chunk.id for chunk in chunks)
 
-    def chunks_done(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether all of some chunks count as done."""
-        return len(self.store.done(chunk.id for chunk in chunks)) == len(chunks)
+    def done(self, chunks: Iterable[Chunk]) -> set[int]:
+        """Return the ids of those chunks that count as done."""
+        return self.store.done(chunk.id for chunk in chunks)
+
+    def manifest(self, chunk: Chunk) -> ChunkResult | None:
+        """Return a chunk's manifest; None: it is not done."""
+        return self.store.manifest(chunk.id)
 
     def has_chunk(self, chunk: Chunk) -> bool:
         """Return whether a chunk counts as done."""
@@ -94,10 +123,24 @@ class StoredFolder(JobFolder):
             raise AssemblyError(str(error)) from None
         return result.model_copy(update={"path": path})
 
+    def delete_chunks(self) -> None:
+        """Delete the chunks for good: files, logs and manifests, in the storage and here."""
+        self.store.delete_chunks()
+        self.remove_copies()
+
     def remove_copies(self) -> None:
         """Remove this machine's copies of the chunks; the storage keeps them."""
         for chunk in self.job.chunks:
             remove(self.chunk_file(chunk))
+
+    def write_record(self, name: str, text: str) -> None:
+        """Write one of the job's records, where all who work at the job can read it."""
+        self.store.write(name, text.encode())
+
+    def read_record(self, name: str) -> str | None:
+        """Return one of the job's records; None: it is not there."""
+        data = self.store.read(name)
+        return None if data is None else data.decode()
 
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to."""
@@ -145,7 +188,7 @@ def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | N
     Raises:
         JobError: It is no spec that is found there.
     """
-    if block is None or not isinstance(job, str) or not _KEY.fullmatch(job.strip()):
+    if block is None or not isinstance(job, str) or not is_key(job.strip()):
         return None
     job = job.strip()
     data = JobStore(block, job).read("job.json")

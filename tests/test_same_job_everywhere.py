@@ -1,0 +1,103 @@
+"""One job through every adapter: no shared folder, chunks home through S3, the same film."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FarmClient
+from http_samples import HttpWorker
+from jobs import RENDERER
+from lambda_server import LambdaServer
+from media_samples import frame_hashes
+from prefect_aws.s3 import S3Bucket
+from storage_samples import S3Server
+
+from prefect_renderfarm.blocks import LocalAdapter, WorkerAdapter, WorkPoolAdapter
+from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job
+
+# A scene that cannot be rendered without another file of the job's folder of input files.
+SCENE = f"""import pathlib, runpy, sys
+here = pathlib.Path(__file__).parent
+assert (here / "textures" / "it's wood.txt").read_text() == "oak"
+sys.path.insert(0, {str(RENDERER.parent)!r})
+runpy.run_path({str(RENDERER)!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> RenderJob:
+    """Return a job of 24 chunks that needs its input files."""
+    scene = tmp_path_factory.mktemp("scene")
+    (scene / "textures").mkdir()
+    (scene / "textures" / "it's wood.txt").write_text("oak")
+    (scene / "scene.py").write_text(SCENE)
+    words = "scene.py --start {start} --count {count} --output {output}"
+    template = f"'{sys.executable}' {words}"
+    planned = plan_job(60, 24, chunks=24, command_template=template, id="everywhere")
+    return RenderJob.model_validate(json.loads(planned.to_json()) | {"assetsUrl": str(scene)})
+
+
+@pytest.fixture(scope="module")
+def films() -> dict[str, list[str]]:
+    """Return where the films' frames are noted, to be compared with each other."""
+    return {}
+
+
+@pytest.mark.parametrize("kind", ["local", "lambda", "http", "work-pool"])
+def test_same_film_by_every_adapter(
+    api: FarmClient, s3: S3Server, job: RenderJob, films: dict[str, list[str]], kind: str,
+    tmp_path: Path, request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Chunks are rendered where the adapter says, the film is put together on the other pool."""
+    bucket = s3.new_bucket(f"team/{kind}")
+    bucket.credentials.save("farm", overwrite=True)
+    bucket = S3Bucket(
+        bucket_name=bucket.bucket_name,
+        bucket_folder=bucket.bucket_folder,
+        credentials=type(bucket.credentials).load("farm"),
+    )
+    bucket.save(f"everywhere-{kind}", overwrite=True)
+    adapter = make_adapter(kind, request)
+    adapter.save(f"everywhere-{kind}", overwrite=True)
+    film = tmp_path / "film.mp4"
+    run = api.submit(
+        "render-job/cloud",
+        job=json.loads(job.to_json()),
+        adapter=f"{adapter.get_block_type_slug()}/everywhere-{kind}",
+        storage=f"s3-bucket/everywhere-{kind}",
+        stitcher="remux-stitcher/default",
+        output_file=film,
+        concurrency=2,
+    )
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    pools = {child.work_pool_name for child in api.children(run) if child.name.startswith("merge")}
+    assert (run.work_pool_name, pools) == ("cloud", {"local"})
+    data = JobStore(bucket, job.key).read("report.json")
+    assert data is not None
+    report = RenderReport.model_validate_json(data)
+    assert len(report.chunks) == 24
+    assert all(chunk.worker for chunk in report.chunks)
+    films[kind] = frame_hashes(film)
+    assert len(films[kind]) == 60
+    assert all(frames == films[kind] for frames in films.values())
+
+
+def make_adapter(kind: str, request: pytest.FixtureRequest) -> WorkerAdapter:
+    """Return an adapter of a kind, whose workers are there."""
+    if kind == "lambda":
+        functions: LambdaServer = request.getfixturevalue("functions")
+        return functions.adapter(request.getfixturevalue("worker_function"))
+    if kind == "http":
+        worker: HttpWorker = request.getfixturevalue("http_worker")
+        return worker.adapter()
+    makers: dict[str, Callable[[], WorkerAdapter]] = {
+        "local": LocalAdapter,
+        "work-pool": lambda: WorkPoolAdapter(chunks_per_run=12, max_runs=2),
+    }
+    return makers[kind]()
