@@ -83,7 +83,12 @@ def render_chunks(
     runner = load_adapter(adapter)
     check_adapter(runner, folder)
     folder.prepare(sent=found is not None)
-    with tagged(spec), ending_with_its_worker(), _leaving_word(folder), job_slot(runner):
+    with (
+        tagged(spec, task_runs=False),
+        ending_with_its_worker(),
+        _leaving_word(folder),
+        job_slot(runner),
+    ):
         results: list[ChunkResult] = []
         given = {chunk.id for chunk in chunks}
         while chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,12 +71,18 @@ def job_tag(job: RenderJob) -> str:
 
 
 @contextmanager
-def tagged(job: RenderJob) -> Iterator[None]:
-    """Give the job's tag to the current flow run and to the runs that start inside the block."""
+def tagged(job: RenderJob, *, task_runs: bool = True) -> Iterator[None]:
+    """Give the job's tag to the current flow run and to the runs that start inside the block.
+
+    Args:
+        job: The job.
+        task_runs: Whether to give it to them, too. A task run that has a tag asks the server for
+            leave before it begins, and stands still while the server does not answer.
+    """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         with get_client(sync_client=True) as client:
             run = context.flow_run
             client.update_flow_run(run.id, tags={*run.tags, job_tag(job)})
-    with tags(job_tag(job)):
+    with tags(job_tag(job)) if task_runs else nullcontext():
         yield

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 import pytest
 from conftest import FarmClient, free_port
 from faulty_proxy import FaultyProxy, Request, faulty_proxy
-from jobs import small_job
+from jobs import with_commands
 from lambda_server import wait_for_answer
 from pool_samples import POOLS, make_pool, template, working
 from prefect.client.orchestration import SyncPrefectClient
 from test_adapters import wait_for
+from test_work_pool_adapter import batches, in_background, job_of, rendered
 
 from prefect_renderfarm.blocks import WorkPoolAdapter
-from prefect_renderfarm.flows import render_job
 
 COMMAND = "python -m prefect.flow_engine prefect_renderfarm.flows.render_chunks"
 IMAGE = "renderfarm-chunks:latest"
@@ -76,13 +77,18 @@ def test_image_has_what_the_templates_need() -> None:
 
 
 def test_process_pool_renders(api: FarmClient, tmp_path: Path) -> None:
-    """A pool made from the template for processes renders a job's chunks."""
+    """A pool from the template renders a job; a run that is at its last chunk is given the rest."""
     deployment = make_pool(api.farm, "process", "rendering")
     adapter = WorkPoolAdapter(deployment=deployment, max_runs=1, poll_seconds=0.2)
+    job = job_of(8, tmp_path, id="extended")
+    job = with_commands(job, {1: f"{job.chunks[1].command} --wait-for '{tmp_path / 'go'}'"})
     with working(api.farm, "process", "rendering"):
-        report = render_job(small_job(), adapter=adapter, job_dir=tmp_path, merge=False)
-    assert all(chunk.worker for chunk in report.chunks)
-    assert all((tmp_path / chunk.output_file).is_file() for chunk in report.chunks)
+        report = in_background(job, adapter=adapter, job_dir=tmp_path)
+        wait_for(lambda: list(tmp_path.glob(".renderfarm/*/runs/*-more.json")) != [], 90)
+        (tmp_path / "go").touch()
+        assert all(chunk.worker for chunk in report.result(60).chunks)
+    assert rendered(tmp_path) == Counter(range(8))
+    assert [run.name for run in batches(api, "extended")] == ["chunks 0-7 of extended"]
 
 
 @contextmanager

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from conftest import FarmClient
 from http_samples import HttpWorker
-from jobs import RENDERER
 from lambda_server import LambdaServer
-from media_samples import frame_hashes
+from media_samples import Recipe, frame_hashes, write_clip
 from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server
 
@@ -20,12 +19,9 @@ from prefect_renderfarm.blocks import LocalAdapter, WorkerAdapter, WorkPoolAdapt
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job
 
-# A scene that cannot be rendered without another file of the job's folder of input files.
-SCENE = f"""import pathlib, runpy, sys
-here = pathlib.Path(__file__).parent
-assert (here / "textures" / "it's wood.txt").read_text() == "oak"
-sys.path.insert(0, {str(RENDERER.parent)!r})
-runpy.run_path({str(RENDERER)!r}, run_name="__main__")
+CHUNKS, FRAMES = 24, 60
+# A renderer that cannot do without the job's input files, and takes no time of its own.
+RENDERER = """test "$(cat "textures/it's wood.txt")" = oak && cp "frames/$1.mp4" "$2"
 """
 
 
@@ -35,10 +31,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RenderJob:
     scene = tmp_path_factory.mktemp("scene")
     (scene / "textures").mkdir()
     (scene / "textures" / "it's wood.txt").write_text("oak")
-    (scene / "scene.py").write_text(SCENE)
-    words = "scene.py --start {start} --count {count} --output {output}"
-    template = f"'{sys.executable}' {words}"
-    planned = plan_job(60, 24, chunks=24, command_template=template, id="everywhere")
+    (scene / "render.sh").write_text(RENDERER)
+    planned = plan_job(
+        FRAMES, 24, chunks=CHUNKS, id="everywhere", command_template="sh render.sh {id} {output}"
+    )
+    for chunk in planned.chunks:
+        clip = scene / "frames" / f"{chunk.id}.mp4"
+        write_clip(clip, chunk.start_frame, chunk.frame_count, Recipe(fps=Fraction(24)))
     return RenderJob.model_validate(json.loads(planned.to_json()) | {"assetsUrl": str(scene)})
 
 
@@ -81,10 +80,10 @@ def test_same_film_by_every_adapter(
     data = JobStore(bucket, job.key).read("report.json")
     assert data is not None
     report = RenderReport.model_validate_json(data)
-    assert len(report.chunks) == 24
+    assert len(report.chunks) == CHUNKS
     assert all(chunk.worker for chunk in report.chunks)
     films[kind] = frame_hashes(film)
-    assert len(films[kind]) == 60
+    assert len(films[kind]) == FRAMES
     assert all(frames == films[kind] for frames in films.values())
 
 
