@@ -28,16 +28,15 @@ class WorkPoolAdapter(WorkerAdapter):
     command needs all chunks in one. Let a stitcher assemble, or name a merge adapter.
 
     Example:
-        Render on the work pool of a deployment, at most 20 machines at once:
+        Load a saved adapter and render with it:
         ```python
         from prefect_renderfarm.blocks import WorkPoolAdapter
         from prefect_renderfarm.flows import render_job
 
-        adapter = WorkPoolAdapter(deployment="render-chunks/cloud", max_runs=20)
-        adapter.save("BLOCK_NAME")
+        adapter = WorkPoolAdapter.load("BLOCK_NAME")
         render_job(
             "/renders/film.json",
-            adapter=WorkPoolAdapter.load("BLOCK_NAME"),
+            adapter=adapter,
             storage="s3-bucket/renders",
             stitcher="remux-stitcher/default",
             output_file="film.mp4",
@@ -111,7 +110,7 @@ class WorkPoolAdapter(WorkerAdapter):
     job_variables: dict[str, Any] = Field(
         default={},
         title="Job variables",
-        description="What the runs' infrastructure has other than the deployment's: image, cpu …",
+        description="What the runs' infrastructure has other than the deployment's: image, cpu, memory.",
     )
     poll_seconds: float = Field(
         default=1.0,

@@ -22,7 +22,6 @@ from test_end_to_end import STITCH, is_final
 
 from prefect_renderfarm.blocks import (
     CommandFailed,
-    LocalAdapter,
     SetupError,
     WorkerJob,
     WorkPoolAdapter,
@@ -85,12 +84,15 @@ def test_job_through_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Pa
     )  # fmt: skip
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
-    render_job(job, adapter=LocalAdapter(), merge=False, job_dir=tmp_path / "by-hand")
-    assert frame_hashes(tmp_path / "film.mp4") == [
-        digest
-        for chunk in job.chunks
-        for digest in frame_hashes(tmp_path / "by-hand" / chunk.output_file)
-    ]
+    store = JobStore(bucket, job.key)
+    report = RenderReport.model_validate_json(store.read("report.json") or b"")
+    assert [chunk.id for chunk in report.chunks if chunk.worker] == list(range(12))
+    frames = []
+    for chunk in report.chunks:
+        store.fetch(chunk, tmp_path / chunk.output_file)
+        frames += frame_hashes(tmp_path / chunk.output_file)
+    assert len(frames) == 48
+    assert frame_hashes(tmp_path / "film.mp4") == frames
     runs = [child for child in api.children(run) if child.name.startswith("chunk")]
     names = ["chunks 0-3 of pooled", "chunks 4-7 of pooled", "chunks 8-11 of pooled"]
     assert sorted(child.name for child in runs) == sorted(names)
@@ -100,9 +102,7 @@ def test_job_through_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Pa
         assert child.work_pool_name == "cloud"
     first, second, third = sorted(map(times_of(api), runs))
     assert third[0] >= min(first[1], second[1])
-    data = JobStore(bucket, job.key).read("report.json")
-    report = RenderReport.model_validate_json(data or b"")
-    assert [chunk.id for chunk in report.chunks if chunk.worker] == list(range(12))
+    assert rendered(tmp_path) == Counter(range(12))
 
 
 def times_of(api: FarmClient) -> Callable[[FlowRun], tuple[Any, Any]]:
