@@ -110,7 +110,7 @@ class WorkPoolAdapter(WorkerAdapter):
     job_variables: dict[str, Any] = Field(
         default={},
         title="Job variables",
-        description="What the runs' infrastructure has other than the deployment's: image, cpu, memory.",
+        description="What runs have other than their deployment: image, cpu, memory.",
     )
     poll_seconds: float = Field(
         default=1.0,
