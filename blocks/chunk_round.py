@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks.chunk_order import ChunkOrder
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault
 from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.blocks.media import Media, Verify
+from prefect_renderfarm.blocks.media import Verify
 from prefect_renderfarm.blocks.media_reader import read_media
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
@@ -82,48 +82,80 @@ def render_here(
             store.keep_log(order.chunk_id, log)
             return result
         try:
-            media = measure(
-                output, order.chunk_id, order.frame_count, Fraction(order.fps), order.verify
-            )
+            done = measure_order(order, output, worker or result.worker, started)
         except ChunkFileError:
             store.keep_log(order.chunk_id, log)
             raise
-        size, sha256 = content(output) or (0, "")
-        store.publish(
-            ChunkResult(
-                id=order.chunk_id,
-                start_frame=order.start_frame,
-                frame_count=media.frames,
-                output_file=order.output_file,
-                path=output,
-                size=size,
-                sha256=sha256,
-                seconds=time.monotonic() - started,
-                worker=worker or result.worker,
-                signature=dict(media.signature),
-                images=tuple(path.name for path in media.images) or None,
-                published_at=datetime.now(UTC),
-            ),
-            log,
-        )
+        store.publish(done, log)
     return result
 
 
-def measure(path: Path, chunk_id: int, frames: int, fps: Fraction, verify: Verify) -> Media:
-    """Read a chunk's file and hold it to its plan.
+def measure_order(order: ChunkOrder, path: Path, worker: str, started: float) -> ChunkResult:
+    """Read the file that was ordered; see `measure`."""
+    return measure(
+        path,
+        chunk_id=order.chunk_id,
+        start_frame=order.start_frame,
+        frame_count=order.frame_count,
+        output_file=order.output_file,
+        fps=Fraction(order.fps),
+        verify=order.verify,
+        worker=worker,
+        started=started,
+    )
+
+
+def measure(
+    path: Path,
+    *,
+    chunk_id: int,
+    start_frame: int,
+    frame_count: int,
+    output_file: str,
+    fps: Fraction,
+    verify: Verify,
+    worker: str,
+    started: float,
+) -> ChunkResult:
+    """Read a chunk's file, hold it to its plan, and say what it is.
+
+    Args:
+        path: The file, or the folder or name of an image sequence.
+        chunk_id: Number of the chunk.
+        start_frame: First frame of its range.
+        frame_count: Number of frames that are planned.
+        output_file: Its file, as the job names it.
+        fps: Frames a second that are planned.
+        verify: How closely to look.
+        worker: Who rendered it.
+        started: When that began, by `time.monotonic`.
 
     Raises:
         ChunkFileError: It is missing, damaged, or has other frames than planned.
     """
     try:
         media = read_media(path, fps, verify=verify)
-        if media.frames != frames:
-            raise MediaFault(f"has {media.frames} frames, not the planned {frames}")  # noqa: TRY301
+        if media.frames != frame_count:
+            raise MediaFault(f"has {media.frames} frames, not the planned {frame_count}")  # noqa: TRY301
     except MediaFault as fault:
         raise ChunkFileError(
             f"chunk {chunk_id}: its command succeeded, but its file {str(path)!r} {fault}"
         ) from None
-    return media
+    size, sha256 = content(path) or (0, "")
+    return ChunkResult(
+        id=chunk_id,
+        start_frame=start_frame,
+        frame_count=media.frames,
+        output_file=output_file,
+        path=path,
+        size=size,
+        sha256=sha256,
+        seconds=time.monotonic() - started,
+        worker=worker,
+        signature=dict(media.signature),
+        images=tuple(image.name for image in media.images) or None,
+        published_at=datetime.now(UTC),
+    )
 
 
 @contextmanager

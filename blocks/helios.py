@@ -13,18 +13,14 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.chunk_file import content
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.chunk_round import measure
+from prefect_renderfarm.blocks.chunk_round import measure_order
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
     FatalWorkerError,
@@ -145,22 +141,5 @@ def _adopt(
                 f"chunk {order.chunk_id}: its command succeeded, but its file does not come home: "
                 f"{error}; a Helios function has to put it beside the job spec"
             ) from None
-        media = measure(path, order.chunk_id, order.frame_count, Fraction(order.fps), order.verify)
-        size, sha256 = content(path) or (0, "")
-        store.adopt(
-            ChunkResult(
-                id=order.chunk_id,
-                start_frame=order.start_frame,
-                frame_count=media.frames,
-                output_file=order.output_file,
-                path=path,
-                size=size,
-                sha256=sha256,
-                seconds=time.monotonic() - started,
-                worker=result.worker,
-                signature=dict(media.signature),
-                stored_as=key,
-                published_at=datetime.now(UTC),
-            ),
-            result.stdout.encode(),
-        )
+        done = measure_order(order, path, result.worker, started)
+        store.adopt(done.model_copy(update={"stored_as": key}), result.stdout.encode())

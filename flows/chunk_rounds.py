@@ -18,7 +18,6 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkerResult,
 )
-from prefect_renderfarm.blocks.chunk_file import content
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder, StorageAddress
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.chunk_round import measure
@@ -88,24 +87,18 @@ class _SharedRounds(ChunkRounds):
             )
         )
         require_success(result, name)
-        path = self._folder.chunk_file(chunk)
-        rate = self._folder.job.metadata.rate
-        media = measure(path, chunk.id, chunk.frame_count, rate, self._rules.verify)
-        size, sha256 = content(path) or (0, "")
-        return ChunkResult(
-            id=chunk.id,
+        done = measure(
+            self._folder.chunk_file(chunk),
+            chunk_id=chunk.id,
             start_frame=chunk.start_frame,
-            frame_count=media.frames,
+            frame_count=chunk.frame_count,
             output_file=chunk.output_file,
-            path=path,
-            size=size,
-            sha256=sha256,
-            seconds=time.monotonic() - started,
+            fps=self._folder.job.metadata.rate,
+            verify=self._rules.verify,
             worker=result.worker,
-            signature=dict(media.signature),
-            billed_seconds=result.billed_seconds,
-            memory_mb=result.memory_mb,
+            started=started,
         )
+        return _with_cost(done, result)
 
     def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
         result = result.model_copy(update={"published_at": datetime.now(UTC)})
@@ -154,9 +147,7 @@ class _StoredRounds(ChunkRounds):
                 f"{name}: its worker says that it is done, but its manifest is not in the "
                 f"{self._folder.store.store.name}: does the worker write to the same bucket?"
             )
-        return done.model_copy(
-            update={"billed_seconds": cost.billed_seconds, "memory_mb": cost.memory_mb}
-        )
+        return _with_cost(done, cost)
 
     def order(self, chunk: Chunk) -> ChunkOrder:
         """Return what a worker is told of a chunk."""
@@ -187,6 +178,12 @@ class _StoredRounds(ChunkRounds):
 
     def _manifest(self, chunk: Chunk) -> ChunkResult | None:
         return self._folder.store.manifest(chunk.id)
+
+
+def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
+    return done.model_copy(
+        update={"billed_seconds": result.billed_seconds, "memory_mb": result.memory_mb}
+    )
 
 
 def rounds_in(folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules) -> ChunkRounds:

@@ -76,6 +76,7 @@ def test_image_has_what_the_templates_need() -> None:
             assert (POOLS.parents[1] / name).exists()
 
 
+@pytest.mark.long
 def test_process_pool_renders(api: FarmClient, tmp_path: Path) -> None:
     """A pool from the template renders a job; a run that is at its last chunk is given the rest."""
     deployment = make_pool(api.farm, "process", "rendering")

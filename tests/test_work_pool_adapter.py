@@ -72,6 +72,7 @@ def in_background(job: RenderJob, **options: Any) -> Any:
     return future
 
 
+@pytest.mark.long
 def test_job_through_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
     """Twelve chunks go out in three batches, two at once, come home, and make the right film."""
     bucket.save("of-the-pool", overwrite=True)
@@ -169,6 +170,7 @@ def test_cancel_ends_the_runs(api: FarmClient, tmp_path: Path) -> None:
     assert sum(rendered(tmp_path).values()) == 2
 
 
+@pytest.mark.long
 def test_straggler_is_overtaken(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
     """A chunk that hangs is given out once more while its run is alive; the first one counts."""
     bucket.save("of-the-slow", overwrite=True)
@@ -184,6 +186,7 @@ def test_straggler_is_overtaken(api: FarmClient, bucket: S3Bucket, tmp_path: Pat
     assert api.flow_run(slow.id).state_name == "Cancelled"
 
 
+@pytest.mark.long
 def test_silent_run_is_replaced(api: FarmClient, tmp_path: Path) -> None:
     """A run of which no chunk is done for too long is ended, and its chunks are given out again."""
     job = job_of(2, tmp_path, f"--hang-once '{tmp_path / 'hung'}'", id="silent")
@@ -193,6 +196,7 @@ def test_silent_run_is_replaced(api: FarmClient, tmp_path: Path) -> None:
     assert [run.state_name for run in batches(api, "silent")] == ["Cancelled", "Completed"]
 
 
+@pytest.mark.long
 def test_run_without_a_worker_is_declared_crashed(
     api: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
