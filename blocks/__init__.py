@@ -1,5 +1,6 @@
 """Prefect blocks of the render farm: where chunks run, and how a film is put together."""
 
+from prefect_renderfarm.blocks.aws_lambda_adapter import AwsLambdaAdapter
 from prefect_renderfarm.blocks.errors import (
     AssemblyError,
     ChunkFileError,
@@ -11,23 +12,32 @@ from prefect_renderfarm.blocks.errors import (
     RenderFarmError,
     SetupError,
     StitchInputError,
+    StorageError,
+    StorageRefused,
     WorkerError,
+    WorkerLost,
+    WorkerRefused,
     WorkStopped,
 )
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
+from prefect_renderfarm.blocks.http_adapter import HttpAdapter
 from prefect_renderfarm.blocks.local_adapter import LocalAdapter
 from prefect_renderfarm.blocks.remux_stitcher import RemuxStitcher
 from prefect_renderfarm.blocks.video_stitcher import StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter, WorkerJob, WorkerResult
+from prefect_renderfarm.blocks.work_pool_adapter import WorkPoolAdapter
+from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 __all__ = [
     "AssemblyError",
+    "AwsLambdaAdapter",
     "ChunkFileError",
     "CommandFailed",
     "CommandNotRunnable",
     "CommandTimeout",
     "FatalWorkerError",
     "FfmpegStitcher",
+    "HttpAdapter",
     "JobError",
     "LocalAdapter",
     "RemuxStitcher",
@@ -35,10 +45,15 @@ __all__ = [
     "SetupError",
     "StitchInputError",
     "StitchReport",
+    "StorageError",
+    "StorageRefused",
     "VideoStitcher",
+    "WorkPoolAdapter",
     "WorkStopped",
     "WorkerAdapter",
     "WorkerError",
     "WorkerJob",
+    "WorkerLost",
+    "WorkerRefused",
     "WorkerResult",
 ]

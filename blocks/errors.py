@@ -7,8 +7,10 @@
     │   ├── CommandFailed       it ended with another exit code than 0
     │   ├── CommandTimeout      it ran longer than allowed and was ended
     │   ├── ChunkFileError      it ended well, but its file is missing or not what was planned
+    │   ├── WorkerLost          nobody knows how it ended, or it never began
     │   └── FatalWorkerError    another attempt would end the same way
     │       ├── CommandNotRunnable  the program is missing or may not be executed
+    │       ├── WorkerRefused       the worker does not take orders from us
     │       └── WorkStopped         it was ended because its job was
     ├── MediaFault          what is wrong with a media file; a part of the errors above and below
     └── AssemblyError       the film could not be put together; the chunks are still there
@@ -16,8 +18,8 @@
         ├── NotAppendableError  a chunk fits, but not at the end of a film that is half written
         └── RenderStopped       the chunks that an assembly waits for will not come
 
-Whether a failed chunk is worth another attempt is told by type: a `WorkerError` is, a
-`FatalWorkerError` is not.
+Whether a failed chunk is worth another attempt is told by type: `WorkerError` and `StorageError`
+are, `FatalWorkerError` and `StorageRefused` are not.
 """
 
 from __future__ import annotations
@@ -51,6 +53,10 @@ class ChunkFileError(WorkerError):
     """A chunk's command succeeded, but its file is missing or is not the planned one."""
 
 
+class WorkerLost(WorkerError):
+    """A worker gave no answer, or could not begin: throttled, out of memory, connection lost."""
+
+
 class FatalWorkerError(WorkerError):
     """A command did not do its work, and another attempt would end the same way."""
 
@@ -60,6 +66,10 @@ class CommandNotRunnable(FatalWorkerError):
 
     The two codes are those of POSIX, Shell Command Language, section 2.8.2.
     """
+
+
+class WorkerRefused(FatalWorkerError):
+    """A worker takes no orders from us: wrong credentials, no such function, no such address."""
 
 
 class WorkStopped(FatalWorkerError):
@@ -80,6 +90,14 @@ class NotAppendableError(AssemblyError):
 
 class RenderStopped(AssemblyError):
     """The chunks that an assembly waits for will not come, or not soon."""
+
+
+class StorageError(RenderFarmError):
+    """A storage did not do what it was asked; it may, another time."""
+
+
+class StorageRefused(StorageError):
+    """A storage will not do what it is asked: wrong credentials, no such bucket."""
 
 
 class MediaFault(RenderFarmError):

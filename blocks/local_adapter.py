@@ -7,7 +7,8 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,8 @@ from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.ffmpeg_binary import path_with_ffmpeg
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import RunLog, run_log
-from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter, WorkerJob, WorkerResult
+from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 # What programs need to find themselves, their libraries, their language and their scratch space.
 PASSED_VARIABLES = (
@@ -121,18 +123,19 @@ class LocalAdapter(WorkerAdapter):
             )
 
         try:
-            return ended(
-                *run_program(
-                    arguments,
-                    name=job.name,
-                    cwd=job.cwd,
-                    environment=environment,
-                    on_line=self._line_logger(log, job.name),
-                    stop=job.stop,
-                    timeout=job.timeout or self.timeout,
-                    grace=self.grace,
+            with _each_line(log, job) as on_line:
+                return ended(
+                    *run_program(
+                        arguments,
+                        name=job.name,
+                        cwd=job.cwd,
+                        environment=environment,
+                        on_line=on_line,
+                        stop=job.stop,
+                        timeout=job.timeout or self.timeout,
+                        grace=self.grace,
+                    )
                 )
-            )
         except FileNotFoundError as error:
             return ended(127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}")
         except (PermissionError, OSError) as error:
@@ -160,6 +163,17 @@ class LocalAdapter(WorkerAdapter):
             else os.cpu_count() or 1
         )
 
-    @staticmethod
-    def _line_logger(log: RunLog, name: str) -> Callable[[str], None]:
-        return lambda line: log.info("%s | %s", name, line)
+
+@contextmanager
+def _each_line(log: RunLog, job: WorkerJob) -> Iterator[Callable[[str], None]]:
+    """Give what takes each line of a command's output: to the run's log, and to the job's file."""
+    if job.log_file is None:
+        yield lambda line: log.info("%s | %s", job.name, line)
+        return
+    with job.log_file.open("w", encoding="utf-8") as file:
+
+        def on_line(line: str) -> None:
+            file.write(f"{line}\n")
+            log.info("%s | %s", job.name, line)
+
+        yield on_line

@@ -18,6 +18,7 @@ from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 400
+_READ_SECONDS = 10.0
 _LINE_CHARACTERS = 8192
 
 
@@ -42,7 +43,8 @@ class OutputTail:
 
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""
-        self._thread.join(timeout=2)
+        # By now the pipe ends, unless a process has left the program's group and still holds it.
+        self._thread.join(timeout=_READ_SECONDS)
         return "\n".join(self._lines.copy())
 
 

@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
+from prefect.blocks.abstract import ObjectStorageBlock
+
+from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.chunk_round import render_here
 from prefect_renderfarm.blocks.farm_block import FarmBlock
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerJob:
-    """One command to run, and what an adapter may need to know about it.
-
-    Attributes:
-        command: The command line, in POSIX shell quoting; it is split into words and run without a
-            shell.
-        cwd: Folder in which the command runs; its relative paths start here.
-        name: What the command is for, in logs and errors, such as `chunk 3`.
-        environment: Variables for this command, on top of the adapter's own.
-        timeout: Seconds after which the command is ended; None: the adapter's own limit.
-        chunk_id: The chunk that the command renders; None for a merge command.
-        output_file: The file that the command writes, relative to `cwd`; None if not known.
-        stop: Set when the job is being stopped. An adapter then ends the command promptly and
-            raises `WorkStopped`.
-    """
-
-    command: str
-    cwd: Path = field(default_factory=Path.cwd)
-    name: str = "command"
-    environment: Mapping[str, str] = field(default_factory=dict)
-    timeout: float | None = None
-    chunk_id: int | None = None
-    output_file: str | None = None
-    stop: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerResult:
-    """How a command ended.
-
-    Attributes:
-        exit_code: The command's exit code; 128 + N if signal N ended it.
-        stdout: The last part of its standard output.
-        stderr: The last part of its standard error.
-        duration: Seconds from its start to its end.
-        worker: The machine, function or endpoint that ran it.
-    """
-
-    exit_code: int
-    stdout: str = ""
-    stderr: str = ""
-    duration: float = 0.0
-    worker: str = ""
-
-    def last_words(self, lines: int = 5) -> str:
-        """Return the last lines of standard error, or of standard output if that is empty."""
-        text = self.stderr.strip() or self.stdout.strip()
-        return "\n".join(text.splitlines()[-lines:])
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 
 class WorkerAdapter(FarmBlock, ABC):
     """Runs one command somewhere and says how it ended.
 
     A subclass implements `execute`. It may be called from several threads at once.
+
+    Attributes:
+        runs_commands: Whether it can run a single command, such as a merge command.
+        needs_storage: Whether its workers see no job folder, so that chunks need a storage.
     """
+
+    runs_commands: ClassVar[bool] = True
+    needs_storage: ClassVar[bool] = False
 
     @abstractmethod
     def execute(self, job: WorkerJob) -> WorkerResult:
@@ -87,3 +46,41 @@ class WorkerAdapter(FarmBlock, ABC):
     def default_concurrency(self) -> int:
         """Return how many commands to run at once when the job does not say."""
         return 4
+
+    def shared_limit(self) -> str | None:
+        """Return the Prefect global concurrency limit of which a job holds a slot; None: none."""
+        return None
+
+    def check(self) -> None:
+        """Refuse a block that cannot work, such as one without credentials; before any chunk.
+
+        Raises:
+            SetupError: Saying what is wrong and what to do.
+        """
+
+    def render(
+        self,
+        order: ChunkOrder,
+        storage: ObjectStorageBlock,
+        stop: threading.Event,
+        worker: str | None = None,
+    ) -> WorkerResult:
+        """Do a chunk's round: its input from the storage, its command, its file to the storage.
+
+        An adapter that reaches other machines sends them the order; this one runs the command with
+        `execute`, in an empty workspace of its own on this machine.
+
+        Args:
+            order: The chunk.
+            storage: The storage that the order names, with this machine's credentials.
+            stop: As in `WorkerJob`.
+            worker: What the worker is called in reports; None: as `execute` calls it.
+
+        Returns:
+            How the command ended. If well, the chunk's manifest is in the storage.
+
+        Raises:
+            WorkerError: As for `execute`; or the chunk's file is not what was planned.
+            StorageError: The storage did not answer.
+        """
+        return render_here(order, storage, self.execute, stop, worker)

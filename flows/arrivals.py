@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.errors import RenderStopped
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.results import ChunkResult
 
-_POLL_SECONDS = 0.05
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 
 
@@ -38,24 +39,28 @@ class ChunkArrivals:
 
     def all_here(self) -> bool:
         """Return whether every chunk counts as done."""
-        return all(self._folder.has_chunk(chunk) for chunk in self._folder.job.chunks)
+        return self._folder.chunks_done(self._folder.job.chunks)
 
     def __iter__(self) -> Iterator[ChunkResult]:
-        """Give the chunks in the order of the film. The next one is checked meanwhile.
+        """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
 
         Raises:
             AssemblyError: A chunk is missing, or its file is not what was rendered.
             RenderStopped: The next chunk will not come, or did not come for too long.
         """
-        chunks = self._folder.job.chunks
+        width = self._folder.fetched_ahead
         stop = threading.Event()
-        with ThreadPoolExecutor(1, thread_name_prefix="arrivals") as ahead:
+        with ThreadPoolExecutor(width, thread_name_prefix="arrivals") as ahead:
             try:
-                coming = ahead.submit(self._next, chunks[0], stop)
-                for following in (*chunks[1:], None):
-                    result = coming.result()
-                    if following is not None:
-                        coming = ahead.submit(self._next, following, stop)
+                left = iter(self._folder.job.chunks)
+                coming = deque(
+                    ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, width)
+                )
+                while coming:
+                    result = coming.popleft().result()
+                    coming.extend(
+                        ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, 1)
+                    )
                     yield result
             finally:
                 stop.set()
@@ -76,5 +81,5 @@ class ChunkArrivals:
                     raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
             if now - since > self._patience:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
-            if stop.wait(_POLL_SECONDS):
+            if stop.wait(self._folder.poll_seconds):
                 raise RenderStopped("the assembly was stopped")

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
 
-from prefect_renderfarm.blocks import (
-    ChunkFileError,
-    CommandFailed,
-    CommandNotRunnable,
-    WorkerAdapter,
-    WorkerJob,
-    WorkerResult,
-    WorkStopped,
-)
-from prefect_renderfarm.blocks.chunk_file import content
-from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media import Media
-from prefect_renderfarm.blocks.media_reader import read_media
+from prefect_renderfarm.blocks import WorkerAdapter, WorkStopped
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.blocks.signature import Signature, difference
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.chunk_rounds import rounds_in
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.likeness import Likeness
 from prefect_renderfarm.flows.pace import Pace
-from prefect_renderfarm.flows.results import ChunkResult
 
 
 class ChunkRenderer:
@@ -46,16 +33,14 @@ class ChunkRenderer:
         retry_delay: float = 0.0,
         rules: ChunkRules = ChunkRules(),  # noqa: B008 -- frozen
     ) -> None:
-        self.stop = threading.Event()
+        self._rounds = rounds_in(folder, adapter, rules)
+        self.stop = self._rounds.stop
         self.done: dict[int, ChunkResult] = {}
         self.failure: Exception | None = None
         self._folder = folder
-        self._adapter = adapter
         self._retry_delay = retry_delay
         self._attempts: Counter[int] = Counter()
-        self._rules = rules
-        self._first: tuple[int, Signature] | None = None
-        self._lock = threading.Lock()
+        self._likeness = Likeness(rules)
         self._running: dict[int, float] = {}
 
     def render(self, chunk: Chunk) -> ChunkResult:
@@ -73,33 +58,18 @@ class ChunkRenderer:
         if self._attempts[chunk.id]:
             self._wait_before_retry(chunk)
         self._attempts[chunk.id] += 1
-        self._folder.drop_chunk(chunk)
-        started = self._running[chunk.id] = time.monotonic()
+        self._rounds.begin(chunk)
+        self._running[chunk.id] = time.monotonic()
         try:
-            worker = self._run_command(chunk)
-            media = self._check_file(chunk)
-            path = self._folder.chunk_file(chunk)
-            size, sha256 = content(path) or (0, "")
+            result = self._rounds.attempt(chunk)
+            self._likeness.check(result)
         except BaseException:
-            self._folder.drop_chunk(chunk)
+            self._rounds.withdraw(chunk)
             raise
         finally:
             del self._running[chunk.id]
-        result = ChunkResult(
-            id=chunk.id,
-            start_frame=chunk.start_frame,
-            frame_count=media.frames,
-            output_file=chunk.output_file,
-            path=path,
-            size=size,
-            sha256=sha256,
-            seconds=time.monotonic() - started,
-            attempts=self._attempts[chunk.id],
-            worker=worker,
-            signature=dict(media.signature),
-            published_at=datetime.now(UTC),
-        )
-        self._folder.publish_chunk(chunk, result)
+        result = result.model_copy(update={"attempts": self._attempts[chunk.id]})
+        result = self._rounds.publish(chunk, result)
         self.done[chunk.id] = result
         return result
 
@@ -121,56 +91,3 @@ class ChunkRenderer:
         run_log().info("chunk %s: attempt %d begins in %g s", chunk.id, attempt, self._retry_delay)
         if self.stop.wait(self._retry_delay):
             raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
-
-    def _run_command(self, chunk: Chunk) -> str:
-        result = self._adapter.execute(
-            WorkerJob(
-                command=chunk.command,
-                cwd=self._folder.path,
-                name=f"chunk {chunk.id}",
-                chunk_id=chunk.id,
-                output_file=chunk.output_file,
-                stop=self.stop,
-            )
-        )
-        require_success(result, f"chunk {chunk.id}")
-        return result.worker
-
-    def _check_file(self, chunk: Chunk) -> Media:
-        path = self._folder.chunk_file(chunk)
-        try:
-            media = read_media(path, self._folder.job.metadata.rate, verify=self._rules.verify)
-            if media.frames != chunk.frame_count:
-                raise MediaFault(f"has {media.frames} frames, not the planned {chunk.frame_count}")  # noqa: TRY301
-            self._check_signature(chunk, media.signature)
-        except MediaFault as fault:
-            raise ChunkFileError(
-                f"chunk {chunk.id}: its command succeeded, but its file {str(path)!r} {fault}"
-            ) from None
-        return media
-
-    def _check_signature(self, chunk: Chunk, signature: Signature) -> None:
-        if self._rules.may_differ is None:
-            return
-        with self._lock:
-            self._first = self._first or (chunk.id, signature)
-            first, expected = self._first
-        if odd := difference(expected, signature, self._rules.may_differ):
-            raise MediaFault(f"differs from that of chunk {first}, which was done before it: {odd}")
-
-
-def require_success(result: WorkerResult, name: str) -> None:
-    """Raise unless a command ended with exit code 0.
-
-    Raises:
-        CommandNotRunnable: Its program is missing or cannot be executed.
-        CommandFailed: It ended with any other code.
-    """
-    if result.exit_code == 0:
-        return
-    kind = CommandNotRunnable if result.exit_code in (126, 127) else CommandFailed
-    words = result.last_words()
-    raise kind(
-        f"{name}: its command ended with exit code {result.exit_code}"
-        + (f": {' / '.join(words.splitlines())}" if words else "")
-    )

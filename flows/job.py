@@ -17,6 +17,9 @@ from prefect_renderfarm.blocks import JobError
 from prefect_renderfarm.blocks.frame_rate import parse_fps
 from prefect_renderfarm.blocks.local_adapter import split_command
 
+# As `RenderJob.key` makes them.
+_KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{12}")
+
 
 class _Spec(BaseModel):
     """A part of a job spec: camelCase as Helios writes it, or snake_case; others are dropped."""
@@ -80,7 +83,13 @@ class RenderJob(_Spec):
     """
 
     id: str | None = Field(default=None, description="Name of the job.")
-    assets_url: str | None = Field(default=None, description="Where the job's input files are.")
+    assets_url: str | None = Field(
+        default=None,
+        description=(
+            "The job's input files, for workers that share no folder: a folder (a path or a "
+            "file:// URL), s3://bucket/prefix, or an archive at an https:// address."
+        ),
+    )
     metadata: JobMetadata
     chunks: tuple[Chunk, ...]
     audio_track: str | None = Field(
@@ -156,6 +165,11 @@ class RenderJob(_Spec):
         """Make a job from JSON text. Raises: JobError."""
         with _one_line_errors(None):
             return super().model_validate_json(json_data, **options)
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text has the form of a job's key."""
+    return _KEY.fullmatch(text) is not None
 
 
 def _check_each(chunks: Sequence[Chunk]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
 from prefect.states import Cancelled
@@ -26,7 +27,9 @@ from prefect_renderfarm.blocks.image_sequence import has_number
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.chunk_renderer import require_success
+from prefect_renderfarm.flows.chunk_rounds import require_success
+from prefect_renderfarm.flows.film_place import film_place
+from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.parameters import (
@@ -40,13 +43,14 @@ from prefect_renderfarm.flows.parameters import (
     absolute_in_deployment,
     load_adapter,
     load_stitcher,
-    refuse_storage,
+    load_storage,
 )
 from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.render_watch import why_no_more_chunks
 from prefect_renderfarm.flows.report import human_size
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.stored_job import find_stored_job
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
@@ -76,9 +80,11 @@ def merge_job(
         adapter: Where the merge command runs if there is no merge adapter.
         merge_adapter: Where the merge command runs.
         stitcher: What assembles the chunks.
-        output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: Not supported yet; leave it empty: the chunks are in the job folder.
-        job_dir: The job folder. Empty: the folder of the job file.
+        output_file: The film: an absolute path, a path relative to the job folder, or a key in the
+            storage, such as storage:films/film.mp4.
+        storage: What carries chunks between machines. Empty: they are in the job folder.
+        job_dir: The job folder. Empty: the folder of the job file; with a storage, a folder of its
+            own under the run's working directory.
         patience: Seconds to wait for a chunk that is not done yet. 0: all must be done.
 
     Returns:
@@ -92,14 +98,15 @@ def merge_job(
     """
     log = run_log()
     started = time.monotonic()
-    refuse_storage(storage)
+    block = load_storage(storage)
     deployed = deployment.id is not None
-    spec, job_file_folder = find_stored_job(job, job_dir) or load_job(job, deployed=deployed)
+    spec, job_file_folder = _find_job(job, job_dir, block, deployed)
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
+    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
     folder.forget_merge()
     glue = None if stitcher is None else load_stitcher(stitcher)
-    film = None if output_file is None else folder.path / output_file
+    place = film_place(folder, output_file)
+    film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, glue, film)
     arrivals = ChunkArrivals(folder, patience, why_no_more_chunks())
     with tagged(spec), ending_with_its_worker():
@@ -114,6 +121,10 @@ def merge_job(
                 report = _run_merge_command(folder, arrivals, runner, film)
             else:
                 report = MergeReport(assembly=assembly)
+            if place is not None and report.film is not None:
+                place.deliver(folder)
+                report = report.model_copy(update={"film": place.name})
+            folder.remove_copies()
         except RenderStopped as stopped:
             return Cancelled(name=RELEASED, message=str(stopped))
     report = report.model_copy(update={"seconds": time.monotonic() - started})
@@ -121,6 +132,15 @@ def merge_job(
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
              f": {report.film}" if report.film else "")  # fmt: skip
     return report
+
+
+def _find_job(
+    job: Any, job_dir: Path | None, block: ObjectStorageBlock | None, deployed: bool
+) -> tuple[RenderJob, Path | None]:
+    if (stored := find_in_storage(job, block)) is not None:
+        return stored, None
+    spec, folder = find_stored_job(job, job_dir) or load_job(job, deployed=deployed)
+    return spec, folder if block is None else None
 
 
 def _stitch(

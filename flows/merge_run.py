@@ -7,13 +7,10 @@ from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling
 
-from prefect_renderfarm.blocks import AssemblyError, SetupError
+from prefect_renderfarm.blocks import AssemblyError
+from prefect_renderfarm.blocks.flow_runs import end_run, start_run
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.in_sync import in_sync
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.merge_job import RELEASED
 from prefect_renderfarm.flows.results import MergeReport
@@ -25,27 +22,6 @@ _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _PATIENCE_SECONDS = 60.0
-
-
-def find_deployment(name: str) -> None:
-    """Make sure that a deployment exists.
-
-    Raises:
-        SetupError: It does not, or it is none of the flow `merge-job`.
-    """
-    if not name.startswith("merge-job/"):
-        raise SetupError(
-            f"merge_deployment {name!r} is no deployment of the flow merge-job: name one, such as "
-            "'merge-job/local', or leave it empty"
-        )
-    try:
-        with get_client(sync_client=True) as client:
-            client.read_deployment_by_name(name)
-    except (ObjectNotFound, ValueError):
-        raise SetupError(
-            f"merge_deployment {name!r} is no deployment on this server: deploy it, name another "
-            "(`prefect deployment ls`), or leave merge_deployment empty"
-        ) from None
 
 
 class MergeRun:
@@ -67,12 +43,10 @@ class MergeRun:
     def start(self) -> None:
         """Start the run; it waits for the chunks that are not done yet."""
         self._folder.forget_merge()
-        self._run = in_sync(
-            run_deployment,
+        self._run = start_run(
             self._deployment,
-            parameters=self._parameters,
-            flow_run_name=f"merge {job_label(self._folder.job)}",
-            timeout=0,
+            self._parameters,
+            name=f"merge {job_label(self._folder.job)}",
             tags=[job_tag(self._folder.job)],
         )
 
@@ -107,15 +81,8 @@ class MergeRun:
 
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker."""
-        if self._run is None:
-            return
-        with get_client(sync_client=True) as client:
-            run = client.read_flow_run(self._run.id)
-            if run.state is None or run.state.is_final():
-                return
-            begun = run.start_time is not None or run.state.is_pending()
-            ending = Cancelling if begun else Cancelled
-            client.set_flow_run_state(run.id, ending(message=reason))
+        if self._run is not None:
+            end_run(self._run.id, reason)
 
     def _came_to_nothing(self, run: FlowRun) -> bool:
         state = run.state

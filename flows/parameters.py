@@ -18,14 +18,17 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from prefect_renderfarm.blocks import (
+    AwsLambdaAdapter,
     FfmpegStitcher,
+    HttpAdapter,
     LocalAdapter,
     RemuxStitcher,
     SetupError,
     VideoStitcher,
     WorkerAdapter,
+    WorkPoolAdapter,
 )
-from prefect_renderfarm.flows.in_sync import in_sync
+from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
 
@@ -72,8 +75,9 @@ if TYPE_CHECKING:  # from Python, a block of one's own class will do
     StorageParameter = ObjectStorageBlock | str | None
 else:
     JobParameter = Annotated[str | dict[str, Any], _given]
-    AdapterParameter = Annotated[LocalAdapter | str, _given]
-    OptionalAdapterParameter = Annotated[LocalAdapter | str | None, _given, _Optional()]
+    _Adapters = LocalAdapter | AwsLambdaAdapter | HttpAdapter | WorkPoolAdapter
+    AdapterParameter = Annotated[_Adapters | str, _given]
+    OptionalAdapterParameter = Annotated[_Adapters | str | None, _given, _Optional()]
     StitcherParameter = Annotated[RemuxStitcher | FfmpegStitcher | str | None, _given, _Optional()]
     StorageParameter = Annotated[S3Bucket | str | None, _given, _Optional()]
 _empty_is_none = BeforeValidator(lambda value: None if value == "" else value)
@@ -86,7 +90,15 @@ Seconds = Annotated[float, Field(ge=0)]
 # Prefect looks a block up by any slug, but imports every installed collection to do so.
 _KNOWN: dict[str, type[Block]] = {
     block.get_block_type_slug(): block
-    for block in (LocalAdapter, RemuxStitcher, FfmpegStitcher, S3Bucket)
+    for block in (
+        LocalAdapter,
+        AwsLambdaAdapter,
+        HttpAdapter,
+        WorkPoolAdapter,
+        RemuxStitcher,
+        FfmpegStitcher,
+        S3Bucket,
+    )
 }
 
 
@@ -100,23 +112,11 @@ def load_stitcher(given: Any, parameter: str = "stitcher") -> VideoStitcher:
     return _load(given, VideoStitcher, parameter, "remux-stitcher/default")  # type: ignore[type-abstract]
 
 
-def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock:
-    """Return the storage that a parameter names. Raises: SetupError."""
+def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock | None:
+    """Return the storage that a parameter names, if it names one. Raises: SetupError."""
+    if given is None:
+        return None
     return _load(given, ObjectStorageBlock, parameter, "s3-bucket/renders")  # type: ignore[type-abstract]
-
-
-def refuse_storage(given: Any) -> None:
-    """Refuse a storage block: chunks are only carried through a shared job folder so far.
-
-    Raises:
-        SetupError: One is given.
-    """
-    if given is not None:
-        load_storage(given)
-        raise SetupError(
-            "storage: carrying chunks through a storage block is not supported by this version: "
-            "leave it empty, and give a job_dir that the work pools share"
-        )
 
 
 def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> BlockType:
@@ -162,7 +162,7 @@ def reference(block: Block | None, parameter: str) -> str | None:
     if block._block_document_name is None:
         raise SetupError(
             f"{parameter}: a {type(block).__name__} that is not saved cannot be sent to "
-            "another work pool: save it under a name, or leave merge_deployment empty"
+            "another work pool: save it under a name, or do without that pool"
         )
     return f"{block.get_block_type_slug()}/{block._block_document_name}"
 

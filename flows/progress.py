@@ -10,8 +10,8 @@ from typing import Any, Self
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 
+from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.in_sync import in_sync
 
 # An update is a request of some 30 ms to the server.
 _SECONDS_BETWEEN_UPDATES = 1.0

@@ -16,12 +16,19 @@ from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
-from prefect_renderfarm.blocks import FatalWorkerError, RenderFarmError, WorkerError, WorkStopped
+from prefect_renderfarm.blocks import (
+    FatalWorkerError,
+    RenderFarmError,
+    StorageError,
+    StorageRefused,
+    WorkerError,
+    WorkStopped,
+)
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.progress import Progress
-from prefect_renderfarm.flows.results import ChunkResult
 
 # Prefect's server drops events, and with them task runs, somewhere beyond 1,000 a job.
 MAX_TASK_RUNS = 1000
@@ -77,7 +84,8 @@ def _attempt() -> int:
 def worth_another_attempt(error: object) -> bool:
     """Tell from an error's type whether the chunk may succeed another time."""
     if isinstance(error, RenderFarmError):
-        return isinstance(error, WorkerError) and not isinstance(error, FatalWorkerError)
+        fatal = isinstance(error, FatalWorkerError | StorageRefused)
+        return isinstance(error, WorkerError | StorageError) and not fatal
     return True
 
 
@@ -104,6 +112,8 @@ def render_all(
     Raises:
         WorkerError: That of the first chunk that failed for good.
     """
+    if not chunks:
+        return []
     batches = _batches(chunks)
     attempt = render_chunk.with_options(
         retries=retries,

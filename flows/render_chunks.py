@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from prefect import flow
-from prefect.runtime import deployment
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
-from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect import flow
+from prefect.runtime import deployment, flow_run
+
+from prefect_renderfarm.blocks import JobError, StorageError
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.media import Verify
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
+from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.parameters import (
@@ -19,15 +27,16 @@ from prefect_renderfarm.flows.parameters import (
     StorageParameter,
     absolute_in_deployment,
     load_adapter,
-    refuse_storage,
+    load_storage,
 )
-from prefect_renderfarm.flows.render_chunk import render_all
-from prefect_renderfarm.flows.results import ChunkResult
-from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.rendering import rendering
+from prefect_renderfarm.flows.run_names import batch_run_name, tagged
+from prefect_renderfarm.flows.run_notes import RunNotes
+from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
-@flow(name="render-chunks", flow_run_name=job_run_name("render chunks of"))
+@flow(name="render-chunks", flow_run_name=batch_run_name)
 def render_chunks(
     job: JobParameter,
     chunk_ids: list[int] | None = None,
@@ -37,18 +46,24 @@ def render_chunks(
     concurrency: Concurrency = None,
     retries: Retries = 0,
     retry_delay: Seconds = 1.0,
+    unfinished_only: bool = False,
+    verify: Verify = Verify.PACKETS,
 ) -> list[ChunkResult]:
     """Render some chunks of a job, and assemble nothing.
 
     Args:
-        job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
+        job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself; or, with a
+            storage, the job's key.
         chunk_ids: The chunks to render. Empty: all.
         adapter: Where the chunks' commands run.
-        storage: Not supported yet; leave it empty: all share the job folder.
+        storage: What carries chunks between machines. Empty: all share the job folder.
         job_dir: The folder where commands run. Empty: as for render-job.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.
         retry_delay: Seconds between two attempts.
+        unfinished_only: As render-job starts its runs: chunks that are done already are left out,
+            and when the run has done its chunks it looks whether there are more for it.
+        verify: How closely to look at a finished chunk.
 
     Returns:
         The chunks that were rendered, in order of id.
@@ -58,21 +73,65 @@ def render_chunks(
         SetupError: A block is missing or of the wrong kind; nothing has run.
         WorkerError: A chunk failed for good.
     """
-    refuse_storage(storage)
+    block = load_storage(storage)
     deployed = deployment.id is not None
-    spec, job_file_folder = load_job(job, deployed=deployed)
-    wanted = set(chunk_ids) if chunk_ids is not None else {chunk.id for chunk in spec.chunks}
-    chunks = [chunk for chunk in spec.chunks if chunk.id in wanted]
-    if unknown := wanted - {chunk.id for chunk in chunks}:
-        raise JobError(f"job {spec.title!r} has no chunk {min(unknown)}: see the ids in its spec")
+    found = find_in_storage(job, block)
+    spec, job_file_folder = (found, None) if found else load_job(job, deployed=deployed)
+    chunks = list(spec.chunks) if chunk_ids is None else _chosen(spec, chunk_ids)
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
+    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
     runner = load_adapter(adapter)
-    folder.prepare()
-    with tagged(spec), ending_with_its_worker():
-        return render_all(
-            ChunkRenderer(folder, runner, retry_delay),
-            chunks,
-            concurrency=concurrency or runner.default_concurrency(),
-            retries=retries,
-        )
+    check_adapter(runner, folder)
+    folder.prepare(sent=found is not None)
+    with (
+        tagged(spec, task_runs=False),
+        ending_with_its_worker(),
+        _leaving_word(folder),
+        job_slot(runner),
+    ):
+        results: list[ChunkResult] = []
+        given = {chunk.id for chunk in chunks}
+        while chunks:
+            if unfinished_only:
+                done = folder.done(chunks)
+                chunks = [chunk for chunk in chunks if chunk.id not in done]
+            how = rendering(
+                folder, chunks, runner, ChunkRules(verify=verify),
+                width=concurrency or runner.default_concurrency(),
+                retries=retries, retry_delay=retry_delay,
+            )  # fmt: skip
+            results += how.render()
+            chunks = _more(folder, given) if unfinished_only else []
+            given |= {chunk.id for chunk in chunks}
+    return sorted(results, key=lambda result: result.id)
+
+
+def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
+    """Return chunks in the order in which they are asked for, each once."""
+    known = {chunk.id: chunk for chunk in spec.chunks}
+    wanted = dict.fromkeys(chunk_ids)
+    if unknown := wanted.keys() - known.keys():
+        raise JobError(f"job {spec.title!r} has no chunk {min(unknown)}: see the ids in its spec")
+    return [known[number] for number in wanted]
+
+
+def _more(folder: JobFolder, known: Collection[int]) -> list[Chunk]:
+    """Return the chunks that this run was given while it ran, but for those that it knows of."""
+    if flow_run.id is None:
+        return []
+    given = RunNotes(folder, str(flow_run.id)).more()
+    return _chosen(folder.job, [number for number in given if number not in known])
+
+
+@contextmanager
+def _leaving_word(folder: JobFolder) -> Iterator[None]:
+    """Write the error of this run where the run finds it that started this one."""
+    try:
+        yield
+    except Exception as error:
+        if flow_run.id is not None:
+            try:
+                RunNotes(folder, str(flow_run.id)).write_failure(error)
+            except (OSError, StorageError) as failed:
+                run_log().warning("no word is left of the failure: %s", failed)
+        raise

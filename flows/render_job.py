@@ -8,18 +8,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow
+from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
 
-from prefect_renderfarm.blocks import JobError, VideoStitcher, WorkerAdapter
+from prefect_renderfarm.blocks import (
+    JobError,
+    SetupError,
+    StorageError,
+    VideoStitcher,
+    WorkerAdapter,
+)
+from prefect_renderfarm.blocks.flow_runs import find_deployment
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
 from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
 from prefect_renderfarm.flows.merge_job import merge_job
-from prefect_renderfarm.flows.merge_run import MergeRun, find_deployment
+from prefect_renderfarm.flows.merge_run import MergeRun
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -34,13 +43,14 @@ from prefect_renderfarm.flows.parameters import (
     absolute_in_deployment,
     load_adapter,
     load_stitcher,
+    load_storage,
     reference,
-    refuse_storage,
 )
-from prefect_renderfarm.flows.render_chunk import render_all
+from prefect_renderfarm.flows.rendering import rendering
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -59,6 +69,7 @@ def render_job(
     merge: bool = True,
     merge_deployment: OptionalText = None,
     merge_lead: Seconds = 30.0,
+    keep_chunks: bool = True,
 ) -> RenderReport:
     """Render the chunks of a job and have the film put together.
 
@@ -67,8 +78,9 @@ def render_job(
         adapter: Where the chunks' commands run.
         merge_adapter: Where the merge command runs. Empty: on the adapter.
         stitcher: What assembles the chunks. Empty: the job's merge command.
-        output_file: The film: an absolute path, or a path relative to the job folder.
-        storage: Not supported yet; leave it empty: all share the job folder.
+        output_file: The film: an absolute path, a path relative to the job folder, or a key in the
+            storage, such as storage:films/film.mp4.
+        storage: What carries chunks between machines. Empty: all share the job folder.
         job_dir: The folder where commands run. Empty: the folder of the job file; for a job given
             as a job spec or by URL, a folder of its own under the run's working directory.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
@@ -78,6 +90,9 @@ def render_job(
         merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
         merge_lead: How long before the expected end of the rendering the merge run is started, in
             seconds, so that it is warm when the last chunk is done. 0: after the last chunk.
+        keep_chunks: Whether the chunks stay when the film is there. Off: their files, logs and
+            manifests are deleted then. A job that fails or is cancelled keeps them, and so does
+            one without an output file.
 
     Returns:
         What the job came to.
@@ -89,22 +104,32 @@ def render_job(
         AssemblyError: The film could not be put together; the chunks are still there.
     """
     log = run_log()
-    refuse_storage(storage)
     deployed = deployment.id is not None
     spec, job_file_folder = load_job(job, deployed=deployed)
     path = job_dir or default_folder(spec, job_file_folder)
-    folder = JobFolder(absolute_in_deployment(path, "job_dir", deployed), spec)
     chosen = _Chosen(
         load_adapter(adapter),
         None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
         None if stitcher is None else load_stitcher(stitcher),
+        load_storage(storage),
     )
-    film = None if output_file is None else folder.path / output_file
+    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, chosen.storage)
+    place = film_place(folder, output_file)
+    film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
+    merger = chosen.merge_adapter or chosen.adapter
+    if assembly is Assembly.MERGED and not merger.runs_commands:
+        raise SetupError(f"a {type(merger).__name__} runs no merge command: name a merge_adapter")
     rules = _check_film(folder, chosen.stitcher, film, assembly)
     wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
-    merge_run = _merge_run(merge_deployment, folder, chosen, film, merge_lead) if wanted else None
-    folder.prepare()
+    merge_run = None
+    if wanted and merge_deployment is not None:
+        # Another machine has a folder of its own, unless the storage does not carry the chunks.
+        shared = folder.path if chosen.storage is None else job_dir
+        written = film if chosen.storage is None else output_file
+        merge_run = _merge_run(merge_deployment, folder, chosen, shared, written, merge_lead)
+    check_adapter(chosen.adapter, folder)
+    folder.prepare(film=film)
 
     with tagged(spec), ending_with_its_worker():
         width = concurrency or chosen.adapter.default_concurrency()
@@ -115,17 +140,22 @@ def render_job(
         )  # fmt: skip
         started = time.monotonic()
         folder.forget_chunks(spec.chunks)
-        renderer = ChunkRenderer(folder, chosen.adapter, retry_delay, rules)
-        ahead = MergeAhead(merge_run, renderer.pace, width, merge_lead) if merge_run else None
-        with ahead or nullcontext():
-            chunks = render_all(renderer, spec.chunks, concurrency=width, retries=retries)
+        how = rendering(
+            folder, spec.chunks, chosen.adapter, rules,
+            width=width, retries=retries, retry_delay=retry_delay,
+        )  # fmt: skip
+        ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
+        with job_slot(chosen.adapter), ahead or nullcontext():
+            chunks = how.render()
         rendered = time.monotonic()
         merged: Any = MergeReport(assembly=assembly)
         if wanted:
             if merge_run is not None:
                 merged = merge_run.finish()
             else:
-                merged = merge_job(str(folder.job_file), *chosen, film, storage, folder.path)
+                merged = merge_job(
+                    str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path
+                )
         report = RenderReport(
             job=spec.title,
             key=spec.key,
@@ -143,6 +173,8 @@ def render_job(
         )
         folder.save_report(report)
         publish_report(report)
+        if not keep_chunks:
+            _delete_chunks(folder, report)
     log.info(
         "job %s: %s%s",
         spec.title,
@@ -156,10 +188,22 @@ def render_job(
 _LEAST_PATIENCE_SECONDS = 60.0
 
 
+def _delete_chunks(folder: JobFolder, report: RenderReport) -> None:
+    """Delete the chunks, now that their film is there; what cannot be deleted fails no job."""
+    if report.film is None:
+        run_log().warning("the chunks stay: no film is known, because output_file is empty")
+        return
+    try:
+        folder.delete_chunks()
+    except (StorageError, SetupError, OSError) as error:
+        run_log().warning("the chunks cannot be deleted: %s", error)
+
+
 class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
+    storage: ObjectStorageBlock | None
 
 
 def _check_film(
@@ -182,18 +226,23 @@ def _check_film(
 
 
 def _merge_run(
-    name: str | None, folder: JobFolder, chosen: _Chosen, film: Path | None, lead: float
-) -> MergeRun | None:
-    if name is None:
-        return None
-    find_deployment(name)
+    name: str,
+    folder: JobFolder,
+    chosen: _Chosen,
+    job_dir: Path | None,
+    output_file: Path | None,
+    lead: float,
+) -> MergeRun:
+    find_deployment(name, "merge-job", "merge_deployment", "merge-job/local")
+    stored = chosen.storage is not None
     parameters: dict[str, Any] = {
-        "job": str(folder.job_file),
+        "job": folder.job.key if stored else str(folder.job_file),
         "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
-        "output_file": str(film) if film else None,
-        "job_dir": str(folder.path),
+        "storage": reference(chosen.storage, "storage"),
+        "output_file": str(output_file) if output_file else None,
+        "job_dir": str(job_dir) if job_dir else None,
         "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
     }
     given = {key: value for key, value in parameters.items() if value is not None}

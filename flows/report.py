@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from prefect.artifacts import create_markdown_artifact
 from slugify import slugify
 
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.in_sync import in_sync
-from prefect_renderfarm.flows.results import Assembly, ChunkResult, RenderReport
+from prefect_renderfarm.flows.results import Assembly, RenderReport
 
 # Beyond this a table is no longer read, and the page that shows it becomes slow.
 _MAX_ROWS = 1000

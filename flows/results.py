@@ -9,29 +9,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks import StitchReport
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 
 
 class _Result(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class ChunkResult(_Result):
-    """A chunk that is done: its file is in its place, whole and checked."""
-
-    id: int = Field(description="Number of the chunk.")
-    start_frame: int = Field(description="First frame of its range.")
-    frame_count: int = Field(description="Number of frames, counted in the file.")
-    output_file: str = Field(description="Its file, relative to the job folder.")
-    path: Path = Field(description="Its file, as an absolute path where it was rendered.")
-    size: int = Field(description="Size of the file, in bytes.")
-    sha256: str = Field(description="SHA-256 of the file, in hexadecimal.")
-    seconds: float = Field(description="Time that the successful attempt took, in seconds.")
-    attempts: int = Field(description="Number of attempts it took.")
-    worker: str = Field(default="", description="The machine or function that rendered it.")
-    signature: dict[str, str | int | None] = Field(
-        default={}, description="How the file is coded: the same in all chunks of a film."
-    )
-    published_at: datetime | None = Field(default=None, description="When it counted as done.")
 
 
 class Assembly(StrEnum):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,12 +14,35 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from prefect_renderfarm.flows.job import RenderJob
+from prefect_renderfarm.flows.job import RenderJob, is_key
+
+# Ranges of ids that a run's name spells out.
+_NAMED = 5
 
 
 def job_run_name(verb: str) -> Callable[[], str]:
     """Return a function for Prefect's `flow_run_name` that names a run after its job."""
     return lambda: f"{verb} {job_label(flow_run.parameters.get('job'))}"
+
+
+def batch_name(chunk_ids: Sequence[int], job: str) -> str:
+    """Return a name for a run that renders some chunks of a job, such as `chunks 3-9 of film`."""
+    ranges: list[list[int]] = []
+    for number in sorted(chunk_ids):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    named = [f"{first}-{last}" if first < last else f"{first}" for first, last in ranges]
+    some = ", ".join(named[:_NAMED]) + (" …" if len(named) > _NAMED else "")
+    return f"chunk{'s' if len(chunk_ids) > 1 else ''} {some} of {job}"
+
+
+def batch_run_name() -> str:
+    """Name a run of `render-chunks` after its chunks, for Prefect's `flow_run_name`."""
+    label = job_label(flow_run.parameters.get("job"))
+    ids = flow_run.parameters.get("chunk_ids")
+    return batch_name(ids, label) if ids else f"render chunks of {label}"
 
 
 def job_label(job: Any) -> str:
@@ -30,6 +53,8 @@ def job_label(job: Any) -> str:
         except ValueError:
             return "job"
     if isinstance(job, str):
+        if is_key(job):
+            return job.rpartition("-")[0]
         path = PurePath(urlsplit(job).path if "://" in job else job)
         if (
             ".renderfarm" in path.parts
@@ -46,12 +71,18 @@ def job_tag(job: RenderJob) -> str:
 
 
 @contextmanager
-def tagged(job: RenderJob) -> Iterator[None]:
-    """Give the job's tag to the current flow run and to the runs that start inside the block."""
+def tagged(job: RenderJob, *, task_runs: bool = True) -> Iterator[None]:
+    """Give the job's tag to the current flow run and to the runs that start inside the block.
+
+    Args:
+        job: The job.
+        task_runs: Whether to give it to them, too. A task run that has a tag asks the server for
+            leave before it begins, and stands still while the server does not answer.
+    """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         with get_client(sync_client=True) as client:
             run = context.flow_run
             client.update_flow_run(run.id, tags={*run.tags, job_tag(job)})
-    with tags(job_tag(job)):
+    with tags(job_tag(job)) if task_runs else nullcontext():
         yield

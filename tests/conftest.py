@@ -33,8 +33,13 @@ atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deployments"))
 
 from farm import PREFECT, Farm  # noqa: E402
+from faulty_proxy import FaultyProxy, faulty_proxy  # noqa: E402
+from http_samples import HttpWorker, working  # noqa: E402
+from lambda_server import LambdaServer, serving_functions  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
+from prefect_aws.s3 import S3Bucket  # noqa: E402
+from storage_samples import S3Server, serving  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,60 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
         yield FarmClient(farm)
     finally:
         farm.down()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Start an S3 server in a process of its own, with an empty bucket; stop it after the tests."""
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> S3Bucket:
+    """Make a bucket that nothing else uses, and return its storage block."""
+    return s3.new_bucket()
+
+
+@pytest.fixture(scope="session")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LambdaServer]:
+    """Start AWS Lambda in processes of its own, with no functions; stop it after the tests."""
+    with serving_functions(tmp_path_factory.mktemp("lambda")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def worker_function(functions: LambdaServer, s3: S3Server) -> str:
+    """Make the function of `deployments/lambda`, whose role may use the S3 server."""
+    return functions.function("renderfarm-worker", role=s3.environment())
+
+
+@pytest.fixture(scope="session")
+def contract_function(functions: LambdaServer) -> str:
+    """Make the same function with a limit of 6 s: what it has begun ends then at the latest."""
+    return functions.function("renderfarm-contract", timeout=6)
+
+
+@pytest.fixture(scope="session")
+def idle_worker(s3: S3Server) -> Iterator[HttpWorker]:
+    """Start an HTTP worker that finds the S3 server; stop it after the tests."""
+    with working(s3.environment()) as worker:
+        yield worker.wait_until_ready()
+
+
+@pytest.fixture
+def http_worker(idle_worker: HttpWorker) -> HttpWorker:
+    """Return the HTTP worker, with nothing running on it."""
+    while idle_worker.health()["running"]:
+        time.sleep(0.05)
+    return idle_worker
+
+
+@pytest.fixture
+def proxy(http_worker: HttpWorker) -> Iterator[FaultyProxy]:
+    """Start a faulty proxy in front of the HTTP worker."""
+    with faulty_proxy(http_worker.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -24,11 +24,19 @@ if __name__ == "__main__":
     parser.add_argument("--fail-once", type=Path, help="fail unless this file exists; make it")
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--child", type=Path, help="start a child that sleeps; write its pid here")
+    parser.add_argument("--note", type=Path, help="append the first frame to this file")
+    parser.add_argument("--hang-once", type=Path, help="hang unless this file exists; make it")
     options = parser.parse_args()
     print(f"rendering {options.count} frames from {options.start}", flush=True)
     if options.child:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         options.child.write_text(f"{os.getpid()} {child.pid}")
+    if options.note:
+        with options.note.open("a") as file:
+            file.write(f"{options.start}\n")
+    if options.hang_once and not options.hang_once.exists():
+        options.hang_once.touch()
+        time.sleep(600)
     time.sleep(options.sleep)
     while options.wait_for and not options.wait_for.exists():
         time.sleep(0.02)

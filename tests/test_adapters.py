@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from http_samples import HttpWorker
+from lambda_server import LambdaServer
 from pydantic import ValidationError
 
 from prefect_renderfarm.blocks import (
@@ -49,9 +51,15 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.fixture(params=ADAPTERS)
+@pytest.fixture(params=[*ADAPTERS, "http", "lambda"])
 def adapter(request: pytest.FixtureRequest) -> WorkerAdapter:
     """Each adapter in turn."""
+    if request.param == "http":
+        worker: HttpWorker = request.getfixturevalue("http_worker")
+        return worker.adapter()
+    if request.param == "lambda":
+        functions: LambdaServer = request.getfixturevalue("functions")
+        return functions.adapter(request.getfixturevalue("contract_function"))
     return ADAPTERS[request.param]()
 
 
@@ -63,7 +71,8 @@ class TestContract:
         code = "import sys; open('made','w').write('x'); print('out'); print('err',file=sys.stderr)"
         result = adapter.execute(WorkerJob(command=python(code), cwd=tmp_path))
         assert (result.exit_code, result.stdout, result.stderr) == (0, "out", "err")
-        assert (tmp_path / "made").exists()
+        if isinstance(adapter, LocalAdapter):  # others have folders of their own
+            assert (tmp_path / "made").exists()
         assert 0 < result.duration < 30
         assert result.worker
 
@@ -150,6 +159,7 @@ def family(folder: Path) -> str:
     """Return a command that starts a child that ignores SIGTERM, and writes down both pids."""
     code = (
         "import os, signal, subprocess, sys, time\n"
+        f"os.chdir({str(folder)!r})\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal, time\\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\ntime.sleep(600)'])\n"
         "time.sleep(0.3)\n"

@@ -12,10 +12,24 @@ from conftest import FarmClient
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
-from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks import (
+    AwsLambdaAdapter,
+    FfmpegStitcher,
+    HttpAdapter,
+    LocalAdapter,
+    RemuxStitcher,
+    WorkPoolAdapter,
+)
 from prefect_renderfarm.blocks.farm_block import LOGO_URL
 
-BLOCKS: list[type[Block]] = [LocalAdapter, RemuxStitcher, FfmpegStitcher]
+BLOCKS: list[type[Block]] = [
+    LocalAdapter,
+    AwsLambdaAdapter,
+    HttpAdapter,
+    WorkPoolAdapter,
+    RemuxStitcher,
+    FfmpegStitcher,
+]
 LOGO = Path(__file__).resolve().parent.parent / "docs" / "logo.png"
 
 

@@ -25,7 +25,7 @@ def test_public_names() -> None:
     } <= set(prefect_renderfarm.blocks.__all__)  # fmt: skip
     assert {
         "render_job", "merge_job", "render_chunks", "RenderJob", "Chunk", "ChunkResult",
-        "RenderReport", "plan_job",
+        "RenderReport", "clean_storage", "plan_job",
     } == set(prefect_renderfarm.flows.__all__)  # fmt: skip
     for package in PACKAGES:
         for name in package.__all__:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from conftest import FarmClient
+from jobs import save_job, small_job
 from media_samples import frame_hashes
+from storage_samples import ACCESS_KEY, REGION, S3Server, keys
 
 from prefect_renderfarm.flows import plan_job
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 ASSEMBLY = (ROOT / "docs" / "assembly.md").read_text()
+CLOUD = (ROOT / "docs" / "cloud.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -49,6 +52,37 @@ def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
     assert "nightly" in done.stdout or "0 2 * * *" in done.stdout
 
 
+def test_cloud_page(api: FarmClient, s3: S3Server, tmp_path: Path) -> None:
+    """What the page on the cloud tells a user to type on his own machine works, in its order."""
+    storage, functions = blocks(CLOUD, "python")
+    (tmp_path / "storage.py").write_text(storage)
+    (tmp_path / "functions.py").write_text(functions)
+    save_job(tmp_path, small_job(), "film.json")
+    lines = [line for block in blocks(CLOUD, "sh") for line in block.splitlines()]
+    assert len(lines) == 4
+    bucket = s3.new_bucket()
+    farm = {
+        "FARM_KEY_ID": ACCESS_KEY,
+        "FARM_SECRET": s3.secret,
+        "FARM_REGION": REGION,
+        "FARM_ENDPOINT": s3.url,
+        "FARM_BUCKET": bucket.bucket_name,
+        "FARM_FUNCTION": "renderfarm-worker",
+    }
+    done = subprocess.run(
+        ["bash", "-euxc", "\n".join([*lines, "python functions.py"])],
+        cwd=tmp_path,
+        env=api.farm.environment() | farm,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished successfully in 'Completed'") == 3, done.stdout
+    assert len(frame_hashes(tmp_path / "home.mp4")) == 18
+    assert "films/film.mp4" in keys(bucket)
+
+
 def test_make_commands_are_targets() -> None:
     """Every `make` command of the documents is a target."""
     makefile = (ROOT / "Makefile").read_text()
@@ -71,7 +105,7 @@ def test_templates_can_be_planned(template: str) -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every file that the documents link to is there."""
-    for name in ("README.md", "CONTRIBUTING.md", "docs/assembly.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/assembly.md", "docs/cloud.md"):
         page = ROOT / name
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), target

@@ -1,7 +1,7 @@
 """Benchmarks: ratios against a peer that is measured in the same run, side by side.
 
     make bench                 all of them
-    python tests/benchmarks/run.py stitch | last-chunk | memory | job
+    python tests/benchmarks/run.py stitch | last-chunk | memory | storage | work-pool | job
 
 Machines are shared and noisy: all ways are measured several times, turn by turn, and the ratio is
 that of the medians.
@@ -24,6 +24,8 @@ from farm import Farm  # noqa: E402
 from jobs import clip_command  # noqa: E402
 from stitching import BENCHES as STITCHING  # noqa: E402
 from stitching import concat_copy  # noqa: E402
+from storage import BENCHES as STORAGE  # noqa: E402
+from work_pool import BENCHES as WORK_POOL  # noqa: E402
 
 from prefect_renderfarm.blocks.local_adapter import split_command  # noqa: E402
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job  # noqa: E402
@@ -83,7 +85,7 @@ def bench_job(folder: Path) -> None:
         farm.down()
 
 
-BENCHES = STITCHING | {"job": bench_job}
+BENCHES = STITCHING | STORAGE | WORK_POOL | {"job": bench_job}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:

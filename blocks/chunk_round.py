@@ -1,0 +1,174 @@
+"""A worker's round: input files, command, check, publish; the same wherever a worker runs."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+from prefect.blocks.abstract import ObjectStorageBlock
+
+from prefect_renderfarm.blocks.asset_cache import require_room
+from prefect_renderfarm.blocks.asset_files import disk_errors
+from prefect_renderfarm.blocks.assets import lay_out
+from prefect_renderfarm.blocks.chunk_file import content, remove
+from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault
+from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.media import Verify
+from prefect_renderfarm.blocks.media_reader import read_media
+from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
+
+
+def render_here(
+    order: ChunkOrder,
+    storage: ObjectStorageBlock,
+    run: Callable[[WorkerJob], WorkerResult],
+    stop: threading.Event,
+    worker: str | None = None,
+) -> WorkerResult:
+    """Do a chunk's round on this machine, in a workspace that is removed afterwards.
+
+    A chunk whose manifest is there already is not rendered again: an answer was lost, or another
+    attempt was faster.
+
+    Args:
+        order: The chunk.
+        storage: Where its input comes from and its file goes.
+        run: Runs the command.
+        stop: Ends the command when set.
+        worker: What the worker is called in reports; None: as `run` calls it.
+
+    Returns:
+        How the command ended.
+
+    Raises:
+        ChunkFileError: The command succeeded, but its file is missing or not what was planned.
+        WorkerError: The command could not be run to its end, or its input not laid out.
+        StorageError: The storage did not answer, or an input file is not what was sent.
+    """
+    started = time.monotonic()
+    store = JobStore(storage, order.key)
+    if (done := store.manifest(order.chunk_id)) is not None:
+        return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+    with _workspace() as folder:
+        output = folder / "work" / order.output_file
+        log_file = folder / "log.txt"
+        (folder / "work").mkdir()
+        if order.assets is not None:
+            lay_out(order.assets, store.store, folder / "work", stop)
+        with disk_errors(f"chunk {order.chunk_id}"):
+            remove(output)  # an old one among the input is not what the command writes
+            _make_folder(output, order.output_file)
+        result = run(
+            WorkerJob(
+                command=order.command,
+                cwd=folder / "work",
+                name=f"chunk {order.chunk_id}",
+                chunk_id=order.chunk_id,
+                output_file=order.output_file,
+                log_file=log_file,
+                stop=stop,
+            )
+        )
+        log = log_file.read_bytes() if log_file.exists() else _output_of(result)
+        if result.exit_code != 0:
+            store.keep_log(order.chunk_id, log)
+            return result
+        try:
+            done = measure_order(order, output, worker or result.worker, started)
+        except ChunkFileError:
+            store.keep_log(order.chunk_id, log)
+            raise
+        store.publish(done, log)
+    return result
+
+
+def measure_order(order: ChunkOrder, path: Path, worker: str, started: float) -> ChunkResult:
+    """Read the file that was ordered; see `measure`."""
+    return measure(
+        path,
+        chunk_id=order.chunk_id,
+        start_frame=order.start_frame,
+        frame_count=order.frame_count,
+        output_file=order.output_file,
+        fps=Fraction(order.fps),
+        verify=order.verify,
+        worker=worker,
+        started=started,
+    )
+
+
+def measure(
+    path: Path,
+    *,
+    chunk_id: int,
+    start_frame: int,
+    frame_count: int,
+    output_file: str,
+    fps: Fraction,
+    verify: Verify,
+    worker: str,
+    started: float,
+) -> ChunkResult:
+    """Read a chunk's file, hold it to its plan, and say what it is.
+
+    Args:
+        path: The file, or the folder or name of an image sequence.
+        chunk_id: Number of the chunk.
+        start_frame: First frame of its range.
+        frame_count: Number of frames that are planned.
+        output_file: Its file, as the job names it.
+        fps: Frames a second that are planned.
+        verify: How closely to look.
+        worker: Who rendered it.
+        started: When that began, by `time.monotonic`.
+
+    Raises:
+        ChunkFileError: It is missing, damaged, or has other frames than planned.
+    """
+    try:
+        media = read_media(path, fps, verify=verify)
+        if media.frames != frame_count:
+            raise MediaFault(f"has {media.frames} frames, not the planned {frame_count}")  # noqa: TRY301
+    except MediaFault as fault:
+        raise ChunkFileError(
+            f"chunk {chunk_id}: its command succeeded, but its file {str(path)!r} {fault}"
+        ) from None
+    size, sha256 = content(path) or (0, "")
+    return ChunkResult(
+        id=chunk_id,
+        start_frame=start_frame,
+        frame_count=media.frames,
+        output_file=output_file,
+        path=path,
+        size=size,
+        sha256=sha256,
+        seconds=time.monotonic() - started,
+        worker=worker,
+        signature=dict(media.signature),
+        images=tuple(image.name for image in media.images) or None,
+        published_at=datetime.now(UTC),
+    )
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        require_room(folder)
+        yield folder
+
+
+def _make_folder(output: Path, name: str) -> None:
+    (output if name.endswith("/") else output.parent).mkdir(parents=True, exist_ok=True)
+
+
+def _output_of(result: WorkerResult) -> bytes:
+    return f"{result.stdout}\n{result.stderr}".strip().encode()

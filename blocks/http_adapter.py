@@ -1,0 +1,247 @@
+"""Commands and chunks at an address: Cloud Run, Azure Functions, Modal, a machine of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import threading
+import time
+from typing import Any, ClassVar, Self
+
+import httpx
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
+
+from prefect_renderfarm.blocks.errors import (
+    CommandTimeout,
+    SetupError,
+    WorkerError,
+    WorkerLost,
+    WorkerRefused,
+    WorkStopped,
+)
+from prefect_renderfarm.blocks.google_token import GoogleToken
+from prefect_renderfarm.blocks.http_address import check_address, place_of
+from prefect_renderfarm.blocks.http_client import HttpConnections, retry_after
+from prefect_renderfarm.blocks.http_status import Status, kind_of, words_of
+from prefect_renderfarm.blocks.remote_adapter import RemoteAdapter
+from prefect_renderfarm.blocks.stoppable import call_until_stopped
+from prefect_renderfarm.blocks.worker_job import WorkerResult
+from prefect_renderfarm.blocks.worker_protocol import result_of
+
+# RFC 9110, section 5.6.2: what a header may be called.
+_HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
+_SHORTEST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+# A provider that has no instance running starts one for the first request.
+_CHECK_SECONDS = 60.0
+
+
+class HttpAdapter(RemoteAdapter):
+    """Have commands and chunks done by a worker at an address, one POST request each.
+
+    A worker is what `deployments/http` serves. Chunks need a storage; a command runs in an empty
+    folder of the worker's.
+
+    Example:
+        Load a saved adapter and run a command:
+        ```python
+        from prefect_renderfarm.blocks import HttpAdapter, WorkerJob
+
+        adapter = HttpAdapter.load("BLOCK_NAME")
+        result = adapter.execute(WorkerJob(command="blender --version"))
+        ```
+    """
+
+    # An error that shows its input would show a secret.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    _block_type_name: ClassVar[str | None] = "HTTP Adapter"
+    _block_type_slug: ClassVar[str | None] = "http-adapter"
+    _description: ClassVar[str | None] = (
+        "Have chunks rendered by workers at an address, such as a Cloud Run service."
+    )
+
+    url: str = Field(
+        title="URL",
+        description="The worker's address. https, unless it is on this machine.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        title="Token",
+        description="Sent as a bearer token. Empty: none.",
+    )
+    header_name: str | None = Field(
+        default=None,
+        pattern=_HEADER_NAME,
+        title="Header",
+        description="Name of a further header that lets us in, such as x-functions-key of Azure.",
+    )
+    header_value: SecretStr | None = Field(
+        default=None,
+        title="Value of the header",
+        description="What the further header holds.",
+    )
+    audience: str | None = Field(
+        default=None,
+        title="Audience of a Google ID token",
+        description=(
+            "Sends an ID token for this audience, for Cloud Run usually the service's address. "
+            "Needs the extra `google`. Empty: none."
+        ),
+    )
+    connect_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        title="Connect timeout",
+        description="Longest time to open a connection, in seconds.",
+    )
+    busy_wait: float = Field(
+        default=300.0,
+        ge=0,
+        title="Longest wait for a busy worker",
+        description=(
+            "How long a request is repeated in all that is answered with 429 (too many requests), "
+            "in seconds."
+        ),
+    )
+    health_path: str = Field(
+        default="/health",
+        title="Path of the health check",
+        description="Asked for, below the URL, before any chunk. Empty: no check.",
+    )
+    allow_http: bool = Field(
+        default=False,
+        title="Allow http",
+        description="Also send secrets and jobs in the clear to other machines.",
+    )
+
+    _connections: HttpConnections = PrivateAttr()
+    _google: GoogleToken | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Set up the connections, and who fetches tokens."""
+        super().model_post_init(context)
+        self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
+        self._google = GoogleToken(self.audience) if self.audience else None
+
+    @field_validator("token", "header_value")
+    @classmethod
+    def _sendable(cls, secret: SecretStr | None) -> SecretStr | None:
+        """Refuse what a header cannot hold; RFC 9110, section 5.5."""
+        if secret is None:
+            return None
+        text = secret.get_secret_value()
+        if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
+            raise ValueError("is empty, or has a space or line end around it or an odd character")
+        return secret
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        check_address(self.url, self.allow_http)
+        if (self.header_name is None) != (self.header_value is None):
+            raise ValueError("header_name and header_value: give both or none")
+        names = [(self.header_name or "").lower()]
+        names += ["authorization" for given in (self.token, self.audience) if given]
+        if names.count("authorization") > 1:
+            raise ValueError("token, audience and an Authorization header: give one of them")
+        return self
+
+    def check(self) -> None:
+        """Ask the worker how it is, with what lets us in.
+
+        Raises:
+            SetupError: There is no worker, or it does not let us in.
+        """
+        super().check()
+        base = httpx.URL(self.url)
+        url = base.copy_with(path=f"{base.path.rstrip('/')}/{self.health_path.lstrip('/')}")
+        try:
+            if not self.health_path:
+                self._headers()  # a Google ID token is to be had
+                return
+            response = self._send("GET", url, "health check", _CHECK_SECONDS, threading.Event())
+        except WorkerError as error:
+            raise SetupError(f"adapter http-adapter: {error}") from None
+        if kind_of(response) not in (Status.ANSWER, Status.BUSY):
+            raise SetupError(f"adapter http-adapter: {place_of(url)} {words_of(response)}")
+
+    def ask(
+        self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
+    ) -> WorkerResult:
+        """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
+        url = httpx.URL(self.url)
+        pause, give_up = 1.0, time.monotonic() + self.busy_wait
+        while True:
+            response = self._send("POST", url, name, timeout, stop, payload)
+            if (kind := kind_of(response)) is not Status.BUSY:
+                break
+            asked = retry_after(response.headers)
+            wait = max(pause if asked is None else asked, _SHORTEST_PAUSE_SECONDS)
+            wait *= random.uniform(1, 1.25)  # noqa: S311 -- so that not all come back at once
+            if time.monotonic() + wait > give_up:
+                raise WorkerLost(
+                    f"{name}: {place_of(url)} {words_of(response)}, for longer than the "
+                    f"{self.busy_wait:g} s that busy_wait allows"
+                )
+            if stop.wait(wait):
+                raise WorkStopped(f"{name}: not sent again, because its job was stopped")
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        if kind is not Status.ANSWER:
+            error = WorkerRefused if kind is Status.REFUSED else WorkerLost
+            raise error(f"{name}: {place_of(url)} {words_of(response)}")
+        result = result_of(self._parsed(response), name)
+        return dataclasses.replace(result, worker=result.worker or place_of(url))
+
+    def _send(
+        self,
+        method: str,
+        url: httpx.URL,
+        name: str,
+        timeout: float,
+        stop: threading.Event,
+        payload: Any = None,
+    ) -> httpx.Response:
+        """Send a request; raise what it means that there is no answer."""
+        # Google's token may have to be fetched, which cannot be interrupted.
+        headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
+        try:
+            return self._connections.send(
+                method, str(url), headers=headers, timeout=timeout, stop=stop, json=payload
+            )
+        except TimeoutError:
+            raise CommandTimeout(
+                f"{name}: given up after {timeout:g} s, the longest it may take at {place_of(url)}"
+            ) from None
+        except httpx.HTTPError as error:
+            words = str(error).strip() or "no answer"
+            raise WorkerLost(
+                f"{name}: {place_of(url)} cannot be reached, or was lost: {type(error).__name__}: "
+                f"{words}"
+            ) from None
+        except WorkStopped:
+            raise WorkStopped(f"{name}: ended, because its job was stopped") from None
+
+    def _headers(self) -> dict[str, str]:
+        headers = {}
+        if self.header_name and self.header_value:
+            headers[self.header_name] = self.header_value.get_secret_value()
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token.get_secret_value()}"
+        if self._google:
+            headers["Authorization"] = f"Bearer {self._google.value()}"
+        return headers
+
+    def _parsed(self, response: httpx.Response) -> Any:
+        """Return the answer's JSON, or its text if it is none, without the secrets we sent.
+
+        A server that is no worker of ours may show what it was sent; errors quote answers.
+        """
+        text = response.text
+        for name in filter(None, ("Authorization", self.header_name)):
+            if secret := response.request.headers.get(name, "").removeprefix("Bearer "):
+                text = text.replace(secret, "***")
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text

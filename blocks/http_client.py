@@ -1,0 +1,122 @@
+"""Requests that can be given up at any moment, over connections that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any
+
+import httpx
+
+from prefect_renderfarm.blocks.errors import WorkStopped
+
+_POLL_SECONDS = 0.1
+# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
+_IDLE_SECONDS = 4.0
+
+
+class HttpConnections:
+    """Connections to a worker's address; safe to use from several threads.
+
+    Args:
+        width: Connections that may be open at once.
+        connect_timeout: Longest time to open one, in seconds.
+    """
+
+    def __init__(self, width: int, connect_timeout: float) -> None:
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=connect_timeout),
+            limits=httpx.Limits(
+                max_connections=width,
+                max_keepalive_connections=width,
+                keepalive_expiry=_IDLE_SECONDS,
+            ),
+        )
+        weakref.finalize(self, _close, self._client).atexit = False
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        timeout: float,
+        stop: threading.Event,
+        json: Any = None,
+    ) -> httpx.Response:
+        """Send a request and wait for the whole answer, whatever its status.
+
+        A request that is given up has its connection closed, so that the other side notices.
+
+        Args:
+            method: Such as POST.
+            url: The whole address.
+            headers: On top of the usual ones.
+            timeout: Longest time until the answer is there, in seconds.
+            stop: Gives the request up when set.
+            json: What to send; None: nothing.
+
+        Raises:
+            TimeoutError: The answer was not there in time.
+            httpx.HTTPError: There was no connection, or no answer.
+            WorkStopped: `stop` was set.
+        """
+        request = self._send(method, url, dict(headers), timeout, json)
+        answer = asyncio.run_coroutine_threadsafe(request, _loop())
+        try:
+            while not stop.is_set():
+                if concurrent.futures.wait([answer], _POLL_SECONDS).done:
+                    return answer.result()
+        finally:
+            answer.cancel()
+        raise WorkStopped("a request was given up, because its job was stopped")
+
+    async def _send(
+        self, method: str, url: str, headers: dict[str, str], timeout: float, json: Any
+    ) -> httpx.Response:
+        async with asyncio.timeout(timeout):
+            return await self._client.request(method, url, headers=headers, json=json)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return after how many seconds a server wants to be asked again; None: it does not say.
+
+    RFC 9110, section 10.2.3: a number of seconds, or a date.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # RFC 9110, section 5.6.7: dates are in UTC, also those whose form does not say so.
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+@cache
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
+    return loop
+
+
+_starting = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop, in a thread of its own, of all requests of this process."""
+    with _starting:
+        return _started_loop()
+
+
+def _close(client: httpx.AsyncClient) -> None:
+    loop = _loop()
+    loop.call_soon_threadsafe(lambda: loop.create_task(client.aclose()))

@@ -1,0 +1,65 @@
+"""A command for a worker, and how it ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerJob:
+    """One command to run, and what an adapter may need to know about it.
+
+    Attributes:
+        command: The command line, in POSIX shell quoting; it is split into words and run without a
+            shell.
+        cwd: Folder in which the command runs; its relative paths start here.
+        name: What the command is for, in logs and errors, such as `chunk 3`.
+        environment: Variables for this command, on top of the adapter's own.
+        timeout: Seconds after which the command is ended; None: the adapter's own limit.
+        chunk_id: The chunk that the command renders; None for a merge command.
+        output_file: The file that the command writes, relative to `cwd`; None if not known.
+        log_file: Takes the command's whole output; None: only the last part is kept.
+        stop: Set when the job is being stopped. An adapter then ends the command promptly and
+            raises `WorkStopped`.
+    """
+
+    command: str
+    cwd: Path = field(default_factory=Path.cwd)
+    name: str = "command"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    chunk_id: int | None = None
+    output_file: str | None = None
+    log_file: Path | None = None
+    stop: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerResult:
+    """How a command ended.
+
+    Attributes:
+        exit_code: The command's exit code; 128 + N if signal N ended it.
+        stdout: The last part of its standard output.
+        stderr: The last part of its standard error.
+        duration: Seconds from its start to its end.
+        worker: The machine, function or endpoint that ran it.
+        billed_seconds: Seconds that the provider charges for; None: it does not say.
+        memory_mb: Memory that they are charged with, in 1,048,576 bytes.
+    """
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+    duration: float = 0.0
+    worker: str = ""
+    billed_seconds: float | None = None
+    memory_mb: int | None = None
+
+    def last_words(self, lines: int = 5) -> str:
+        """Return the last lines of standard error, or of standard output if that is empty."""
+        text = self.stderr.strip() or self.stdout.strip()
+        return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,248 @@
+"""A worker of the HTTP adapter: runs commands and chunks on this machine, one at a time.
+
+    POST /          a payload (see `worker_protocol`): its answer
+    GET /health     whether the caller may send payloads, and how busy the worker is
+    GET /live       whether the worker runs; for the platform's probes, asks for no token
+
+Environment, besides what the storage needs:
+
+    RENDERFARM_TOKEN         the bearer token that callers must send
+    RENDERFARM_TOKEN_HEADER  the header that holds the token instead, as it is
+    RENDERFARM_ALLOW_ANYONE  1: no token; the platform lets in whom it should
+    RENDERFARM_CONCURRENCY   commands at once; default 1. Others get 429
+    RENDERFARM_BODY_LIMIT    largest payload in bytes; default 1000000
+    RENDERFARM_TIMEOUT       longest time a command may run, in seconds; default none
+    RENDERFARM_GRACE         seconds between SIGTERM and SIGKILL of a command; default 5
+    PORT, HOST               where to listen; default 8080 on all addresses
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import uuid4
+
+import uvicorn
+from prefect.plugins import load_prefect_collections
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks.worker_protocol import WorkerAnswer, WorkerFailure, answer_payload
+
+LOG = logging.getLogger("renderfarm.http")
+_POLL_SECONDS = 0.2
+# After this, a caller who got 429 asks again.
+_RETRY_SECONDS = "1"
+# Platforms kill 10 s after SIGTERM: Cloud Run's container contract, Kubernetes after 30.
+_MARGIN_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says; see above."""
+
+    token: str | None = None
+    token_header: str | None = None
+    concurrency: int = 1
+    body_limit: int = 1_000_000
+    timeout: float | None = None
+    grace: float = 5.0
+    host: str = "0.0.0.0"  # noqa: S104 -- a container's only address
+    port: int = 8080
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Read the settings.
+
+        Raises:
+            SystemExit: There is neither a token nor leave to work without one.
+            ValueError: A number is none.
+        """
+        token = environment.get("RENDERFARM_TOKEN", "").strip()
+        anyone = environment.get("RENDERFARM_ALLOW_ANYONE") == "1"
+        if not token and not anyone:
+            raise SystemExit(
+                "RENDERFARM_TOKEN is not set: whoever reaches this worker could run commands on "
+                "it. Set it, or RENDERFARM_ALLOW_ANYONE=1 if the platform checks callers"
+            )
+        timeout = environment.get("RENDERFARM_TIMEOUT")
+        return cls(
+            token=token or None,
+            token_header=environment.get("RENDERFARM_TOKEN_HEADER") or None,
+            concurrency=max(1, int(environment.get("RENDERFARM_CONCURRENCY", "1"))),
+            body_limit=int(environment.get("RENDERFARM_BODY_LIMIT", "1000000")),
+            timeout=float(timeout) if timeout else None,
+            grace=float(environment.get("RENDERFARM_GRACE", "5")),
+            host=environment.get("HOST") or "0.0.0.0",  # noqa: S104
+            port=int(environment.get("PORT", "8080")),
+        )
+
+
+def worker_name(environment: Mapping[str, str]) -> str:
+    """Return what reports call this worker: its revision on Cloud Run or its host, and instance."""
+    return f"{environment.get('K_REVISION') or socket.gethostname()}/{uuid4().hex[:8]}"
+
+
+class Worker:
+    """Answers requests; all its methods run in one event loop.
+
+    Args:
+        settings: See above.
+        name: What reports call it.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.settings = settings
+        self.name = name
+        self._adapter = LocalAdapter(timeout=settings.timeout, grace=settings.grace)
+        self._running: set[threading.Event] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """Take no more, and end what runs."""
+        self._ending = True
+        for stop in self._running:
+            stop.set()
+
+    async def work(self, request: Request) -> Response:
+        """Do what a payload asks for."""
+        self._let_in(request)
+        body = await self._body(request)
+        try:
+            payload = json.loads(body)
+        except ValueError:
+            raise HTTPException(400, "the payload is no JSON") from None
+        if not isinstance(payload, dict):
+            raise HTTPException(400, "the payload is no JSON object")
+        if self._ending:
+            raise HTTPException(503, "this worker is ending")
+        if len(self._running) >= self.settings.concurrency:
+            raise HTTPException(429, "this worker is busy", {"Retry-After": _RETRY_SECONDS})
+        stop = threading.Event()
+        self._running.add(stop)
+        try:
+            answer = await self._answer(request, payload, stop)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        finally:
+            self._running.discard(stop)
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    async def health(self, request: Request) -> Response:
+        """Tell a caller that it may send payloads."""
+        self._let_in(request)
+        return JSONResponse({"worker": self.name, "running": len(self._running)})
+
+    async def live(self, _request: Request) -> Response:
+        """Tell that the worker runs."""
+        return JSONResponse({"live": True}, status_code=503 if self._ending else 200)
+
+    async def _answer(
+        self, request: Request, payload: Mapping[str, Any], stop: threading.Event
+    ) -> WorkerAnswer:
+        """Run a payload in a thread; end it when nobody waits for the answer any more."""
+        work = asyncio.create_task(
+            asyncio.to_thread(answer_payload, payload, self._adapter, self.name, stop)
+        )
+        try:
+            while not (await asyncio.wait({work}, timeout=_POLL_SECONDS))[0]:
+                if not stop.is_set() and await request.is_disconnected():
+                    LOG.warning("the caller hung up: its command is ended")
+                    stop.set()
+            answer = work.result()
+        finally:
+            stop.set()
+        if answer.failure is not None and answer.failure.kind == "WorkStopped":
+            # The job goes on, elsewhere: nobody but this worker stopped.
+            failure = WorkerFailure(
+                kind="WorkerLost", message=f"worker {self.name} was told to end, or lost its caller"
+            )
+            return answer.model_copy(update={"failure": failure})
+        return answer
+
+    def _let_in(self, request: Request) -> None:
+        """Refuse who does not know the token; how long that takes tells nothing of it."""
+        if self.settings.token is None:
+            return
+        header = self.settings.token_header
+        given = request.headers.get(header or "Authorization", "")
+        if header is None:
+            scheme, _, given = given.partition(" ")
+            given = given.strip() if scheme.lower() == "bearer" else ""
+        if not hmac.compare_digest(given.encode(), self.settings.token.encode()):
+            raise HTTPException(401, "wrong token", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, request: Request) -> bytes:
+        """Read a payload, but no more than is allowed."""
+        length = request.headers.get("Content-Length", "0")
+        too_large = HTTPException(413, f"more than {self.settings.body_limit} bytes")
+        if length.isdecimal() and int(length) > self.settings.body_limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self.settings.body_limit:
+                    raise too_large
+        except ClientDisconnect:
+            raise HTTPException(400, "the payload is cut off") from None
+        return bytes(body)
+
+
+def make_app(worker: Worker) -> Starlette:
+    """Return the application that serves a worker."""
+    return Starlette(
+        routes=[
+            Route("/", worker.work, methods=["POST"]),
+            Route("/health", worker.health),
+            Route("/live", worker.live),
+        ]
+    )
+
+
+class Server(uvicorn.Server):
+    """Ends commands before it waits for their requests: uvicorn's lifespan ends only after them."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what runs, send the answers, stop."""
+        self._worker.end()
+        await super().shutdown(sockets)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    settings = Settings.of(os.environ)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    load_prefect_collections()  # takes seconds: now, and not in the first chunk
+    worker = Worker(settings, worker_name(os.environ))
+    config = uvicorn.Config(
+        make_app(worker),
+        host=settings.host,
+        port=settings.port,
+        log_level="info",
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.grace + _MARGIN_SECONDS),
+    )
+    LOG.info("worker %s listens on port %d", worker.name, settings.port)
+    Server(config, worker).run()
+
+
+if __name__ == "__main__":
+    main()

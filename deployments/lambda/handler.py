@@ -1,0 +1,52 @@
+"""The render farm's worker as an AWS Lambda function; `handler.handler` is its entry point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks.worker_protocol import answer_payload
+
+# Kept from the function's time limit, so that a command that takes too long is ended by us and the
+# answer says so: this part of what is left, at most so many seconds.
+MARGIN, MOST_MARGIN_SECONDS = 0.15, 20.0
+_INSTANCE_CHARACTERS = 8
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Do what a payload of `AwsLambdaAdapter` asks for.
+
+    Args:
+        event: The payload; see `prefect_renderfarm.blocks.worker_protocol`.
+        context: What AWS Lambda tells of the invocation.
+
+    Returns:
+        The answer, as JSON takes it.
+
+    Raises:
+        ValueError: The payload is none of ours.
+    """
+    left = context.get_remaining_time_in_millis() / 1000
+    margin = min(MARGIN * left, MOST_MARGIN_SECONDS)
+    limit = round(left - margin, 1)
+    # SIGTERM, then SIGKILL, have to be over before the margin is.
+    adapter = LocalAdapter(timeout=limit, grace=margin / 4)
+    answer = answer_payload(_within(event, limit), adapter, worker_name(context))
+    return answer.model_dump(mode="json")
+
+
+def worker_name(context: Any) -> str:
+    """Return the function's name and which of its instances this is, as its log stream is called.
+
+    A log stream is called like `2026/11/24/[$LATEST]0a1b…`.
+    """
+    stream = str(context.log_stream_name or context.aws_request_id)
+    return f"{context.function_name}/{stream.rpartition(']')[2][:_INSTANCE_CHARACTERS]}"
+
+
+def _within(event: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Return the payload, its command's time limit no longer than the function's."""
+    command = event.get("command") if isinstance(event, dict) else None
+    if not isinstance(command, dict) or not isinstance(command.get("timeout"), int | float):
+        return event
+    return event | {"command": command | {"timeout": min(command["timeout"], limit)}}

@@ -1,0 +1,210 @@
+"""How one attempt at a chunk goes: in the folder that all share, or through a storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime
+
+from prefect_renderfarm.blocks import (
+    ChunkFileError,
+    CommandFailed,
+    CommandNotRunnable,
+    FatalWorkerError,
+    StorageError,
+    WorkerAdapter,
+    WorkerError,
+    WorkerJob,
+    WorkerResult,
+)
+from prefect_renderfarm.blocks.chunk_order import ChunkOrder, StorageAddress
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.chunk_round import measure
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.stored_folder import StoredFolder
+
+
+class ChunkRounds(ABC):
+    """Attempts at the chunks of one job; safe to use from several threads."""
+
+    stop: threading.Event
+
+    @abstractmethod
+    def begin(self, chunk: Chunk) -> None:
+        """Make room for an attempt."""
+
+    @abstractmethod
+    def attempt(self, chunk: Chunk) -> ChunkResult:
+        """Have the chunk's command run and its file checked.
+
+        Raises:
+            WorkerError: The command failed, or its file is not what was planned.
+            StorageError: The storage did not answer.
+        """
+
+    @abstractmethod
+    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
+        """Let the chunk count as done, unless it does so already; return its manifest."""
+
+    @abstractmethod
+    def withdraw(self, chunk: Chunk) -> None:
+        """Leave nothing of the chunk that could be taken for a good one."""
+
+
+class _SharedRounds(ChunkRounds):
+    """Attempts in the job folder, which whoever renders and whoever assembles both see.
+
+    Args:
+        folder: The job's folder.
+        adapter: Where commands run.
+        rules: What the stitcher asks of chunks.
+    """
+
+    def __init__(self, folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules) -> None:
+        self.stop = threading.Event()
+        self._folder = folder
+        self._adapter = adapter
+        self._rules = rules
+
+    def begin(self, chunk: Chunk) -> None:
+        self._folder.drop_chunk(chunk)
+
+    def attempt(self, chunk: Chunk) -> ChunkResult:
+        started = time.monotonic()
+        name = f"chunk {chunk.id}"
+        result = self._adapter.execute(
+            WorkerJob(
+                command=chunk.command,
+                cwd=self._folder.path,
+                name=name,
+                chunk_id=chunk.id,
+                output_file=chunk.output_file,
+                stop=self.stop,
+            )
+        )
+        require_success(result, name)
+        done = measure(
+            self._folder.chunk_file(chunk),
+            chunk_id=chunk.id,
+            start_frame=chunk.start_frame,
+            frame_count=chunk.frame_count,
+            output_file=chunk.output_file,
+            fps=self._folder.job.metadata.rate,
+            verify=self._rules.verify,
+            worker=result.worker,
+            started=started,
+        )
+        return _with_cost(done, result)
+
+    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
+        result = result.model_copy(update={"published_at": datetime.now(UTC)})
+        self._folder.publish_chunk(chunk, result)
+        return result
+
+    def withdraw(self, chunk: Chunk) -> None:
+        self._folder.drop_chunk(chunk)
+
+
+class _StoredRounds(ChunkRounds):
+    """Attempts by workers that share nothing but a storage: the manifest there tells what is done.
+
+    Args:
+        folder: The job's folder.
+        adapter: Where commands run.
+        rules: What the stitcher asks of chunks.
+    """
+
+    def __init__(self, folder: StoredFolder, adapter: WorkerAdapter, rules: ChunkRules) -> None:
+        self.stop = threading.Event()
+        self._folder = folder
+        self._adapter = adapter
+        self._rules = rules
+        self._places = {chunk.id: place for place, chunk in enumerate(folder.job.chunks)}
+
+    def begin(self, chunk: Chunk) -> None:
+        return
+
+    def attempt(self, chunk: Chunk) -> ChunkResult:
+        name = f"chunk {chunk.id}"
+        order, storage = self.order(chunk), self._folder.store.store.block
+        cost = WorkerResult(exit_code=0)
+        try:
+            cost = self._adapter.render(order, storage, self.stop)
+            require_success(cost, name)
+        except (WorkerError, StorageError) as error:
+            done = None if isinstance(error, FatalWorkerError) else self._manifest(chunk)
+            if done is None:
+                raise
+            run_log().warning("%s: done, though its answer was lost: %s", name, error)
+        else:
+            done = self._manifest(chunk)
+        if done is None:
+            raise ChunkFileError(
+                f"{name}: its worker says that it is done, but its manifest is not in the "
+                f"{self._folder.store.store.name}: does the worker write to the same bucket?"
+            )
+        return _with_cost(done, cost)
+
+    def order(self, chunk: Chunk) -> ChunkOrder:
+        """Return what a worker is told of a chunk."""
+        job = self._folder.job
+        return ChunkOrder(
+            job=job.title,
+            key=job.key,
+            chunk_id=chunk.id,
+            place=self._places[chunk.id],
+            start_frame=chunk.start_frame,
+            frame_count=chunk.frame_count,
+            output_file=chunk.output_file,
+            command=chunk.command,
+            fps=str(job.metadata.rate),
+            verify=self._rules.verify,
+            storage=StorageAddress.of(self._folder.store.store.block),
+            assets=self._folder.assets,
+        )
+
+    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
+        return result
+
+    def withdraw(self, chunk: Chunk) -> None:
+        try:
+            self._folder.forget_chunks([chunk])
+        except StorageError as error:
+            run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
+
+    def _manifest(self, chunk: Chunk) -> ChunkResult | None:
+        return self._folder.store.manifest(chunk.id)
+
+
+def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
+    return done.model_copy(
+        update={"billed_seconds": result.billed_seconds, "memory_mb": result.memory_mb}
+    )
+
+
+def rounds_in(folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules) -> ChunkRounds:
+    """Return how chunks are rendered: through the storage, if the job has one."""
+    if isinstance(folder, StoredFolder):
+        return _StoredRounds(folder, adapter, rules)
+    return _SharedRounds(folder, adapter, rules)
+
+
+def require_success(result: WorkerResult, name: str) -> None:
+    """Raise unless a command ended with exit code 0.
+
+    Raises:
+        CommandNotRunnable: Its program is missing or cannot be executed.
+        CommandFailed: It ended with any other code.
+    """
+    if result.exit_code == 0:
+        return
+    kind = CommandNotRunnable if result.exit_code in (126, 127) else CommandFailed
+    words = result.last_words()
+    raise kind(
+        f"{name}: its command ended with exit code {result.exit_code}"
+        + (f": {' / '.join(words.splitlines())}" if words else "")
+    )

@@ -1,0 +1,84 @@
+"""Which chunks are done, by their manifests in the storage or the job folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+
+from prefect_renderfarm.blocks import ChunkFileError
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.likeness import Likeness
+
+
+class DoneChunks:
+    """The chunks of a job that are done; others render them.
+
+    Args:
+        folder: The job's folder.
+        chunks: The chunks to look for.
+        rules: What the stitcher asks of chunks.
+        retries: How often a chunk that does not fit the others may be rendered again.
+
+    Attributes:
+        results: The manifests of the chunks that are done, by their ids.
+        refused: How often each chunk did not fit the others.
+    """
+
+    def __init__(
+        self, folder: JobFolder, chunks: Sequence[Chunk], rules: ChunkRules, retries: int
+    ) -> None:
+        self.results: dict[int, ChunkResult] = {}
+        self.refused: Counter[int] = Counter()
+        self._folder = folder
+        self._chunks = chunks
+        self._likeness = Likeness(rules)
+        self._retries = retries
+
+    def look(self) -> list[Chunk]:
+        """Take note of the chunks that are done by now.
+
+        Returns:
+            Chunks that do not fit the others, and are to be rendered again.
+
+        Raises:
+            ChunkFileError: A chunk does not fit the others, however often it is rendered.
+            StorageError: The storage did not answer.
+        """
+        unknown = [chunk for chunk in self._chunks if chunk.id not in self.results]
+        done = self._folder.done(unknown)
+        odd = []
+        for chunk in unknown:
+            result = self._folder.manifest(chunk) if chunk.id in done else None
+            if result is None:
+                continue
+            try:
+                self._likeness.check(result)
+            except ChunkFileError as error:
+                self._folder.forget_chunks([chunk])
+                self.refused[chunk.id] += 1
+                if self.refused[chunk.id] > self._retries:
+                    raise
+                run_log().warning("%s; it is rendered again", error)
+                odd.append(chunk)
+                continue
+            self.results[chunk.id] = result
+            run_log().info(
+                "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
+                chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
+                f"{result.size:,}",
+            )  # fmt: skip
+        return odd
+
+    def frame_seconds(self) -> float | None:
+        """Return how many seconds a frame takes; None: no chunk is done yet."""
+        rates = [result.seconds / result.frame_count for result in self.results.values()]
+        return median(rates) if rates else None
+
+    def longest(self) -> float | None:
+        """Return how many seconds the longest chunk took; None: no chunk is done yet."""
+        return max((result.seconds for result in self.results.values()), default=None)

@@ -1,0 +1,66 @@
+"""How a job's chunks are rendered: by task runs here, or by flow runs on a work pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from prefect_renderfarm.blocks import WorkerAdapter, WorkPoolAdapter
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.chunk_runs import ChunkRuns
+from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.pace import Pace
+from prefect_renderfarm.flows.render_chunk import render_all
+
+
+class Rendering(NamedTuple):
+    """A way to render a job's chunks.
+
+    Attributes:
+        render: Renders them; when one fails for good, it stops the others and raises its error.
+        pace: Says how far the rendering is; may be called from another thread.
+    """
+
+    render: Callable[[], list[ChunkResult]]
+    pace: Callable[[], Pace]
+
+
+def rendering(
+    folder: JobFolder,
+    chunks: Sequence[Chunk],
+    adapter: WorkerAdapter,
+    rules: ChunkRules,
+    *,
+    width: int,
+    retries: int,
+    retry_delay: float,
+) -> Rendering:
+    """Return how an adapter's chunks are rendered.
+
+    Args:
+        folder: The job's folder.
+        chunks: The chunks to render.
+        adapter: Where commands run.
+        rules: What the stitcher asks of chunks.
+        width: Number of chunks to render at once.
+        retries: Number of further attempts that a chunk has.
+        retry_delay: Seconds between two attempts.
+
+    Raises:
+        SetupError: The storage is not saved, so that other machines could not load it.
+    """
+    if isinstance(adapter, WorkPoolAdapter):
+        most = min(adapter.max_runs, math.ceil(width / adapter.chunks_at_once))
+        runs = ChunkRuns(
+            folder, chunks, adapter, rules, width=most, retries=retries, retry_delay=retry_delay
+        )
+        return Rendering(runs.render, runs.pace)
+    renderer = ChunkRenderer(folder, adapter, retry_delay, rules)
+    return Rendering(
+        partial(render_all, renderer, chunks, concurrency=width, retries=retries), renderer.pace
+    )

@@ -1,0 +1,197 @@
+"""A job folder of which chunks, records and inputs lie in a storage; this machine has copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.abstract import ObjectStorageBlock
+
+from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
+from prefect_renderfarm.blocks.assets import send_assets
+from prefect_renderfarm.blocks.chunk_file import remove
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.image_sequence import has_number, list_images
+from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
+from prefect_renderfarm.flows.job_folder import RECORDS, JobFolder
+from prefect_renderfarm.flows.results import MergeReport, RenderReport
+
+_TRACK = "track"
+
+
+class StoredFolder(JobFolder):
+    """One job's folder on one machine, and its place in a storage, where the truth is.
+
+    Args:
+        path: The job folder of this machine, absolute.
+        job: The job.
+        block: The storage block.
+    """
+
+    poll_seconds = 0.3
+    fetched_ahead = 4
+
+    def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock) -> None:
+        super().__init__(path, job)
+        self.store = JobStore(block, job.key)
+        self.assets = where_assets_are(job.assets_url, self.store.root)
+
+    def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
+        """Make this machine's folder; send spec, audio track and input files to the storage.
+
+        The chunks, the film, and the records in `.renderfarm` are no input files, even if they lie
+        in the folder that the job's `assetsUrl` names.
+
+        Args:
+            film: The film that will be made, if its path is known.
+            sent: Whether another machine has sent it all, which this one need not have.
+
+        Raises:
+            SetupError: The folder or the storage cannot be written to.
+            JobError: The input files are not there, or cannot be sent.
+        """
+        super().prepare()
+        if sent:
+            return
+        folder = local_folder(self.job.assets_url, self.path)
+        try:
+            if folder is not None:
+                send_assets(self.store, folder, self.path, self._made_by_the_job(film))
+            self.store.write("job.json", self.job.to_json().encode())
+            if (track := super().audio_track()) is not None:
+                self.store.store.upload(track, self._track_key())
+        except StorageError as error:
+            raise SetupError(str(error)) from None
+
+    def _made_by_the_job(self, film: Path | None) -> Callable[[Path], bool]:
+        """Return what tells a file that the job makes from its input."""
+        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
+        files = {self.path.resolve() / RECORDS}
+        for output in [*outputs, *([film] if film else [])]:
+            files.add(output.parent.resolve() / output.name)
+            if has_number(output):
+                with suppress(MediaFault):
+                    files.update(image.resolve() for image in list_images(output).values())
+        return files.__contains__
+
+    def audio_track(self) -> Path | None:
+        """Return the path of the whole film's sound, fetched from the storage if need be."""
+        name = self.job.audio_track
+        if name is None or (self.path / name).is_file():
+            return super().audio_track()
+        with suppress(StorageError):
+            self.store.store.download(self._track_key(), self.path / name)
+        return super().audio_track()
+
+    def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Remove the manifests of chunks that are to be rendered anew."""
+        self.store.forget(chunk.id for chunk in chunks)
+
+    def done(self, chunks: Iterable[Chunk]) -> set[int]:
+        """Return the ids of those chunks that count as done."""
+        return self.store.done(chunk.id for chunk in chunks)
+
+    def manifest(self, chunk: Chunk) -> ChunkResult | None:
+        """Return a chunk's manifest; None: it is not done."""
+        return self.store.manifest(chunk.id)
+
+    def has_chunk(self, chunk: Chunk) -> bool:
+        """Return whether a chunk counts as done."""
+        return self.store.manifest(chunk.id) is not None
+
+    def finished_chunk(self, chunk: Chunk) -> ChunkResult:
+        """Fetch a chunk's file, checked against its manifest.
+
+        Raises:
+            AssemblyError: The chunk is not done, or its file cannot be fetched whole.
+        """
+        path = self.chunk_file(chunk)
+        try:
+            result = self.store.manifest(chunk.id)
+            if result is None:
+                raise AssemblyError(
+                    f"chunk {chunk.id} of job {self.job.title!r} is not rendered in the "
+                    f"{self.store.store.name}: run render-job"
+                )
+            self.store.fetch(result, path)
+        except StorageError as error:
+            raise AssemblyError(str(error)) from None
+        return result.model_copy(update={"path": path})
+
+    def delete_chunks(self) -> None:
+        """Delete the chunks for good: files, logs and manifests, in the storage and here."""
+        self.store.delete_chunks()
+        self.remove_copies()
+
+    def remove_copies(self) -> None:
+        """Remove this machine's copies of the chunks; the storage keeps them."""
+        for chunk in self.job.chunks:
+            remove(self.chunk_file(chunk))
+
+    def write_record(self, name: str, text: str) -> None:
+        """Write one of the job's records, where all who work at the job can read it."""
+        self.store.write(name, text.encode())
+
+    def read_record(self, name: str) -> str | None:
+        """Return one of the job's records; None: it is not there."""
+        data = self.store.read(name)
+        return None if data is None else data.decode()
+
+    def save_report(self, report: RenderReport) -> None:
+        """Write what the job came to."""
+        super().save_report(report)
+        self.store.write("report.json", report.model_dump_json().encode())
+
+    def save_merge(self, report: MergeReport) -> None:
+        """Write how the film was assembled."""
+        self.store.write("merge.json", report.model_dump_json().encode())
+
+    def forget_merge(self) -> None:
+        """Remove what an earlier assembly wrote."""
+        self.store.store.delete([f"{self.store.root}/merge.json"])
+
+    def load_merge(self) -> MergeReport:
+        """Return how the film was assembled.
+
+        Raises:
+            SetupError: The run that assembled it wrote to another storage.
+        """
+        data = self.store.read("merge.json")
+        if data is None:
+            raise SetupError(
+                f"merge-job has left no report in the {self.store.store.name}: let both work pools "
+                "use the same storage block"
+            )
+        return MergeReport.model_validate_json(data)
+
+    def _track_key(self) -> str:
+        return f"{self.store.root}/{_TRACK}/{Path(self.job.audio_track or '').name}"
+
+
+def open_folder(path: Path, job: RenderJob, block: ObjectStorageBlock | None) -> JobFolder:
+    """Return a job's folder, with its place in a storage if it has one."""
+    return JobFolder(path, job) if block is None else StoredFolder(path, job, block)
+
+
+def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:
+    """Find the job that a key stands for; None if `job` is something else.
+
+    Args:
+        job: The key of a job that was rendered through the storage, such as `film-1a2b3c4d5e6f`.
+        block: The storage block; None: there is none.
+
+    Raises:
+        JobError: It is no spec that is found there.
+    """
+    if block is None or not isinstance(job, str) or not is_key(job.strip()):
+        return None
+    job = job.strip()
+    data = JobStore(block, job).read("job.json")
+    if data is None:
+        raise JobError(f"job {job!r}: no such job was rendered through this storage")
+    return RenderJob.model_validate_json(data)

@@ -1,0 +1,105 @@
+"""A provider's limits: requests a second, requests at once, and jobs at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import FarmClient
+from http_samples import HttpWorker
+from jobs import small_job
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect_aws.s3 import S3Bucket
+
+from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
+from prefect_renderfarm.blocks.rate_limit import RateLimit
+from prefect_renderfarm.flows import render_chunks, render_job
+
+
+def test_so_many_at_once() -> None:
+    """Never are more requests under way than allowed, and all get their turn."""
+    limit, lock = RateLimit(in_flight=3), threading.Lock()
+    under_way: set[int] = set()
+    most = 0
+
+    def request(number: int) -> None:
+        nonlocal most
+        with limit.slot(threading.Event()):
+            with lock:
+                under_way.add(number)
+                most = max(most, len(under_way))
+            time.sleep(0.01)
+            with lock:
+                under_way.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(request, range(24)))
+    assert most == 3
+
+
+def test_so_many_a_second() -> None:
+    """Requests begin no closer to each other than the rate allows, from however many threads."""
+    limit, begun = RateLimit(a_second=50), []
+
+    def request(_: int) -> None:
+        with limit.slot(threading.Event()):
+            begun.append(time.monotonic())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(request, range(11)))
+    assert max(begun) - min(begun) >= 10 / 50 - 0.001
+
+
+@pytest.mark.parametrize("limit", [RateLimit(in_flight=1), RateLimit(a_second=0.001)])
+def test_stop_ends_the_wait(limit: RateLimit) -> None:
+    """Whoever waits for a turn is told when the job is stopped, and the place is free again."""
+    stop = threading.Event()
+    with limit.slot(threading.Event()):
+        stop.set()
+        with pytest.raises(WorkStopped), limit.slot(stop):
+            raise AssertionError("it was let in")
+
+
+@pytest.mark.usefixtures("api")
+def test_remote_workers_need_a_storage(tmp_path: Path) -> None:
+    """A job whose chunks could not come home is refused before any request is sent."""
+    adapter = HttpAdapter(url="http://127.0.0.1:9")
+    for start in (render_job, render_chunks):
+        with pytest.raises(SetupError, match=r"HttpAdapter do not see the job folder.*storage"):
+            start(small_job(), adapter=adapter, job_dir=tmp_path)  # type: ignore[operator]
+
+
+def test_jobs_share_a_concurrency_limit(
+    api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
+) -> None:
+    """A job takes one slot of the adapter's limit, and gives it back; a wrong name is refused."""
+    adapter = http_worker.adapter(concurrency_limit="provider", max_in_flight=1)
+    options = {"adapter": adapter, "storage": bucket, "job_dir": tmp_path, "merge": False}
+    with pytest.raises(SetupError, match=r"concurrency_limit 'provider' is not on this server"):
+        render_job(small_job(), **options)  # type: ignore[arg-type]
+    with SyncPrefectClient(api.farm.api_url) as client:
+        created = GlobalConcurrencyLimitCreate(name="provider", limit=1)
+        client.create_global_concurrency_limit(created)
+        seen: list[int] = []
+        over = threading.Event()
+
+        def watch() -> None:
+            with SyncPrefectClient(api.farm.api_url) as watching:
+                while not over.wait(0.05):
+                    limit = watching.read_global_concurrency_limit_by_name("provider")
+                    seen.append(limit.active_slots)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            report = render_job(small_job(), **options)  # type: ignore[arg-type]
+        finally:
+            over.set()
+            watcher.join()
+        assert len(report.chunks) == 3  # type: ignore[union-attr]
+        assert max(seen) == 1
+        assert client.read_global_concurrency_limit_by_name("provider").active_slots == 0

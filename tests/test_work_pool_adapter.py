@@ -1,0 +1,286 @@
+"""Chunks as flow runs of `render-chunks`: on a real server, with workers in their own processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import FarmClient
+from jobs import save_job, small_job, with_commands
+from media_samples import frame_hashes
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Running
+from prefect_aws.s3 import S3Bucket
+from test_adapters import gone, wait_for
+from test_end_to_end import STITCH, is_final
+
+from prefect_renderfarm.blocks import (
+    CommandFailed,
+    SetupError,
+    WorkerJob,
+    WorkPoolAdapter,
+)
+from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.flows import RenderJob, RenderReport, batch_run, render_job
+from prefect_renderfarm.flows.batch_run import BatchRun
+from prefect_renderfarm.flows.chunk_queue import ChunkQueue
+from prefect_renderfarm.flows.render_chunks import render_chunks
+from prefect_renderfarm.flows.run_names import batch_name
+
+
+def job_of(chunks: int, folder: Path, extra: str = "", **options: Any) -> RenderJob:
+    """Return a job of chunks of four frames, whose renderer notes each chunk that it begins."""
+    note = f"--note '{folder / 'note'}' {extra}"
+    return small_job(note, total_frames=4 * chunks, chunks=chunks, **options)
+
+
+def rendered(folder: Path) -> Counter[int]:
+    """Return how often each chunk of `job_of` was begun."""
+    file = folder / "note"
+    lines = file.read_text().split() if file.exists() else []
+    return Counter(int(first) // 4 for first in lines)
+
+
+def batches(api: FarmClient, tag: str) -> list[FlowRun]:
+    """Return the `render-chunks` runs of a job, in the order in which they were started."""
+    body = {"flow_runs": {"tags": {"all_": [f"job:{tag}"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    runs = [FlowRun.model_validate(item) for item in api._post("/flow_runs/filter", body)]
+    return [run for run in runs if run.name.startswith("chunk")]
+
+
+def process_of(run: FlowRun) -> psutil.Process:
+    """Return the process of a run."""
+    return psutil.Process(int(str(run.infrastructure_pid).rsplit(":", 1)[-1]))
+
+
+def two_runs(**options: Any) -> WorkPoolAdapter:
+    """Return an adapter of two runs at once that looks often."""
+    return WorkPoolAdapter(**({"max_runs": 2, "poll_seconds": 0.2} | options))
+
+
+def in_background(job: RenderJob, **options: Any) -> Any:
+    """Start to render a job in a thread of this process; return the future of its report."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(render_job, job, merge=False, **options)
+    pool.shutdown(wait=False)
+    return future
+
+
+@pytest.mark.long
+def test_job_through_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
+    """Twelve chunks go out in three batches, two at once, come home, and make the right film."""
+    bucket.save("of-the-pool", overwrite=True)
+    two_runs(chunks_per_run=4).save("two", overwrite=True)
+    job = job_of(12, tmp_path, id="pooled")
+    run = api.submit(
+        "render-job/cloud", job=job.to_json(), adapter="work-pool-adapter/two",
+        storage="s3-bucket/of-the-pool", stitcher="remux-stitcher/default",
+        output_file=tmp_path / "film.mp4",
+    )  # fmt: skip
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    store = JobStore(bucket, job.key)
+    report = RenderReport.model_validate_json(store.read("report.json") or b"")
+    assert [chunk.id for chunk in report.chunks if chunk.worker] == list(range(12))
+    frames = []
+    for chunk in report.chunks:
+        store.fetch(chunk, tmp_path / chunk.output_file)
+        frames += frame_hashes(tmp_path / chunk.output_file)
+    assert len(frames) == 48
+    assert frame_hashes(tmp_path / "film.mp4") == frames
+    runs = [child for child in api.children(run) if child.name.startswith("chunk")]
+    names = ["chunks 0-3 of pooled", "chunks 4-7 of pooled", "chunks 8-11 of pooled"]
+    assert sorted(child.name for child in runs) == sorted(names)
+    for child in runs:
+        wait_for(lambda child=child: is_final(api, child), 20)  # type: ignore[misc]
+        assert api.flow_run(child.id).state_name == "Completed"
+        assert child.work_pool_name == "cloud"
+    first, second, third = sorted(map(times_of(api), runs))
+    assert third[0] >= min(first[1], second[1])
+    assert rendered(tmp_path) == Counter(range(12))
+
+
+def times_of(api: FarmClient) -> Callable[[FlowRun], tuple[Any, Any]]:
+    """Return a function that gives a run's start and end."""
+
+    def times(run: FlowRun) -> tuple[Any, Any]:
+        run = api.flow_run(run.id)
+        return run.start_time, run.end_time
+
+    return times
+
+
+def test_killed_batch_renders_only_what_is_missing(api: FarmClient, tmp_path: Path) -> None:
+    """When a batch's process is killed, its finished chunks stay and the others are rendered."""
+    job = job_of(8, tmp_path, id="killed")
+    gate = f"--wait-for '{tmp_path / 'go'}'"
+    job = with_commands(job, {2: f"{job.chunks[2].command} {gate}"})
+    film = in_background(job, adapter=two_runs(chunks_per_run=4), job_dir=tmp_path)
+    wait_for(lambda: set(rendered(tmp_path)) == {0, 1, 2, 4, 5, 6, 7}, 60)
+    victim = next(run for run in batches(api, "killed") if run.name == "chunks 0-3 of killed")
+    process_of(victim).kill()
+    (tmp_path / "go").touch()
+    report = film.result(60)
+    assert rendered(tmp_path) == Counter(dict.fromkeys(range(8), 1) | {2: 2})
+    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 2, 1, 1, 1, 1, 1]
+    ends = {run.name: run.state_name for run in batches(api, "killed")}
+    assert ends["chunks 0-3 of killed"] == "Crashed"
+    assert "chunks 2-3 of killed" in ends
+
+
+def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
+    """A chunk that fails for good fails the job with its own message; no run goes on."""
+    job = job_of(6, tmp_path, id="failing")
+    wait = f"{job.chunks[0].command} --wait-for '{tmp_path / 'never'}'"
+    job = with_commands(job, {0: wait, 4: f"{job.chunks[4].command} --fail"})
+    adapter = two_runs(chunks_per_run=3)
+    with pytest.raises(CommandFailed, match=r"^chunk 4: .*exit code 1: .*asked to fail"):
+        render_job(job, adapter=adapter, job_dir=tmp_path, merge=False, retries=1, retry_delay=0)
+    assert rendered(tmp_path) == Counter({0: 1, 3: 1, 4: 2})
+    runs = batches(api, "failing")
+    assert {run.name: run.state_name for run in runs} == {
+        "chunks 0-2 of failing": "Cancelled",
+        "chunks 3-5 of failing": "Failed",
+    }
+
+
+def test_cancel_ends_the_runs(api: FarmClient, tmp_path: Path) -> None:
+    """Cancelling the job ends its runs and their renderers within seconds."""
+    two_runs(chunks_per_run=2).save("pairs", overwrite=True)
+    job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'never'}'", id="cancelled")
+    path = save_job(tmp_path, job)
+    run = api.submit(
+        "render-job/cloud", job=path, adapter="work-pool-adapter/pairs", watch=False, **STITCH
+    )
+    wait_for(lambda: set(rendered(tmp_path)) == {0, 2}, 60)
+    runs = batches(api, "cancelled")
+    renderers = [child for run in runs for child in process_of(run).children(recursive=True)]
+    assert len(renderers) >= 2
+    assert api.command("flow-run", "cancel", str(run.id)).returncode == 0
+    wait_for(lambda: all(gone(process.pid) for process in renderers), 20)
+    for ended in (run, *runs):
+        wait_for(lambda ended=ended: is_final(api, ended), 20)  # type: ignore[misc]
+        assert api.flow_run(ended.id).state_name == "Cancelled"
+    assert sum(rendered(tmp_path).values()) == 2
+
+
+@pytest.mark.long
+def test_straggler_is_overtaken(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
+    """A chunk that hangs is given out once more while its run is alive; the first one counts."""
+    bucket.save("of-the-slow", overwrite=True)
+    storage = S3Bucket.load("of-the-slow")
+    job = job_of(4, tmp_path, id="slow")
+    job = with_commands(job, {1: f"{job.chunks[1].command} --hang-once '{tmp_path / 'hung'}'"})
+    adapter = two_runs(chunks_per_run=2, straggler_factor=3)
+    report = render_job(job, adapter=adapter, storage=storage, job_dir=tmp_path, merge=False)
+    assert [chunk.id for chunk in report.chunks] == [0, 1, 2, 3]
+    assert rendered(tmp_path) == Counter({0: 1, 1: 2, 2: 1, 3: 1})
+    slow = next(run for run in batches(api, "slow") if run.name == "chunks 0-1 of slow")
+    wait_for(lambda: is_final(api, slow), 20)
+    assert api.flow_run(slow.id).state_name == "Cancelled"
+
+
+@pytest.mark.long
+def test_silent_run_is_replaced(api: FarmClient, tmp_path: Path) -> None:
+    """A run of which no chunk is done for too long is ended, and its chunks are given out again."""
+    job = job_of(2, tmp_path, f"--hang-once '{tmp_path / 'hung'}'", id="silent")
+    adapter = two_runs(chunks_per_run=2, max_runs=1, lost_after=8)
+    render_job(job, adapter=adapter, job_dir=tmp_path, merge=False)
+    assert rendered(tmp_path) == Counter({0: 2, 1: 1})
+    assert [run.state_name for run in batches(api, "silent")] == ["Cancelled", "Completed"]
+
+
+@pytest.mark.long
+def test_run_without_a_worker_is_declared_crashed(
+    api: FarmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stays Running though it was cancelled has lost its worker: it gets its end."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(render_chunks, parameters={"job": "film"}, state=Running())
+    lost = BatchRun(api.flow_run(run.id), small_job().chunks)
+    lost.give_up("no word of it")
+    assert api.flow_run(run.id).state_name == "Cancelling"
+    monkeypatch.setattr(batch_run, "_ENDING_SECONDS", 0.0)
+    lost.give_up("no word of it")
+    assert api.flow_run(run.id).state_name == "Crashed"
+
+
+@pytest.mark.usefixtures("api")
+def test_what_cannot_work_is_refused_before_any_chunk(bucket: S3Bucket, tmp_path: Path) -> None:
+    """No such deployment or adapter, a merge command, an unsaved storage: one line, no run."""
+    job = job_of(2, tmp_path, merge_command="ffmpeg -version")
+    bad: list[tuple[WorkPoolAdapter, dict[str, Any], str]] = [
+        (two_runs(deployment="render-chunks/moon"), {}, r"'render-chunks/moon' is no deployment"),
+        (two_runs(deployment="merge-job/local"), {}, r"no deployment of the flow render-chunks"),
+        (two_runs(worker_adapter="local-adapter/moon"), {}, r"'local-adapter/moon': no such block"),
+        (two_runs(worker_adapter="work-pool-adapter/two"), {}, r"is a work pool adapter itself"),
+        (two_runs(), {"storage": bucket}, r"S3Bucket that is not saved"),
+        (two_runs(), {"merge": True}, r"runs no merge command: name a merge_adapter"),
+        (two_runs(job_variables={"working_dir": 3}), {}, r"the server refuses a run"),
+    ]
+    for adapter, options, words in bad:
+        with pytest.raises(SetupError, match=words):
+            render_job(job, adapter=adapter, job_dir=tmp_path, **({"merge": False} | options))
+    assert rendered(tmp_path) == Counter()
+    with pytest.raises(SetupError, match=r"merge command: .* name a merge_adapter"):
+        two_runs().execute(WorkerJob(command="true", name="merge command"))
+
+
+def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:
+    """Return the lengths of batches, handed out to runs that all take equally long."""
+    found = []
+    while queue:
+        found.append(len(queue.next_batch(frame_seconds, 0)))
+    return found
+
+
+def test_batches_last_as_long_as_wanted(tmp_path: Path) -> None:
+    """Batches are as long as wanted once a chunk is done; few chunks are shared out evenly."""
+    chunks = job_of(200, tmp_path).chunks
+    assert lengths(ChunkQueue(chunks, 30, 1.0, 2), None) == [30, 30, 30, 30, 30, 30, 20]
+    assert lengths(ChunkQueue(chunks, None, 60.0, 2), None)[0] == 25
+    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 0.5) == [30] * 6 + [20]
+    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 100.0) == [1] * 200
+    queue = ChunkQueue(chunks, None, 1e6, 2)
+    first = queue.next_batch(0.5, 0)
+    rest = queue.next_batch(0.5, 4 * len(first))
+    assert (len(first), len(rest)) == (100, 100)
+
+
+def test_a_run_is_given_more_once(tmp_path: Path) -> None:
+    """What a run may take on top fills it up to the wanted time, or to its share of the rest."""
+    chunks = job_of(200, tmp_path).chunks
+
+    def more(target: float, left: int) -> int:
+        queue = ChunkQueue(chunks, None, target, 2)
+        given = sum(chunk.frame_count for _ in range(2) for chunk in queue.next_batch(None, 0)) // 2
+        return len(queue.more(0.5, 2 * left, given, left))
+
+    assert more(1e6, 40) == 75
+    assert more(80.0, 40) == 15
+    assert more(40.0, 40) == 0
+
+
+def test_runs_are_named_after_their_chunks() -> None:
+    """A name holds ranges, and is short whatever the chunks are."""
+    assert batch_name([4], "film") == "chunk 4 of film"
+    assert batch_name([5, 3, 4, 9], "film") == "chunks 3-5, 9 of film"
+    assert batch_name(range(0, 90, 3), "film") == "chunks 0, 3, 6, 9, 12 … of film"
+
+
+def test_longest_chunks_go_first(tmp_path: Path) -> None:
+    """Longer chunks go out before shorter ones; what comes back goes out next."""
+    job = small_job(total_frames=20, chunks=3)
+    frames = [chunk.frame_count for chunk in job.chunks]
+    queue = ChunkQueue(job.chunks, 1, 1.0, 1)
+    order = [queue.next_batch(None, 0)[0] for _ in range(3)]
+    assert [chunk.frame_count for chunk in order] == sorted(frames, reverse=True)
+    queue.give_back([order[1]])
+    queue.give_back([order[2]])
+    assert queue.next_batch(None, 0) == [order[2]]
