@@ -23,8 +23,9 @@ LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
+# Two processes at a time, each with a farm of its own.
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long

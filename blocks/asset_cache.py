@@ -16,7 +16,7 @@ from pathlib import Path
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
 
 # With less than this free, a command would most likely fail, and say something else.
-_LEAST_FREE_BYTES = 64_000_000
+LEAST_FREE_BYTES = 64_000_000
 # What is older, or more than this, makes room. AWS Lambda gives a function 10 GB at most.
 _MOST_BYTES = 20_000_000_000
 _MOST_SECONDS = 7 * 86_400
@@ -31,7 +31,7 @@ def require_room(folder: Path, size: int = 0) -> None:
         WorkerLost: It does not; another worker's disk may.
     """
     free = shutil.disk_usage(folder).free
-    if free < size + _LEAST_FREE_BYTES:
+    if free < size + LEAST_FREE_BYTES:
         needed = f", and {size:,} are needed" if size else ""
         raise WorkerLost(
             f"the worker's disk at {str(folder)!r} has only {free:,} bytes free{needed}: free "
@@ -109,7 +109,7 @@ class AssetCache:
         total = sum(found.st_size for _, found in entries)
         for path, found in entries:
             free = shutil.disk_usage(self.folder).free
-            tight = total + size > _MOST_BYTES or free < size + _LEAST_FREE_BYTES
+            tight = total + size > _MOST_BYTES or free < size + LEAST_FREE_BYTES
             if path.name not in keep and (tight or now - found.st_atime > _MOST_SECONDS):
                 path.unlink(missing_ok=True)
                 total -= found.st_size

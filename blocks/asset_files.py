@@ -21,6 +21,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
     WorkStopped,
 )
+from prefect_renderfarm.blocks.excerpt import excerpt
 
 Item = TypeVar("Item")
 
@@ -94,10 +95,12 @@ def inside(folder: Path, name: str) -> Path:
     """Return the path of a file in a folder. Raises: FatalWorkerError: it leads out of it."""
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise FatalWorkerError(f"asset {name!r} is outside the workspace: give it another name")
+        raise FatalWorkerError(
+            f"asset {excerpt(name)} is outside the workspace: give it another name"
+        )
     target = folder / path
     if not target.parent.resolve().is_relative_to(folder.resolve()):
-        raise FatalWorkerError(f"asset {name!r}: a symbolic link leads out of the workspace")
+        raise FatalWorkerError(f"asset {excerpt(name)}: a symbolic link leads out of the workspace")
     return target
 
 
@@ -106,7 +109,7 @@ def disk_errors(what: str) -> Iterator[None]:
     """Turn errors of this machine's disk into a worker's.
 
     Raises:
-        FatalWorkerError: Two files have the same path.
+        FatalWorkerError: Two files have the same path, or it is too long.
         WorkerLost: The disk is full, or cannot be written to.
     """
     try:
@@ -114,6 +117,8 @@ def disk_errors(what: str) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise FatalWorkerError(f"{what}: another asset has that path: rename one") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FatalWorkerError(f"{what}: its path is too long: rename it") from None
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = ": free some space, or set TMPDIR to another disk" if full else ""
         raise WorkerLost(f"{what}: the worker's disk refuses it: {error}{fix}") from None

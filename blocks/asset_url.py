@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from prefect_renderfarm.blocks.asset_sources import ARCHIVE_ENDINGS
 from prefect_renderfarm.blocks.errors import JobError
+from prefect_renderfarm.blocks.excerpt import excerpt, one_line
+from prefect_renderfarm.blocks.url_guard import SCHEMES_VARIABLE, UrlRules, public_part
 
 ASSET_LIST = "assets.json"
+_SHOWN = 200
 
 
 def where_assets_are(url: str | None, root: str) -> str | None:
@@ -26,12 +29,15 @@ def where_assets_are(url: str | None, root: str) -> str | None:
     if not url:
         return None
     scheme = url.partition("://")[0].lower() if "://" in url else "file"
-    name = f"assetsUrl {url.partition('?')[0]!r}"
+    name = _name(url)
     if scheme == "file":
         return f"{root}/{ASSET_LIST}"
-    if scheme == "s3" and urlsplit(url).netloc and urlsplit(url).path.strip("/"):
+    parts = _parts(url)
+    if scheme == "s3" and parts.netloc and parts.path.strip("/"):
         return f"s3{url[2:]}"
-    if scheme == "https" and urlsplit(url).path.lower().endswith(ARCHIVE_ENDINGS):
+    if scheme == "https" and "@" in parts.netloc:
+        raise JobError(f"{name} holds a name or password: use a presigned URL")
+    if scheme == "https" and parts.netloc and parts.path.lower().endswith(ARCHIVE_ENDINGS):
         return f"https{url[5:]}"
     if scheme in ("s3", "https"):
         raise JobError(
@@ -39,7 +45,7 @@ def where_assets_are(url: str | None, root: str) -> str | None:
             f"archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
         )
     raise JobError(
-        f"{name} has scheme {scheme!r}, which workers cannot fetch: give a folder, s3://bucket/"
+        f"{name} has scheme {excerpt(scheme)}, which workers cannot fetch: give a folder, s3://bucket/"
         "prefix, or an archive at an https:// address"
     )
 
@@ -48,18 +54,38 @@ def local_folder(url: str | None, job_dir: Path) -> Path | None:
     """Return the folder that `assetsUrl` names on this machine; None: it names none here.
 
     Raises:
-        JobError: There is no such folder.
+        JobError: There is no such folder, or jobs may not read it.
+        SetupError: It is not known which they may read; see `url_guard`.
     """
     if not url or ("://" in url and not url.lower().startswith("file://")):
         return None
-    parts = urlsplit(url)
+    parts = _parts(url)
     if "://" in url and parts.netloc not in ("", "localhost"):
-        raise JobError(f"assetsUrl {url!r} is on host {parts.netloc!r}: give a path, or s3://")
+        raise JobError(f"{_name(url)} is on host {excerpt(parts.hostname)}: give a path, or s3://")
     # Without "..", but a link keeps its name: commands call it so.
     folder = Path(os.path.normpath(unquote(parts.path) if "://" in url else job_dir / url))
-    if "\0" in str(folder) or not folder.is_dir():
+    if "\0" in str(folder):
+        raise JobError(f"{_name(url)} has a NUL character: remove it")
+    inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(job_dir))
+    if not inside and "file" not in UrlRules.of().schemes:
         raise JobError(
-            f"assetsUrl {url!r}: {str(folder)!r} is no folder on the machine that runs the flow: "
-            "put the input files there, or into a bucket, and name that"
+            f"{_name(url)} is outside the job folder, and {SCHEMES_VARIABLE} does not allow that: "
+            "put the input files into the job folder"
+        )
+    if not os.path.isdir(folder):  # noqa: PTH112 -- Path.is_dir raises at a name that is too long
+        raise JobError(
+            f"{_name(url)}: {excerpt(str(folder), _SHOWN)} is no folder on the machine that runs "
+            "the flow: put the input files there, or into a bucket, and name that"
         )
     return folder
+
+
+def _name(url: str) -> str:
+    return f"assetsUrl {excerpt(public_part(url), _SHOWN)}"
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise JobError(f"{_name(url)} is no URL: {one_line(error)}") from None

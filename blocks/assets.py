@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_renderfarm.blocks.asset_cache import AssetCache
 from prefect_renderfarm.blocks.asset_files import WantedFile, disk_errors, in_parallel, place_files
-from prefect_renderfarm.blocks.asset_sources import lay_out_archive, lay_out_s3
+from prefect_renderfarm.blocks.asset_sources import files_in_s3, lay_out_archive, lay_out_s3
 from prefect_renderfarm.blocks.asset_url import ASSET_LIST
 from prefect_renderfarm.blocks.chunk_file import file_sha256
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
@@ -86,6 +86,52 @@ def send_assets(
             file or cannot be read or changes meanwhile.
         StorageError: The storage did not answer.
     """
+    found = _look_at(folder, job_dir, skip)
+    files = _as_list(found)
+    listed = files.model_dump_json().encode()
+    # Whoever cleans up meanwhile sees which of the files that are there already are needed.
+    store.write(NEXT_LIST, listed)
+    there = _sizes(store.store)
+    missing = {
+        sent.file.key: sent for sent in found.values() if there.get(sent.file.key) != sent.file.size
+    }
+    in_parallel(partial(_send, store.store), missing.values())
+    store.write(ASSET_LIST, listed)
+    with suppress(SetupError):  # this kind of storage cannot delete
+        store.store.delete([f"{store.root}/{NEXT_LIST}"])
+    return files
+
+
+def list_assets(
+    folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
+) -> AssetList:
+    """Return what `send_assets` would send. Raises: JobError."""
+    return _as_list(_look_at(folder, job_dir, skip))
+
+
+def assets_version(assets: str, storage: ObjectStore) -> str:
+    """Return a text that changes with a job's input files; of an archive on the web, its address.
+
+    Args:
+        assets: As for `lay_out`.
+        storage: The job's storage.
+
+    Raises:
+        StorageError: They cannot be listed from here.
+        FatalWorkerError: There are none.
+    """
+    if assets.startswith("s3://"):
+        return "\n".join(sorted(file.name for file in files_in_s3(assets, storage)))
+    if assets.startswith("https://"):
+        return assets.partition("?")[0]
+    return read_list(storage, assets).model_dump_json()
+
+
+def _as_list(found: Mapping[str, _Sent]) -> AssetList:
+    return AssetList(files=tuple(found[name].file for name in sorted(found)))
+
+
+def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[str, _Sent]:
     ways = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
     place = next((way.relative_to(job) for way, job in ways if way.is_relative_to(job)), Path())
     folder = folder.resolve()
@@ -106,19 +152,7 @@ def send_assets(
         found[name] = _Sent(path, (before.st_size, before.st_mtime_ns), file)
 
     in_parallel(look_at, _files_in(folder, folder, skip))
-    files = AssetList(files=tuple(found[name].file for name in sorted(found)))
-    listed = files.model_dump_json().encode()
-    # Whoever cleans up meanwhile sees which of the files that are there already are needed.
-    store.write(NEXT_LIST, listed)
-    there = _sizes(store.store)
-    missing = {
-        sent.file.key: sent for sent in found.values() if there.get(sent.file.key) != sent.file.size
-    }
-    in_parallel(partial(_send, store.store), missing.values())
-    store.write(ASSET_LIST, listed)
-    with suppress(SetupError):  # this kind of storage cannot delete
-        store.store.delete([f"{store.root}/{NEXT_LIST}"])
-    return files
+    return found
 
 
 def read_list(store: ObjectStore, key: str) -> AssetList:

@@ -8,6 +8,7 @@ import threading
 from typing import Any, ClassVar, Literal
 
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
@@ -110,6 +111,15 @@ class AwsLambdaAdapter(RemoteAdapter):
             problem = service_error(error, f"adapter {self.get_block_type_slug()}", self.function)
             raise SetupError(str(problem)) from None
 
+    def declared_environment(self) -> dict[str, Any]:
+        """Return which code the function has, if these credentials may ask; else its name."""
+        try:
+            client = self._new_client(_CHECK_ATTEMPTS)
+            code = client.get_function_configuration(**self._request())["CodeSha256"]
+        except (ClientError, BotoCoreError):
+            code = ""  # lambda:GetFunctionConfiguration is not needed to render
+        return {"function": self.function, "code": code}
+
     @property
     def function(self) -> str:
         """The function's name, with its qualifier, for people."""
@@ -146,7 +156,7 @@ class AwsLambdaAdapter(RemoteAdapter):
 
         def ask() -> WorkerResult:
             payload = helios_payload(order, storage, self.job_path)
-            return self.ask(payload, f"chunk {order.chunk_id}", self.timeout, stop)
+            return self.ask_until_free(payload, f"chunk {order.chunk_id}", self.timeout, stop)
 
         with self._limit.slot(stop):
             return helios_round(order, storage, ask, worker or self.function)

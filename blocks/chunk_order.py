@@ -67,4 +67,8 @@ class ChunkOrder(BaseModel):
     verify: Verify = Verify.PACKETS
     storage: StorageAddress
     assets: str | None = Field(default=None, description="The list of the job's input files.")
+    identity: str = Field(default="", description="What the chunk is known by; see `ChunkResult`.")
+    timeout: float | None = Field(
+        default=None, description="Seconds after which the command is ended; None: no other limit."
+    )
     place: int = Field(default=0, description="Place of the chunk in the job's list, from 0.")

@@ -14,6 +14,10 @@ class ChunkResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int = Field(description="Number of the chunk.")
+    identity: str = Field(
+        default="",
+        description="Hash of all that decides what its command makes.",
+    )
     start_frame: int = Field(description="First frame of its range.")
     frame_count: int = Field(description="Number of frames, counted in the file.")
     output_file: str = Field(description="Its file, relative to the job folder.")

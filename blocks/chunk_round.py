@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -13,16 +17,22 @@ from pathlib import Path
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.asset_cache import require_room
+from prefect_renderfarm.blocks.asset_cache import LEAST_FREE_BYTES, require_room
 from prefect_renderfarm.blocks.asset_files import disk_errors
 from prefect_renderfarm.blocks.assets import lay_out
 from prefect_renderfarm.blocks.chunk_file import content, remove
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import ChunkFileError, MediaFault
+from prefect_renderfarm.blocks.errors import (
+    ChunkFileError,
+    MediaFault,
+    RenderFarmError,
+    WorkerLost,
+)
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.blocks.media import Verify
 from prefect_renderfarm.blocks.media_reader import read_media
+from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 
@@ -51,43 +61,76 @@ def render_here(
     Raises:
         ChunkFileError: The command succeeded, but its file is missing or not what was planned.
         WorkerError: The command could not be run to its end, or its input not laid out.
+        WorkerLost: The same, or the command failed, on a disk that is full.
         StorageError: The storage did not answer, or an input file is not what was sent.
+        StorageRefused: It does not let this machine in, or is not the one that has the job.
     """
     started = time.monotonic()
     store = JobStore(storage, order.key)
-    if (done := store.manifest(order.chunk_id)) is not None:
-        return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
-    with _workspace() as folder:
-        output = folder / "work" / order.output_file
-        log_file = folder / "log.txt"
-        (folder / "work").mkdir()
-        if order.assets is not None:
-            lay_out(order.assets, store.store, folder / "work", stop)
-        with disk_errors(f"chunk {order.chunk_id}"):
-            remove(output)  # an old one among the input is not what the command writes
-            _make_folder(output, order.output_file)
-        result = run(
-            WorkerJob(
-                command=order.command,
-                cwd=folder / "work",
-                name=f"chunk {order.chunk_id}",
-                chunk_id=order.chunk_id,
-                output_file=order.output_file,
-                log_file=log_file,
-                stop=stop,
+    with naming_chunk_and_worker(order, worker):
+        if (done := store.manifest(order.chunk_id, order.identity)) is not None:
+            return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+        store.require_job()
+        with _workspace() as folder:
+            workspace, log_file = folder / "work", folder / "log.txt"
+            output = workspace / order.output_file
+            workspace.mkdir()
+            if order.assets is not None:
+                lay_out(order.assets, store.store, workspace, stop)
+            with disk_errors("output file"):
+                remove(output)  # an old one among the input is not what the command writes
+                _make_folder(output, order.output_file)
+            result = run(
+                WorkerJob(
+                    command=order.command,
+                    cwd=workspace,
+                    name=f"chunk {order.chunk_id}",
+                    chunk_id=order.chunk_id,
+                    output_file=order.output_file,
+                    log_file=log_file,
+                    timeout=order.timeout,
+                    stop=stop,
+                )
             )
-        )
-        log = log_file.read_bytes() if log_file.exists() else _output_of(result)
-        if result.exit_code != 0:
-            store.keep_log(order.chunk_id, log)
+            log = log_file.read_bytes() if log_file.exists() else _output_of(result)
+            if result.exit_code != 0:
+                store.keep_log(order.chunk_id, log)
+                if result.exit_code not in (126, 127):  # there is no program to find a disk full
+                    _blame_full_disk(f"its command failed: {result.last_words()}", folder)
+                return result
+            try:
+                done = measure_order(order, output, worker or result.worker, started)
+            except ChunkFileError as error:
+                store.keep_log(order.chunk_id, log)
+                _blame_full_disk(str(error), folder)
+                raise
+            store.publish(done, log)
             return result
-        try:
-            done = measure_order(order, output, worker or result.worker, started)
-        except ChunkFileError:
-            store.keep_log(order.chunk_id, log)
+
+
+@contextmanager
+def naming_chunk_and_worker(order: ChunkOrder, worker: str | None) -> Iterator[None]:
+    """Have errors that come of a machine, its disk or its access to the storage, name it.
+
+    Args:
+        order: The chunk, which all errors name.
+        worker: What the machine is called in reports; None: as it calls itself.
+
+    Raises:
+        WorkerLost: The machine's disk is full.
+    """
+    name = f"chunk {order.chunk_id}"
+    where = f"{name}: worker {worker or socket.gethostname()}"
+    try:
+        yield
+    except RenderFarmError as error:
+        if not str(error).startswith(f"{name}:"):
+            error.args = (f"{where}: {error}",)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        store.publish(done, log)
-    return result
+        raise WorkerLost(f"{where}: {error}; {_full_disk(Path(tempfile.gettempdir()))}") from None
 
 
 def measure_order(order: ChunkOrder, path: Path, worker: str, started: float) -> ChunkResult:
@@ -95,6 +138,7 @@ def measure_order(order: ChunkOrder, path: Path, worker: str, started: float) ->
     return measure(
         path,
         chunk_id=order.chunk_id,
+        identity=order.identity,
         start_frame=order.start_frame,
         frame_count=order.frame_count,
         output_file=order.output_file,
@@ -109,6 +153,7 @@ def measure(
     path: Path,
     *,
     chunk_id: int,
+    identity: str,
     start_frame: int,
     frame_count: int,
     output_file: str,
@@ -122,6 +167,7 @@ def measure(
     Args:
         path: The file, or the folder or name of an image sequence.
         chunk_id: Number of the chunk.
+        identity: What the chunk is known by.
         start_frame: First frame of its range.
         frame_count: Number of frames that are planned.
         output_file: Its file, as the job names it.
@@ -139,11 +185,12 @@ def measure(
             raise MediaFault(f"has {media.frames} frames, not the planned {frame_count}")  # noqa: TRY301
     except MediaFault as fault:
         raise ChunkFileError(
-            f"chunk {chunk_id}: its command succeeded, but its file {str(path)!r} {fault}"
+            f"chunk {chunk_id}: its command succeeded, but its file {output_file!r} {fault}"
         ) from None
     size, sha256 = content(path) or (0, "")
     return ChunkResult(
         id=chunk_id,
+        identity=identity,
         start_frame=start_frame,
         frame_count=media.frames,
         output_file=output_file,
@@ -164,6 +211,22 @@ def _workspace() -> Iterator[Path]:
         folder = Path(name)
         require_room(folder)
         yield folder
+
+
+def _blame_full_disk(failure: str, folder: Path) -> None:
+    """Raise if a chunk failed because the disk is full, or was until its command tidied up.
+
+    Raises:
+        WorkerLost: So it is.
+    """
+    told = os.strerror(errno.ENOSPC) in failure
+    if told or shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        failure = " / ".join(failure.splitlines())
+        raise WorkerLost(f"{failure}; {_full_disk(folder)}")
+
+
+def _full_disk(folder: Path) -> str:
+    return f"{disk_of(folder / 'any')}: free some space, or set TMPDIR to another disk"
 
 
 def _make_folder(output: Path, name: str) -> None:

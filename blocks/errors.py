@@ -8,9 +8,12 @@
     │   ├── CommandTimeout      it ran longer than allowed and was ended
     │   ├── ChunkFileError      it ended well, but its file is missing or not what was planned
     │   ├── WorkerLost          nobody knows how it ended, or it never began
+    │   │   └── WorkerBusy          it never began: no worker had room
     │   └── FatalWorkerError    another attempt would end the same way
     │       ├── CommandNotRunnable  the program is missing or may not be executed
     │       ├── WorkerRefused       the worker does not take orders from us
+    │       ├── RepeatedFault       its file was wrong twice in the same way
+    │       ├── TooManyFailures     the job's attempts have failed more often than it allows
     │       └── WorkStopped         it was ended because its job was
     ├── MediaFault          what is wrong with a media file; a part of the errors above and below
     └── AssemblyError       the film could not be put together; the chunks are still there
@@ -57,19 +60,40 @@ class WorkerLost(WorkerError):
     """A worker gave no answer, or could not begin: throttled, out of memory, connection lost."""
 
 
+class WorkerBusy(WorkerLost):
+    """No worker had room for a command: it did not begin, and cost nothing.
+
+    Args:
+        message: What happened.
+        after: Seconds after which to ask again, if the other side says so.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
 class FatalWorkerError(WorkerError):
     """A command did not do its work, and another attempt would end the same way."""
 
 
 class CommandNotRunnable(FatalWorkerError):
-    """The program of a command does not exist (exit code 127) or cannot be executed (126).
+    """The program of a command does not exist, cannot be executed, or is not allowed to be.
 
-    The two codes are those of POSIX, Shell Command Language, section 2.8.2.
+    The first two are told by exit codes, 127 and 126: POSIX, Shell Command Language, section 2.8.2.
     """
 
 
 class WorkerRefused(FatalWorkerError):
     """A worker takes no orders from us: wrong credentials, no such function, no such address."""
+
+
+class RepeatedFault(FatalWorkerError):
+    """A chunk's file was wrong twice in the same way; it would be so another time."""
+
+
+class TooManyFailures(FatalWorkerError):
+    """More attempts of a job have failed than its `max_failures` allows."""
 
 
 class WorkStopped(FatalWorkerError):

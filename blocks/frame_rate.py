@@ -6,8 +6,13 @@ import math
 import re
 from fractions import Fraction
 
-# A limit against nonsense, not a physical one: high-speed footage is conformed long before it.
+from prefect_renderfarm.blocks.excerpt import excerpt
+
+# Limits against nonsense, not physical ones: high-speed footage is conformed long before the one,
+# and a frame that is shown for an hour is a picture.
 _HIGHEST_FPS = 1000
+_LOWEST_FPS = Fraction(1, 1000)
+_WRITTEN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?")
 
 
 def parse_fps(value: object) -> Fraction:
@@ -18,19 +23,23 @@ def parse_fps(value: object) -> Fraction:
             its digits: 29.97 is 2997/100; NTSC rates are written `"30000/1001"`.
 
     Raises:
-        ValueError: It is not a number above 0 and up to 1000.
+        ValueError: It is not a number from 0.001 to 1000.
     """
+    shown = str(value) if isinstance(value, Fraction) else excerpt(value)
+    nonsense = ValueError(f"fps {shown} is not a number or a string like '30000/1001'")
     if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
-        raise ValueError(f"fps {value!r} is not a number or a string like '30000/1001'")  # noqa: TRY004 -- the documented type
+        raise nonsense
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"fps {value!r} is not a finite number")
-    text = str(value).strip()
-    if isinstance(value, str) and not re.fullmatch(r"\d{1,9}(\.\d{1,9}|/\d{1,9})?", text):
-        raise ValueError(f"fps {value!r} is not a number or a string like '30000/1001'")
+        raise ValueError(f"fps {shown} is not a finite number")
+    if isinstance(value, str) and not _WRITTEN.fullmatch(value.strip()):
+        raise nonsense
     try:
-        rate = Fraction(text)
+        # A float by its digits, as it was written; a whole number may have too many to write out.
+        rate = Fraction(value) if isinstance(value, int) else Fraction(str(value).strip())
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"fps {value!r} is not a number or a string like '30000/1001'") from None
-    if not 0 < rate <= _HIGHEST_FPS:
-        raise ValueError(f"fps {value!r} is not above 0 and up to {_HIGHEST_FPS}")
+        raise nonsense from None
+    if not _LOWEST_FPS <= rate <= _HIGHEST_FPS:
+        raise ValueError(
+            f"fps {shown} is not above 0, at least {float(_LOWEST_FPS)}, and up to {_HIGHEST_FPS}"
+        )
     return rate

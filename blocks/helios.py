@@ -103,7 +103,7 @@ def helios_round(
     """
     started = time.monotonic()
     store = JobStore(storage, order.key)
-    if (done := store.manifest(order.chunk_id)) is not None:
+    if (done := store.manifest(order.chunk_id, order.identity)) is not None:
         return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
     key = f"{store.root}/{order.output_file}"
     store.store.delete([key])
@@ -136,7 +136,7 @@ def _adopt(
             store.store.download(key, path)
         except StorageRefused:
             raise
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             raise ChunkFileError(
                 f"chunk {order.chunk_id}: its command succeeded, but its file does not come home: "
                 f"{error}; a Helios function has to put it beside the job spec"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import threading
-import time
 from typing import Any, ClassVar, Self
 
 import httpx
@@ -15,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator,
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
     SetupError,
+    WorkerBusy,
     WorkerError,
     WorkerLost,
     WorkerRefused,
@@ -31,8 +30,6 @@ from prefect_renderfarm.blocks.worker_protocol import result_of
 
 # RFC 9110, section 5.6.2: what a header may be called.
 _HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
-_SHORTEST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 30.0
 # A provider that has no instance running starts one for the first request.
 _CHECK_SECONDS = 60.0
 
@@ -95,15 +92,6 @@ class HttpAdapter(RemoteAdapter):
         gt=0,
         title="Connect timeout",
         description="Longest time to open a connection, in seconds.",
-    )
-    busy_wait: float = Field(
-        default=300.0,
-        ge=0,
-        title="Longest wait for a busy worker",
-        description=(
-            "How long a request is repeated in all that is answered with 429 (too many requests), "
-            "in seconds."
-        ),
     )
     health_path: str = Field(
         default="/health",
@@ -171,25 +159,15 @@ class HttpAdapter(RemoteAdapter):
     ) -> WorkerResult:
         """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
         url = httpx.URL(self.url)
-        pause, give_up = 1.0, time.monotonic() + self.busy_wait
-        while True:
-            response = self._send("POST", url, name, timeout, stop, payload)
-            if (kind := kind_of(response)) is not Status.BUSY:
-                break
-            asked = retry_after(response.headers)
-            wait = max(pause if asked is None else asked, _SHORTEST_PAUSE_SECONDS)
-            wait *= random.uniform(1, 1.25)  # noqa: S311 -- so that not all come back at once
-            if time.monotonic() + wait > give_up:
-                raise WorkerLost(
-                    f"{name}: {place_of(url)} {words_of(response)}, for longer than the "
-                    f"{self.busy_wait:g} s that busy_wait allows"
-                )
-            if stop.wait(wait):
-                raise WorkStopped(f"{name}: not sent again, because its job was stopped")
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        if kind is not Status.ANSWER:
-            error = WorkerRefused if kind is Status.REFUSED else WorkerLost
-            raise error(f"{name}: {place_of(url)} {words_of(response)}")
+        response = self._send("POST", url, name, timeout, stop, payload)
+        said = f"{name}: {place_of(url)} {words_of(response)}"
+        match kind_of(response):
+            case Status.BUSY:
+                raise WorkerBusy(said, retry_after(response.headers))
+            case Status.REFUSED:
+                raise WorkerRefused(said)
+            case Status.LOST:
+                raise WorkerLost(said)
         result = result_of(self._parsed(response), name)
         return dataclasses.replace(result, worker=result.worker or place_of(url))
 

@@ -6,11 +6,11 @@ import asyncio
 import concurrent.futures
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -19,6 +19,7 @@ from prefect_renderfarm.blocks.errors import WorkStopped
 _POLL_SECONDS = 0.1
 # Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
 _IDLE_SECONDS = 4.0
+Value = TypeVar("Value")
 
 
 class HttpConnections:
@@ -67,21 +68,33 @@ class HttpConnections:
             httpx.HTTPError: There was no connection, or no answer.
             WorkStopped: `stop` was set.
         """
-        request = self._send(method, url, dict(headers), timeout, json)
-        answer = asyncio.run_coroutine_threadsafe(request, _loop())
-        try:
-            while not stop.is_set():
-                if concurrent.futures.wait([answer], _POLL_SECONDS).done:
-                    return answer.result()
-        finally:
-            answer.cancel()
-        raise WorkStopped("a request was given up, because its job was stopped")
+        return wait_until_stopped(self._send(method, url, dict(headers), timeout, json), stop)
 
     async def _send(
         self, method: str, url: str, headers: dict[str, str], timeout: float, json: Any
     ) -> httpx.Response:
         async with asyncio.timeout(timeout):
             return await self._client.request(method, url, headers=headers, json=json)
+
+
+def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
+    """Let a request run in the event loop of all requests, and wait for what it returns.
+
+    Args:
+        request: The request; what it raises is raised.
+        stop: Gives it up when set, within 0.1 s.
+
+    Raises:
+        WorkStopped: `stop` was set.
+    """
+    answer = asyncio.run_coroutine_threadsafe(request, _loop())
+    try:
+        while not stop.is_set():
+            if concurrent.futures.wait([answer], _POLL_SECONDS).done:
+                return answer.result()
+    finally:
+        answer.cancel()
+    raise WorkStopped("a request was given up, because its job was stopped")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -4,6 +4,7 @@
     renderfarm/<job key>/chunks/<id>.json                 manifest: the chunk is done
     renderfarm/<job key>/chunks/<id>/<attempt>/<file>     what one attempt wrote
     renderfarm/<job key>/chunks/<id>/<attempt>/log.txt    its full log
+    renderfarm/known/<identity>.json                      the manifest again, for other jobs
 
 Every attempt has keys of its own, so none overwrites another's file. The manifest comes last and
 names the file that counts: the first valid one. Should two attempts publish in the same moment,
@@ -12,7 +13,9 @@ either manifest names a whole file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,11 +24,13 @@ from pydantic import ValidationError
 
 from prefect_renderfarm.blocks.chunk_file import content
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import SetupError, StorageError
+from prefect_renderfarm.blocks.errors import SetupError, StorageError, StorageRefused
 from prefect_renderfarm.blocks.image_sequence import IMAGE_ENDINGS, list_images
 from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
 
 ROOT = "renderfarm"
+KNOWN = f"{ROOT}/known"
+_READERS = 16
 
 
 class JobStore:
@@ -48,17 +53,75 @@ class JobStore:
         """Write one of the job's records."""
         self.store.write(f"{self.root}/{name}", data)
 
-    def manifest(self, chunk_id: int) -> ChunkResult | None:
+    def require_job(self) -> None:
+        """Make sure that this is the storage that the job was sent to, before a chunk is rendered.
+
+        Another one looks as if the chunk were not done, and would take its file.
+
+        Raises:
+            StorageRefused: It is another one.
+        """
+        spec = f"{self.root}/job.json"
+        if not self.store.has(spec):
+            raise StorageRefused(
+                f"{self.store.name}, as it is reached from here, has no {spec!r}: check the name "
+                "of the bucket, and the credentials, region and endpoint of this machine"
+            )
+
+    def manifest(self, chunk_id: int, identity: str | None = None) -> ChunkResult | None:
         """Return the manifest of a chunk; None: the chunk is not done.
+
+        Args:
+            chunk_id: Number of the chunk.
+            identity: What the chunk must be known by; None: anything.
 
         Raises:
             StorageError: The storage did not answer.
         """
-        data = self.read(self._manifest(chunk_id))
+        found = _parse(self.read(self._manifest(chunk_id)))
+        return found if found and identity in (None, found.identity) else None
+
+    def known(self, identity: str) -> ChunkResult | None:
+        """Return the manifest under which any job rendered the same chunk; None: none did.
+
+        Raises:
+            StorageError: The storage did not answer.
+        """
+        return _parse(self.store.read(f"{KNOWN}/{identity}.json"))
+
+    def manifests(self, chunk_ids: Iterable[int]) -> dict[int, ChunkResult]:
+        """Return the manifests of those chunks that are done. Raises: StorageError."""
+        numbers = sorted(self.done(chunk_ids))
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as readers:
+            found = dict(zip(numbers, readers.map(self.manifest, numbers), strict=True))
+        return {number: result for number, result in found.items() if result is not None}
+
+    def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
+        """Return what is wrong with the files of finished chunks, by the chunks' ids.
+
+        No file is read: one is altered if it has another size, or was written after its manifest,
+        by the storage's own clock. What slips through is found when it is fetched.
+
+        Raises:
+            StorageError: The storage did not answer.
+        """
         try:
-            return None if data is None else ChunkResult.model_validate_json(data)
-        except ValidationError:
-            return None
+            there = {found.key: found for found in self.objects()}
+        except SetupError:  # this kind of storage cannot list
+            return {}
+        faults = {}
+        for result in results:
+            manifest = there.get(f"{self.root}/{self._manifest(result.id)}")
+            key = str(result.stored_as)
+            names = [key] if result.images is None else [f"{key}/{name}" for name in result.images]
+            files = [there[name] for name in names if name in there]
+            if len(files) < len(names):
+                faults[result.id] = "its file is gone"
+            elif sum(file.size for file in files) != result.size or (
+                manifest and max(file.modified for file in files) > manifest.modified
+            ):
+                faults[result.id] = "its file was altered"
+        return faults
 
     def done(self, chunk_ids: Iterable[int]) -> set[int]:
         """Return which chunks are done, by their manifests; far cheaper than asking for each."""
@@ -79,8 +142,10 @@ class JobStore:
         """
         place = self._attempt(result.id)
         result = result.model_copy(update={"stored_as": f"{place}/{result.path.name}"})
-        for path, key in _files(result):
+        files = _files(result)
+        for path, key in files:
             self.store.upload(path, key)
+        self._require_whole(place, {key: path.stat().st_size for path, key in files})
         return self._announce(result, place, log)
 
     def adopt(self, result: ChunkResult, log: bytes) -> ChunkResult:
@@ -94,13 +159,53 @@ class JobStore:
         """
         return self._announce(result, self._attempt(result.id), log)
 
+    def _require_whole(self, place: str, sent: dict[str, int]) -> None:
+        """Make sure that a storage that took files without an error has all of their bytes."""
+        try:
+            found = {stored.key: stored.size for stored in self.store.objects(place)}
+        except (SetupError, StorageRefused):  # it cannot list, or this machine may not
+            return
+        for key, size in sent.items():
+            if found.get(key) != size:
+                raise StorageError(
+                    f"{self.store.name} took {key!r} of {size:,} bytes and has "
+                    f"{found.get(key, 0):,} of them"
+                )
+
     def _announce(self, result: ChunkResult, place: str, log: bytes) -> ChunkResult:
         result = result.model_copy(update={"log": f"{place}/log.txt"})
         self.store.write(f"{place}/log.txt", log)
-        if (first := self.manifest(result.id)) is not None:
+        if (first := self.manifest(result.id, result.identity)) is not None:
             return first
-        self.write(self._manifest(result.id), result.model_dump_json().encode())
+        self._note(result)
         return result
+
+    def take_over(self, result: ChunkResult, chunk_id: int) -> ChunkResult:
+        """Let a chunk of another job count as one of this job, with a copy of its file.
+
+        A copy, because the other job's may be deleted any time.
+
+        Args:
+            result: The manifest of the other.
+            chunk_id: Number of the chunk here.
+
+        Raises:
+            StorageError: The file is not there any more, or cannot be copied.
+        """
+        place = self._attempt(chunk_id)
+        old, new = str(result.stored_as), f"{place}/{Path(str(result.stored_as)).name}"
+        for name in [""] if result.images is None else [f"/{image}" for image in result.images]:
+            self.store.copy(old + name, new + name)
+        result = result.model_copy(update={"id": chunk_id, "stored_as": new})
+        self._note(result)
+        return result
+
+    def _note(self, result: ChunkResult) -> None:
+        """Write a chunk's manifest: for all jobs, then for this one, where it makes it count."""
+        manifest = result.model_dump_json().encode()
+        if result.identity:
+            self.store.write(f"{KNOWN}/{result.identity}.json", manifest)
+        self.write(self._manifest(result.id), manifest)
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
         """Send the log of an attempt that failed."""
@@ -109,12 +214,27 @@ class JobStore:
     def fetch(self, result: ChunkResult, path: Path) -> None:
         """Bring a chunk's file or images to this machine, unless they are there already.
 
+        A chunk whose file is not what was rendered does not count as done any more.
+
         Raises:
             StorageError: They could not be fetched, or are not what the manifest says.
+            OSError: This machine's disk is full, or cannot be written to.
         """
         wanted = (result.size, result.sha256)
         if content(path) == wanted:
             return
+        for _ in range(2):  # what was damaged on its way here is whole the second time
+            self._download(result, path)
+            if (found := content(path)) == wanted:
+                return
+        with suppress(SetupError, StorageError):
+            self.forget({result.id: result.identity})
+        raise StorageError(
+            f"{self.store.name} returned {found} as size and SHA-256 of "
+            f"{result.stored_as!r}, not {wanted}: run render-job again, which renders it anew"
+        )
+
+    def _download(self, result: ChunkResult, path: Path) -> None:
         key = result.stored_as or ""
         if result.images is None:
             self.store.download(key, path)
@@ -122,15 +242,16 @@ class JobStore:
             folder = path.parent if path.suffix.lower() in IMAGE_ENDINGS else path
             for name in result.images:
                 self.store.download(f"{key}/{name}", folder / name)
-        if (found := content(path)) != wanted:
-            raise StorageError(
-                f"chunk {result.id}: {self.store.name} returned {found} as size and SHA-256 of "
-                f"{key!r}, not {wanted}"
-            )
 
-    def forget(self, chunk_ids: Iterable[int]) -> None:
-        """Delete the manifests of chunks that are to be rendered anew."""
-        self.store.delete(f"{self.root}/{self._manifest(number)}" for number in chunk_ids)
+    def forget(self, identities: Mapping[int, str]) -> None:
+        """Delete the manifests of chunks that are to be rendered anew.
+
+        Args:
+            identities: What the chunks are known by, by their ids.
+        """
+        known = [f"{KNOWN}/{identity}.json" for identity in identities.values()]
+        own = [f"{self.root}/{self._manifest(number)}" for number in identities]
+        self.store.delete(known + own)
 
     def objects(self) -> Iterator[StoredObject]:
         """Give all objects of the job, and no others."""
@@ -150,6 +271,13 @@ class JobStore:
     @staticmethod
     def _manifest(chunk_id: int) -> str:
         return f"chunks/{chunk_id:06d}.json"
+
+
+def _parse(data: bytes | None) -> ChunkResult | None:
+    try:
+        return None if data is None else ChunkResult.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 def _files(result: ChunkResult) -> Sequence[tuple[Path, str]]:

@@ -19,6 +19,7 @@ from botocore.exceptions import (
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
     FatalWorkerError,
+    WorkerBusy,
     WorkerError,
     WorkerLost,
     WorkerRefused,
@@ -144,8 +145,9 @@ def service_error(error: Exception, name: str, function: str) -> WorkerError:
         if status == 413 or code == "RequestTooLargeException":
             return FatalWorkerError(f"{what} cannot be asked, the request is too large ({said})")
         if (status in _PASSING or status >= 500) and code not in _LASTING:
-            busy = "is busy" if status == 429 else "gave no answer"
-            return WorkerLost(f"{what} {busy} ({said})")
+            if status == 429:  # AWS Lambda developer guide, "Invoke errors"
+                return WorkerBusy(f"{what} is busy ({said})")
+            return WorkerLost(f"{what} gave no answer ({said})")
         return WorkerRefused(f"{what} cannot be invoked ({said}): {_advice(code)}")
     if isinstance(error, HTTPClientError | NoConnection):
         return WorkerLost(f"{what} gave no answer: {error}")

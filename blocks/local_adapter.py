@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prefect.types import SecretDict
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from prefect_renderfarm.blocks.errors import JobError
+from prefect_renderfarm.blocks.allowed_programs import (
+    allowed_word,
+    check_programs,
+    find_program,
+    require_allowed,
+)
+from prefect_renderfarm.blocks.command_line import split_command
+from prefect_renderfarm.blocks.errors import CommandNotRunnable
 from prefect_renderfarm.blocks.ffmpeg_binary import path_with_ffmpeg
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import RunLog, run_log
@@ -27,21 +33,6 @@ PASSED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TERM",
     "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR",
 )  # fmt: skip
-
-
-def split_command(command: str) -> list[str]:
-    """Split a command line into words by the quoting rules of a POSIX shell, and no other of them.
-
-    Raises:
-        JobError: The quoting is not closed, there is no word, or there is a NUL character.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise JobError(f"command {command!r} cannot be split into words: {error}") from None
-    if not words or "\0" in command:
-        raise JobError(f"command {command!r} is empty or has a NUL character")
-    return words
 
 
 class LocalAdapter(WorkerAdapter):
@@ -101,6 +92,25 @@ class LocalAdapter(WorkerAdapter):
             "Empty: the one on PATH, else the one that imageio-ffmpeg carries."
         ),
     )
+    programs: list[str] = Field(
+        default=[],
+        title="Allowed programs",
+        description=(
+            "What commands may begin with, as it is written there: a name such as ffmpeg, which is "
+            "looked for on PATH, or an absolute path. Empty: any program. A program that starts "
+            "others, such as env, sh, xargs or python, lets a job run anything."
+        ),
+    )
+
+    @field_validator("programs")
+    @classmethod
+    def _programs_are_names(cls, programs: list[str]) -> list[str]:
+        check_programs(programs)
+        return programs
+
+    def check_command(self, command: str) -> None:
+        """Refuse a command whose program is not allowed here. See `WorkerAdapter`."""
+        require_allowed(command, self.programs)
 
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command as a subprocess; its output goes to the run's log line by line.
@@ -109,6 +119,7 @@ class LocalAdapter(WorkerAdapter):
         as in a POSIX shell.
         """
         arguments = split_command(job.command)
+        program = self._program(arguments[0], job.name)
         environment = self.child_environment(job)
         log = run_log()
         started = time.monotonic()
@@ -122,11 +133,13 @@ class LocalAdapter(WorkerAdapter):
                 worker=socket.gethostname(),
             )
 
+        if program is None:
+            return ended(127, "", f"{arguments[0]}: {os.strerror(errno.ENOENT)}")
         try:
             with _each_line(log, job) as on_line:
                 return ended(
                     *run_program(
-                        arguments,
+                        [program, *arguments[1:]],
                         name=job.name,
                         cwd=job.cwd,
                         environment=environment,
@@ -139,21 +152,49 @@ class LocalAdapter(WorkerAdapter):
         except FileNotFoundError as error:
             return ended(127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}")
         except (PermissionError, OSError) as error:
-            if error.errno not in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
+            if error.errno not in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG):
                 raise
             return ended(126, "", f"{error.filename}: {error.strerror}")
 
     def child_environment(self, job: WorkerJob) -> dict[str, str]:
         """Return the whole environment that a command gets."""
+        environment = self._environment() | dict(job.environment)
+        environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
+        return environment
+
+    def _program(self, word: str, name: str) -> str | None:
+        """Return by what to start the program that a command begins with; None: it is not there.
+
+        Raises:
+            CommandNotRunnable: It is not allowed.
+        """
+        if not self.programs:
+            return word
+        try:
+            allowed_word(word, self.programs)
+        except CommandNotRunnable as error:
+            raise CommandNotRunnable(f"{name}: {error}") from None
+        # Not by the job's own PATH, if it brings one.
+        search_path = self._environment().get("PATH", os.defpath)
+        return find_program(word, path_with_ffmpeg(search_path, self.ffmpeg))
+
+    def _environment(self) -> dict[str, str]:
         names = (*PASSED_VARIABLES, *self.pass_variables)
         environment = {name: os.environ[name] for name in names if name in os.environ}
         environment |= self.environment
         environment |= {
             name: str(value) for name, value in self.secret_environment.get_secret_value().items()
         }
-        environment |= job.environment
-        environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
         return environment
+
+    def declared_environment(self) -> dict[str, Any]:
+        """Return the variables that are set or passed on, and the FFmpeg that was chosen."""
+        return {
+            "set": self.environment,
+            "passed": sorted(self.pass_variables),
+            "secret": sorted(self.secret_environment.get_secret_value()),
+            "ffmpeg": str(self.ffmpeg or ""),
+        }
 
     def default_concurrency(self) -> int:
         """Return the number of processors that this process may use."""
@@ -170,10 +211,14 @@ def _each_line(log: RunLog, job: WorkerJob) -> Iterator[Callable[[str], None]]:
     if job.log_file is None:
         yield lambda line: log.info("%s | %s", job.name, line)
         return
-    with job.log_file.open("w", encoding="utf-8") as file:
+    file = job.log_file.open("w", encoding="utf-8")
 
-        def on_line(line: str) -> None:
-            file.write(f"{line}\n")
-            log.info("%s | %s", job.name, line)
+    def on_line(line: str) -> None:
+        log.info("%s | %s", job.name, line)
+        file.write(f"{line}\n")
 
+    try:
         yield on_line
+    finally:
+        with suppress(OSError):  # a disk that a command has filled; how it ended is worth more
+            file.close()

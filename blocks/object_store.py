@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws.s3 import S3Bucket
@@ -27,6 +30,8 @@ _REFUSED = frozenset(
      "NoCredentialsError", "PartialCredentialsError", "ClientAuthenticationError",
      "DefaultCredentialsError", "ContainerNotFound"}
 )  # fmt: skip
+# What a download meets that finds no room on this machine; it tells not of which file.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Amazon S3 API reference, DeleteObjects.
 _MOST_DELETED = 1000
 _PLACES = ("bucket_name", "bucket", "container_name")
@@ -79,6 +84,18 @@ class ObjectStore:
             return None
         return data.getvalue()
 
+    def has(self, key: str) -> bool:
+        """Return whether an object is there. Raises: StorageError."""
+        if not isinstance(self.block, S3Bucket):
+            return self.read(key) is not None
+        client: Any = self.block.credentials.get_s3_client()
+        try:
+            with self._errors(f"look for {key!r}"):
+                client.head_object(Bucket=self.bucket, Key=self.absolute(key))
+        except _MissingError:
+            return False
+        return True
+
     def write(self, key: str, data: bytes) -> None:
         """Write a small object. Raises: StorageError."""
         with self._errors(f"write {key!r}"):
@@ -94,12 +111,35 @@ class ObjectStore:
 
         Raises:
             StorageError: It is not there, or the storage did not answer.
+            OSError: This machine's disk is full, or cannot be written to; with the file's name.
         """
         try:
             with whole_file(path) as temporary, self._errors(f"read {key!r}"):
                 in_sync(self.block.download_object_to_path, key, temporary)
         except _MissingError:
             raise StorageError(f"{self.name} has no object {key!r}") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+
+    def copy(self, key: str, other: str) -> None:
+        """Copy an object, without it leaving S3; from other storages by way of this machine.
+
+        Raises:
+            StorageError: It is not there, or cannot be copied.
+        """
+        if isinstance(self.block, S3Bucket):
+            client: Any = self.block.credentials.get_s3_client()
+            source = {"Bucket": self.bucket, "Key": self.absolute(key)}
+            try:
+                with self._errors(f"copy {key!r}"):
+                    client.copy(source, self.bucket, self.absolute(other))
+            except _MissingError:
+                raise StorageError(f"{self.name} has no object {key!r}") from None
+            return
+        with tempfile.TemporaryDirectory(prefix="renderfarm-") as folder:
+            path = Path(folder) / "copy"
+            self.download(key, path)
+            self.upload(path, other)
 
     def objects(self, folder: str) -> Iterator[StoredObject]:
         """Give the objects in a folder and below it.
@@ -166,7 +206,8 @@ class ObjectStore:
             yield
         except (SetupError, StorageError, _MissingError):
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _cause(raised)
             codes = _codes(error)
             if codes & _REFUSED:
                 raise StorageRefused(
@@ -175,13 +216,19 @@ class ObjectStore:
                 ) from None
             if codes & _MISSING:
                 raise _MissingError from None
-            if isinstance(error, OSError) and error.filename is not None:
+            if isinstance(error, OSError) and (error.filename or error.errno in _NO_ROOM):
                 raise  # of a file on this machine, not of the storage
             raise StorageError(f"{self.name} cannot {what}: {error}") from None
 
 
 class _MissingError(Exception):
     """There is no such object."""
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what the provider said: boto3's error of an upload holds it as text only."""
+    wrapped = isinstance(error, S3UploadFailedError)
+    return (error.__context__ or error) if wrapped else error
 
 
 def _codes(error: BaseException) -> set[str]:

@@ -40,7 +40,7 @@ def naming_the_disk(output: Path) -> Iterator[None]:
         # Some programs do not tell that their last bytes found no room.
         told = isinstance(error.__cause__, OSError)
         if not told and type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
-            raise AssemblyError(f"film {str(output)!r}: {error}; {_disk(output)}") from error
+            raise AssemblyError(f"film {str(output)!r}: {error}; {disk_of(output)}") from error
         raise
 
 
@@ -50,7 +50,7 @@ def _naming_errors(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AssemblyError(
-            f"film {str(output)!r} cannot be written: {error.strerror or error}; {_disk(output)}"
+            f"film {str(output)!r} cannot be written: {error.strerror or error}; {disk_of(output)}"
         ) from error
 
 
@@ -58,7 +58,8 @@ def _free_bytes(output: Path) -> int:
     return shutil.disk_usage(_existing(output)).free
 
 
-def _disk(output: Path) -> str:
+def disk_of(output: Path) -> str:
+    """Return, for a message, which disk a file is on or would be, and how full that is."""
     folder = _existing(output)
     usage = shutil.disk_usage(folder)
     while not folder.is_mount():

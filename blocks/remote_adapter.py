@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -10,10 +12,15 @@ from prefect.blocks.abstract import ObjectStorageBlock
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.errors import WorkerBusy, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.rate_limit import RateLimit
 from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.worker_protocol import command_payload, order_payload
+
+_FIRST_PAUSE_SECONDS = 1.0
+_SHORTEST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 class RemoteAdapter(WorkerAdapter, ABC):
@@ -37,6 +44,15 @@ class RemoteAdapter(WorkerAdapter, ABC):
         description=(
             "A Prefect global concurrency limit of which each job takes a slot while it renders, "
             "so that jobs share a provider. Empty: none."
+        ),
+    )
+    busy_wait: float = Field(
+        default=300.0,
+        ge=0,
+        title="Longest wait for a busy worker",
+        description=(
+            "How long a request is repeated in all that is answered with 429 (too many requests), "
+            "in seconds. It costs no attempt: nothing has begun."
         ),
     )
     timeout: float = Field(
@@ -67,7 +83,8 @@ class RemoteAdapter(WorkerAdapter, ABC):
         """Have a worker run a command, in an empty folder of its own."""
         with self._limit.slot(job.stop):
             timeout = job.timeout or self.timeout
-            return self.ask(command_payload(job), job.name, timeout, job.stop)
+            payload = command_payload(job)
+            return self.ask_until_free(payload, job.name, timeout, job.stop)
 
     def render(
         self,
@@ -78,7 +95,28 @@ class RemoteAdapter(WorkerAdapter, ABC):
     ) -> WorkerResult:
         """Have a worker do a chunk's round. See `WorkerAdapter`."""
         with self._limit.slot(stop):
-            return self.ask(order_payload(order), f"chunk {order.chunk_id}", self.timeout, stop)
+            timeout = order.timeout or self.timeout
+            name = f"chunk {order.chunk_id}"
+            return self.ask_until_free(order_payload(order), name, timeout, stop)
+
+    def ask_until_free(
+        self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
+    ) -> WorkerResult:
+        """Ask as `ask` does, again and again while workers have no room, as long as `busy_wait`."""
+        pause, give_up = _FIRST_PAUSE_SECONDS, time.monotonic() + self.busy_wait
+        while True:
+            try:
+                return self.ask(payload, name, timeout, stop)
+            except WorkerBusy as busy:
+                wait = max(pause if busy.after is None else busy.after, _SHORTEST_PAUSE_SECONDS)
+                wait *= random.uniform(1, 1.25)  # noqa: S311 -- so that not all come back at once
+                if time.monotonic() + wait > give_up:
+                    raise WorkerLost(
+                        f"{busy}, for longer than the {self.busy_wait:g} s that busy_wait allows"
+                    ) from None
+            if stop.wait(wait):
+                raise WorkStopped(f"{name}: not asked for again, because its job was stopped")
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     @abstractmethod
     def ask(
@@ -94,6 +132,7 @@ class RemoteAdapter(WorkerAdapter, ABC):
 
         Raises:
             CommandTimeout: It took longer than allowed.
+            WorkerBusy: No worker has room; nothing has begun.
             WorkerLost: There was no answer, or not of a worker of ours; another attempt may do.
             WorkerRefused: The worker takes no requests from us.
             WorkerError: What the worker says that failed.

@@ -15,6 +15,8 @@ from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
 FLOW = "render-chunks"
+# The fields of a saved adapter that decide what a command makes.
+_DECLARED = ("environment", "pass_variables", "ffmpeg")
 # A run that is silent for this many times as long as the longest chunk took is lost ...
 _LOST_FACTOR = 10.0
 # ... but never before this: machines take their time to start, and the first chunk to load.
@@ -140,6 +142,18 @@ class WorkPoolAdapter(WorkerAdapter):
                 f"worker_adapter {self.worker_adapter!r}: no such block is saved on the server; "
                 "see `prefect block ls`"
             ) from None
+
+    def declared_environment(self) -> dict[str, Any]:
+        """Return the image and variables of the runs, and what their adapter declares."""
+        slug, _, name = self.worker_adapter.partition("/")
+        with get_client(sync_client=True) as client:
+            deployed = client.read_deployment_by_name(self.deployment).job_variables or {}
+            adapter = client.read_block_document_by_name(name, slug).data
+        variables = deployed | self.job_variables
+        return {
+            "runs": {key: variables[key] for key in ("image", "env") if variables.get(key)},
+            "adapter": {key: adapter[key] for key in _DECLARED if adapter.get(key)},
+        }
 
     def default_concurrency(self) -> int:
         """Return how many chunks all runs together render at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
@@ -51,11 +51,28 @@ class WorkerAdapter(FarmBlock, ABC):
         """Return the Prefect global concurrency limit of which a job holds a slot; None: none."""
         return None
 
+    def declared_environment(self) -> dict[str, Any]:
+        """Return what of this adapter decides what a command makes, as far as that is known.
+
+        Variables, an image, a version: whatever is chosen here and would make another picture. No
+        secrets. A chunk that was rendered with another one is rendered again. Called after `check`.
+        """
+        return {}
+
     def check(self) -> None:
         """Refuse a block that cannot work, such as one without credentials; before any chunk.
 
         Raises:
             SetupError: Saying what is wrong and what to do.
+        """
+
+    def check_command(self, command: str) -> None:
+        """Refuse a command that this adapter would not run; before any chunk is rendered.
+
+        An adapter whose workers decide for themselves knows nothing of that: they refuse it.
+
+        Raises:
+            FatalWorkerError: Saying what is wrong and what to do.
         """
 
     def render(

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefect_renderfarm.blocks import errors
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.chunk_round import naming_chunk_and_worker
 from prefect_renderfarm.blocks.errors import RenderFarmError, WorkerLost
 from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
@@ -114,7 +115,8 @@ def answer_payload(
     try:
         if "order" in payload:
             order = ChunkOrder.model_validate(payload["order"])
-            result = adapter.render(order, order.storage.open(), stop, worker)
+            with naming_chunk_and_worker(order, worker):
+                result = adapter.render(order, order.storage.open(), stop, worker)
         elif "command" in payload:
             result = _run(CommandOrder.model_validate(payload["command"]), adapter, stop)
         else:

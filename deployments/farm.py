@@ -25,6 +25,7 @@ import psutil
 from processes import ProcessFile
 
 ROOT = Path(__file__).resolve().parent.parent
+_PROCESS_POOL = ROOT / "deployments" / "pools" / "process.json"
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
@@ -91,15 +92,14 @@ class Farm:
         elif not self._processes.find("server"):
             self._start_server(_free_port(port))
         self._wait_for_server()
-        self._run(sys.executable, str(ROOT / "deployments" / "sample_blocks.py"))
         for pool in POOLS:
             self._make_pool(pool)
-        self._run(
-            *PREFECT, "--no-prompt", "deploy", "--all",
-            "--prefect-file", str(ROOT / "deployments" / "prefect.yaml"),
-        )  # fmt: skip
-        for pool in POOLS:
             self._start_worker(pool)
+        self._run(
+            [sys.executable, str(ROOT / "deployments" / "sample_blocks.py")],
+            [*PREFECT, "--no-prompt", "deploy", "--all",
+             "--prefect-file", str(ROOT / "deployments" / "prefect.yaml")],
+        )  # fmt: skip
         self._wait_for_workers()
 
     def down(self) -> list[str]:
@@ -142,25 +142,15 @@ class Farm:
 
     def _make_pool(self, pool: str) -> None:
         """Make a pool whose runs work in a folder of the farm's that outlasts them."""
-        if _get(f"{self.api_url}/work_pools/{pool}") is not None:
+        if _ask(f"{self.api_url}/work_pools/{pool}") is not None:
             return
-        output = self._run(
-            *PREFECT, "work-pool", "get-default-base-job-template", "--type", "process"
-        )
-        template = json.loads(output)
-        template["variables"]["properties"]["working_dir"]["default"] = str(self.state / pool)
-        file = self.state / f"{pool}-pool.json"
-        file.write_text(json.dumps(template), encoding="utf-8")
-        self._run(
-            *PREFECT,
-            "work-pool",
-            "create",
-            pool,
-            "--type",
-            "process",
-            "--base-job-template",
-            str(file),
-        )
+        template = json.loads(_PROCESS_POOL.read_text(encoding="utf-8"))
+        properties = template["variables"]["properties"]
+        properties["working_dir"]["default"] = str(self.state / pool)
+        properties["command"]["default"] = None  # each deployment's own
+        body = {"name": pool, "type": "process", "base_job_template": template}
+        if _ask(f"{self.api_url}/work_pools/", body) is None:
+            raise SystemExit(f"work pool {pool!r} cannot be made at {self.api_url}")
 
     def _wait_for_server(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -172,19 +162,25 @@ class Farm:
     def _wait_for_workers(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         for pool in POOLS:
-            while (_get(f"{self.api_url}/work_pools/{pool}") or {}).get("status") != "READY":
+            while (_ask(f"{self.api_url}/work_pools/{pool}") or {}).get("status") != "READY":
                 if time.monotonic() > deadline or not self._processes.find(f"worker-{pool}"):
                     log = self.state / f"worker-{pool}.log"
                     raise SystemExit(f"the worker of pool {pool!r} does not come up: see {log}")
                 time.sleep(0.2)
 
-    def _run(self, *arguments: str) -> str:
-        done = subprocess.run(
-            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(arguments)}\n{done.stdout}{done.stderr}")
-        return done.stdout
+    def _run(self, *commands: list[str]) -> None:
+        """Run commands side by side, each of which spends seconds on its imports."""
+        running = [
+            subprocess.Popen(
+                command, cwd=ROOT, env=self.environment(), text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for command in commands
+        ]  # fmt: skip
+        outputs = [process.communicate()[0] for process in running]
+        for process, output in zip(running, outputs, strict=True):
+            if process.returncode != 0:
+                raise SystemExit(f"{' '.join(map(str, process.args))}\n{output}")
 
 
 def _free_port(wanted: int | None) -> int:
@@ -200,9 +196,12 @@ def _free_port(wanted: int | None) -> int:
     raise SystemExit(f"port {wanted} is in use: name another, or none")
 
 
-def _get(url: str) -> Any:
-    """Return the JSON at an address of the API, or None if there is no such answer."""
+def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    """Return the JSON that the API answers, to a body if one is sent; None: no such answer."""
     request = urllib.request.Request(url)
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
     if key := os.environ.get("PREFECT_API_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
     elif user := os.environ.get("PREFECT_API_AUTH_STRING"):
@@ -216,7 +215,7 @@ def _get(url: str) -> Any:
 
 
 def _answers(api_url: str) -> bool:
-    return _get(f"{api_url}/health") is True
+    return _ask(f"{api_url}/health") is True
 
 
 def main() -> None:

@@ -59,15 +59,13 @@ class ProcessFile:
     def stop_all(self) -> list[str]:
         """End all processes and what they started; return the names of those that were running.
 
-        They end in the reverse order of their start: SIGTERM first, SIGKILL after 15 s.
+        They are told in the reverse order of their start: SIGTERM first, SIGKILL after 15 s.
         """
-        ended = []
-        for name in reversed(self._read()):
-            if process := self.find(name):
-                end_tree(process)
-                ended.append(name)
+        running = {name: self.find(name) for name in reversed(self._read())}
+        ended = {name: process for name, process in running.items() if process is not None}
+        end_trees(list(ended.values()))
         self._path.unlink(missing_ok=True)
-        return ended
+        return list(ended)
 
     def _read(self) -> dict[str, tuple[int, float]]:
         try:
@@ -77,15 +75,23 @@ class ProcessFile:
         return {name: (pid, started) for name, (pid, started) in data.items()}
 
 
-def end_tree(root: psutil.Process) -> None:
-    """End a process and all that came of it."""
-    tree = [root, *root.children(recursive=True)]
-    with suppress(psutil.NoSuchProcess):
-        root.terminate()
-    psutil.wait_procs([root], timeout=_KILL_AFTER_SECONDS)
-    with suppress(psutil.NoSuchProcess):
-        tree += root.children(recursive=True)
-    for process in tree:
+def end_trees(roots: Sequence[psutil.Process]) -> None:
+    """End processes and all that came of them."""
+    trees = [*roots, *_children(roots)]
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):
+            root.terminate()
+    psutil.wait_procs(roots, timeout=_KILL_AFTER_SECONDS)
+    trees += _children(roots)
+    for process in trees:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(tree, timeout=_KILL_AFTER_SECONDS)
+    psutil.wait_procs(trees, timeout=_KILL_AFTER_SECONDS)
+
+
+def _children(roots: Sequence[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):
+            found += root.children(recursive=True)
+    return found

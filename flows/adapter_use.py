@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
-from prefect_renderfarm.blocks import SetupError, WorkerAdapter
+from prefect_renderfarm.blocks import FatalWorkerError, JobError, SetupError, WorkerAdapter
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.stored_folder import StoredFolder
 
@@ -20,6 +20,7 @@ def check_adapter(adapter: WorkerAdapter, folder: JobFolder) -> None:
     Raises:
         SetupError: Its workers see no job folder, and the job has no storage; its concurrency limit
             is not on the server; or it says itself what is wrong.
+        JobError: It does not run the command of a chunk.
     """
     name = type(adapter).__name__
     if adapter.needs_storage and not isinstance(folder, StoredFolder):
@@ -38,6 +39,24 @@ def check_adapter(adapter: WorkerAdapter, folder: JobFolder) -> None:
                 f"(`prefect gcl create {limit} --limit 2`), or leave the field empty"
             ) from None
     adapter.check()
+    check_commands(adapter, ((f"chunk {chunk.id}", chunk.command) for chunk in folder.job.chunks))
+
+
+def check_commands(adapter: WorkerAdapter, commands: Iterable[tuple[str, str]]) -> None:
+    """Refuse commands that an adapter would not run, before any of them runs.
+
+    Args:
+        adapter: Where they are to run.
+        commands: What each is for, such as `chunk 3`, and the command line.
+
+    Raises:
+        JobError: One of them is not allowed.
+    """
+    for name, command in commands:
+        try:
+            adapter.check_command(command)
+        except FatalWorkerError as error:
+            raise JobError(f"{name}: {error}") from None
 
 
 @contextmanager

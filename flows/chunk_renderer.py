@@ -1,19 +1,24 @@
-"""A chunk's round: run its command, check its file, publish it."""
+"""A chunk's way from its command to its manifest, with further attempts where one fails."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from prefect_renderfarm.blocks import WorkerAdapter, WorkStopped
+from prefect_renderfarm.blocks import WorkerAdapter, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.attempts import Attempts, Failures
 from prefect_renderfarm.flows.chunk_rounds import rounds_in
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.likeness import Likeness
 from prefect_renderfarm.flows.pace import Pace
+from prefect_renderfarm.flows.running_attempt import RunningAttempt
+from prefect_renderfarm.flows.stop_switch import StopSwitch
 
 
 class ChunkRenderer:
@@ -22,26 +27,44 @@ class ChunkRenderer:
     Args:
         folder: The job's folder.
         adapter: Where commands run.
-        retry_delay: Seconds between two attempts of a chunk.
         rules: What the stitcher asks of chunks.
+        attempts: How chunks are tried.
+        done: Chunks that are done already, by their ids.
+        failures: Takes the attempts that fail; None: an own one.
+        lease: Says which chunks this run has to itself; None: all.
+
+    Attributes:
+        stop: Ends all work when set.
+        done: The chunks that are done, by their ids.
+        failures: The attempts that failed.
+        failure: Why the job is given up, if it is.
+        running: The attempts under way, by their chunks' ids.
     """
 
     def __init__(
         self,
         folder: JobFolder,
         adapter: WorkerAdapter,
-        retry_delay: float = 0.0,
         rules: ChunkRules = ChunkRules(),  # noqa: B008 -- frozen
+        attempts: Attempts = Attempts(),  # noqa: B008 -- frozen
+        done: Mapping[int, ChunkResult] = MappingProxyType({}),
+        failures: Failures | None = None,
+        lease: Lease | None = None,
     ) -> None:
-        self._rounds = rounds_in(folder, adapter, rules)
-        self.stop = self._rounds.stop
-        self.done: dict[int, ChunkResult] = {}
+        self.stop = StopSwitch()
+        self.done = dict(done)
+        self.attempts = attempts
+        self.failures = failures or Failures(attempts.max_failures)
         self.failure: Exception | None = None
+        self.running: dict[int, RunningAttempt] = {}
+        self._reused = frozenset(done)
+        self._rounds = rounds_in(folder, adapter, rules, attempts.timeout)
         self._folder = folder
-        self._retry_delay = retry_delay
-        self._attempts: Counter[int] = Counter()
+        self._lease = lease
+        self._tried: Counter[int] = Counter()
         self._likeness = Likeness(rules)
-        self._running: dict[int, float] = {}
+        for result in self.done.values():
+            self._likeness.check(result)
 
     def render(self, chunk: Chunk) -> ChunkResult:
         """Render a chunk, unless an earlier attempt of this run already did.
@@ -55,30 +78,42 @@ class ChunkRenderer:
             return self.done[chunk.id]
         if self.stop.is_set():
             raise WorkStopped(f"chunk {chunk.id}: not started, because its job was stopped")
-        if self._attempts[chunk.id]:
+        if self._tried[chunk.id]:
             self._wait_before_retry(chunk)
-        self._attempts[chunk.id] += 1
+        self._tried[chunk.id] += 1
+        if self._lease is not None and chunk.id not in self._lease.mine:
+            raise WorkerLost(
+                f"chunk {chunk.id}: not begun, because nothing was heard of this run for so long "
+                "that another one may have taken it"
+            )
+        attempt = RunningAttempt(chunk, self._rounds, self.stop)
         self._rounds.begin(chunk)
-        self._running[chunk.id] = time.monotonic()
+        self.running[chunk.id] = attempt
         try:
-            result = self._rounds.attempt(chunk)
+            result = attempt.run()
             self._likeness.check(result)
-        except BaseException:
+        except BaseException as error:
             self._rounds.withdraw(chunk)
+            if isinstance(error, Exception):
+                self.failures.add(chunk.id, self._tried[chunk.id], attempt.age, error)
             raise
         finally:
-            del self._running[chunk.id]
-        result = result.model_copy(update={"attempts": self._attempts[chunk.id]})
+            del self.running[chunk.id]
+        result = result.model_copy(update={"attempts": self._tried[chunk.id]})
         result = self._rounds.publish(chunk, result)
         self.done[chunk.id] = result
         return result
 
     def pace(self) -> Pace:
         """Return how far the rendering is."""
-        now = time.monotonic()
-        running = [now - started for started in list(self._running.values())]
+        running = [attempt.age for attempt in list(self.running.values())]
         finished = [result.seconds for result in list(self.done.values())]
         return Pace(finished, running, len(self._folder.job.chunks) - len(finished) - len(running))
+
+    def frame_times(self) -> list[float]:
+        """Return how many seconds a frame took, of each chunk that was rendered by this run."""
+        done = [result for result in list(self.done.values()) if result.id not in self._reused]
+        return [result.seconds / result.frame_count for result in done]
 
     def give_up(self, failure: Exception) -> None:
         """Stop the job because a chunk failed for good; the first failure is the job's."""
@@ -87,7 +122,8 @@ class ChunkRenderer:
 
     def _wait_before_retry(self, chunk: Chunk) -> None:
         """Wait here and not in Prefect's retry, which sleeps through the end of its job."""
-        attempt = self._attempts[chunk.id] + 1
-        run_log().info("chunk %s: attempt %d begins in %g s", chunk.id, attempt, self._retry_delay)
-        if self.stop.wait(self._retry_delay):
+        pause = self.attempts.pause(self._tried[chunk.id])
+        number = self._tried[chunk.id] + 1
+        run_log().info("chunk %s: attempt %d begins in %.1f s", chunk.id, number, pause)
+        if self.stop.wait(pause):
             raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")

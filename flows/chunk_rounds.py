@@ -29,17 +29,38 @@ from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 
 class ChunkRounds(ABC):
-    """Attempts at the chunks of one job; safe to use from several threads."""
+    """Attempts at the chunks of one job; safe to use from several threads.
 
-    stop: threading.Event
+    Args:
+        folder: The job's folder.
+        adapter: Where commands run.
+        rules: What the stitcher asks of chunks.
+        timeout: Seconds that an attempt may take; None: the adapter's own limit.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        adapter: WorkerAdapter,
+        rules: ChunkRules,
+        timeout: float | None,
+    ) -> None:
+        self._folder = folder
+        self._adapter = adapter
+        self._rules = rules
+        self._timeout = timeout
 
     @abstractmethod
     def begin(self, chunk: Chunk) -> None:
         """Make room for an attempt."""
 
     @abstractmethod
-    def attempt(self, chunk: Chunk) -> ChunkResult:
+    def attempt(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         """Have the chunk's command run and its file checked.
+
+        Args:
+            chunk: The chunk.
+            stop: Ends it when set.
 
         Raises:
             WorkerError: The command failed, or its file is not what was planned.
@@ -56,24 +77,12 @@ class ChunkRounds(ABC):
 
 
 class _SharedRounds(ChunkRounds):
-    """Attempts in the job folder, which whoever renders and whoever assembles both see.
-
-    Args:
-        folder: The job's folder.
-        adapter: Where commands run.
-        rules: What the stitcher asks of chunks.
-    """
-
-    def __init__(self, folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules) -> None:
-        self.stop = threading.Event()
-        self._folder = folder
-        self._adapter = adapter
-        self._rules = rules
+    """Attempts in the job folder, which whoever renders and whoever assembles both see."""
 
     def begin(self, chunk: Chunk) -> None:
         self._folder.drop_chunk(chunk)
 
-    def attempt(self, chunk: Chunk) -> ChunkResult:
+    def attempt(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         started = time.monotonic()
         name = f"chunk {chunk.id}"
         result = self._adapter.execute(
@@ -83,13 +92,15 @@ class _SharedRounds(ChunkRounds):
                 name=name,
                 chunk_id=chunk.id,
                 output_file=chunk.output_file,
-                stop=self.stop,
+                timeout=self._timeout,
+                stop=stop,
             )
         )
         require_success(result, name)
         done = measure(
             self._folder.chunk_file(chunk),
             chunk_id=chunk.id,
+            identity=self._folder.identity(chunk),
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
             output_file=chunk.output_file,
@@ -110,30 +121,28 @@ class _SharedRounds(ChunkRounds):
 
 
 class _StoredRounds(ChunkRounds):
-    """Attempts by workers that share nothing but a storage: the manifest there tells what is done.
+    """Attempts by workers that share a storage only: the manifest there tells what is done."""
 
-    Args:
-        folder: The job's folder.
-        adapter: Where commands run.
-        rules: What the stitcher asks of chunks.
-    """
-
-    def __init__(self, folder: StoredFolder, adapter: WorkerAdapter, rules: ChunkRules) -> None:
-        self.stop = threading.Event()
-        self._folder = folder
-        self._adapter = adapter
-        self._rules = rules
+    def __init__(
+        self,
+        folder: StoredFolder,
+        adapter: WorkerAdapter,
+        rules: ChunkRules,
+        timeout: float | None,
+    ) -> None:
+        super().__init__(folder, adapter, rules, timeout)
+        self._stored = folder
         self._places = {chunk.id: place for place, chunk in enumerate(folder.job.chunks)}
 
     def begin(self, chunk: Chunk) -> None:
         return
 
-    def attempt(self, chunk: Chunk) -> ChunkResult:
+    def attempt(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         name = f"chunk {chunk.id}"
-        order, storage = self.order(chunk), self._folder.store.store.block
+        order, storage = self.order(chunk), self._stored.store.store.block
         cost = WorkerResult(exit_code=0)
         try:
-            cost = self._adapter.render(order, storage, self.stop)
+            cost = self._adapter.render(order, storage, stop)
             require_success(cost, name)
         except (WorkerError, StorageError) as error:
             done = None if isinstance(error, FatalWorkerError) else self._manifest(chunk)
@@ -145,7 +154,7 @@ class _StoredRounds(ChunkRounds):
         if done is None:
             raise ChunkFileError(
                 f"{name}: its worker says that it is done, but its manifest is not in the "
-                f"{self._folder.store.store.name}: does the worker write to the same bucket?"
+                f"{self._stored.store.store.name}: does the worker write to the same bucket?"
             )
         return _with_cost(done, cost)
 
@@ -156,6 +165,7 @@ class _StoredRounds(ChunkRounds):
             job=job.title,
             key=job.key,
             chunk_id=chunk.id,
+            identity=self._folder.identity(chunk),
             place=self._places[chunk.id],
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
@@ -163,7 +173,8 @@ class _StoredRounds(ChunkRounds):
             command=chunk.command,
             fps=str(job.metadata.rate),
             verify=self._rules.verify,
-            storage=StorageAddress.of(self._folder.store.store.block),
+            timeout=self._timeout,
+            storage=StorageAddress.of(self._stored.store.store.block),
             assets=self._folder.assets,
         )
 
@@ -177,7 +188,7 @@ class _StoredRounds(ChunkRounds):
             run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
 
     def _manifest(self, chunk: Chunk) -> ChunkResult | None:
-        return self._folder.store.manifest(chunk.id)
+        return self._folder.manifest(chunk)
 
 
 def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
@@ -186,11 +197,13 @@ def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
     )
 
 
-def rounds_in(folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules) -> ChunkRounds:
+def rounds_in(
+    folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
+) -> ChunkRounds:
     """Return how chunks are rendered: through the storage, if the job has one."""
     if isinstance(folder, StoredFolder):
-        return _StoredRounds(folder, adapter, rules)
-    return _SharedRounds(folder, adapter, rules)
+        return _StoredRounds(folder, adapter, rules, timeout)
+    return _SharedRounds(folder, adapter, rules, timeout)
 
 
 def require_success(result: WorkerResult, name: str) -> None:

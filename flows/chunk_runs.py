@@ -7,7 +7,7 @@ only how the runs are.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import httpx
@@ -18,6 +18,7 @@ from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.flow_runs import read_runs
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.batch_run import BatchRun, end_all, wait_for_ends
 from prefect_renderfarm.flows.chunk_queue import ChunkQueue
 from prefect_renderfarm.flows.done_chunks import DoneChunks
@@ -28,6 +29,7 @@ from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.run_losses import RunLosses
 from prefect_renderfarm.flows.run_names import batch_name, job_tag
+from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 # A run that no worker has taken by then is worth a warning.
@@ -43,9 +45,11 @@ class ChunkRuns:
         chunks: The chunks.
         adapter: Where the runs are, and how they are cut.
         rules: What the stitcher asks of chunks.
+        attempts: How chunks are tried, in their runs.
+        done: Those of the chunks that need not be rendered, by their ids.
         width: Number of runs at once.
-        retries: Number of further attempts that a chunk has in its run.
-        retry_delay: Seconds between two attempts.
+        failures: Takes the attempts that fail.
+        family: What the runs have in common with this one, so that they may render its chunks.
 
     Raises:
         SetupError: The storage is not saved, so that other machines could not load it.
@@ -57,29 +61,37 @@ class ChunkRuns:
         chunks: Sequence[Chunk],
         adapter: WorkPoolAdapter,
         rules: ChunkRules,
+        attempts: Attempts,
+        done: Mapping[int, ChunkResult],
         *,
         width: int,
-        retries: int,
-        retry_delay: float,
+        failures: Failures,
+        family: str,
     ) -> None:
-        self._parameters = _place(folder) | {
-            "unfinished_only": True,
-            "verify": rules.verify.value,
-            "retries": retries,
-            "retry_delay": retry_delay,
-        }
+        self._parameters = (
+            _place(folder)
+            | attempts.parameters()
+            | {
+                "environment": folder.environment,
+                "family": family,
+                "verify": rules.verify.value,
+            }
+        )
         self._folder = folder
         self._chunks = chunks
         self._adapter = adapter
         self._width = width
-        self._done = DoneChunks(folder, chunks, rules, retries)
-        self._losses = RunLosses(folder, retries)
+        self._done = DoneChunks(folder, chunks, rules, attempts.retries, done)
+        self._losses = RunLosses(folder, attempts.retries)
+        self._failures = failures
         self._runs: list[BatchRun] = []
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
-        self._queue = ChunkQueue(chunks, adapter.chunks_per_run, target, width)
+        self._queue = ChunkQueue(self._left(), adapter.chunks_per_run, target, width)
         self._warned: set[str] = set()
         # Two runs at the same chunk would write the same file in a folder that they share.
-        self._factor = adapter.straggler_factor if isinstance(folder, StoredFolder) else None
+        doubled = attempts.slow_factor if attempts.slow_chunks is SlowChunks.DUPLICATE else None
+        factor = adapter.straggler_factor or doubled
+        self._factor = factor if isinstance(folder, StoredFolder) else None
 
     def pace(self) -> Pace:
         """Return how far the rendering is."""
@@ -90,7 +102,7 @@ class ChunkRuns:
                 at = run.chunks[: self._adapter.chunks_at_once]
                 ages |= {chunk.id: run.silence for chunk in at if chunk.id not in done}
         finished = [result.seconds for result in done.values()]
-        waiting = len(self._chunks) - len(finished) - len(ages)
+        waiting = len(self._left()) - len(ages)
         return Pace(finished, list(ages.values()), waiting)
 
     def render(self) -> list[ChunkResult]:
@@ -106,11 +118,11 @@ class ChunkRuns:
             SetupError: A run could not be started, or ended before it came to any chunk.
             StorageRefused: The storage does not say what is done.
         """
-        progress = Progress(len(self._chunks), "chunks rendered")
+        progress = Progress(len(self._done.results) + len(self._left()), "chunks rendered")
         with progress:
             try:
                 self._look()
-                while len(self._done.results) < len(self._chunks):
+                while self._left():
                     self._give_out()
                     time.sleep(self._adapter.poll_seconds)
                     self._look()
@@ -120,8 +132,13 @@ class ChunkRuns:
                 if isinstance(error, Exception):
                     wait_for_ends(self._runs)
                 raise
+        for run in self._runs:
+            self._take_failures(run)
         end_all([run for run in self._runs if run.doubled], _DONE_ELSEWHERE)
         return [self._result(chunk.id) for chunk in self._chunks]
+
+    def _left(self) -> list[Chunk]:
+        return [chunk for chunk in self._chunks if chunk.id not in self._done.results]
 
     def _result(self, chunk_id: int) -> ChunkResult:
         result = self._done.results[chunk_id]
@@ -146,12 +163,16 @@ class ChunkRuns:
         self._queue.give_back(odd)
         for run in [run for run in self._runs if run.final]:
             self._runs.remove(run)
+            self._take_failures(run)
             if run.chunks:
                 self._losses.judge(run)
                 others = {chunk.id for other in self._runs for chunk in other.chunks}
                 self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
         for run in self._runs:
             self._watch(run)
+
+    def _take_failures(self, run: BatchRun) -> None:
+        self._failures.take(RunNotes(self._folder, str(run.run.id)).failed_attempts())
 
     def _states(self) -> dict[UUID, FlowRun]:
         try:

@@ -16,7 +16,7 @@ from prefect_renderfarm.blocks import JobError, SetupError
 from prefect_renderfarm.blocks.asset_url import ASSET_LIST
 from prefect_renderfarm.blocks.assets import ASSETS, NEXT_LIST, read_list
 from prefect_renderfarm.blocks.in_sync import in_sync
-from prefect_renderfarm.blocks.job_store import ROOT
+from prefect_renderfarm.blocks.job_store import KNOWN, ROOT
 from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import is_key
@@ -115,6 +115,8 @@ def clean_storage(
         candidates = [item for item in candidates if item.key in wanted]
     gone = {item.key for item in doomed}
     if not dry_run:
+        if job is None:  # what chunks are known by; a chunk whose entry is gone is rendered again
+            store.delete(item.key for item in store.objects(KNOWN) if item.modified < limit)
         # Manifests first: whatever is left if this is cut short, none names a missing file.
         store.delete(sorted(gone, key=lambda key: not key.endswith(".json")))
         found = _by_job(store)  # a job may have come meanwhile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from prefect_renderfarm.blocks import ChunkFileError
@@ -23,6 +23,7 @@ class DoneChunks:
         chunks: The chunks to look for.
         rules: What the stitcher asks of chunks.
         retries: How often a chunk that does not fit the others may be rendered again.
+        done: Chunks that are known to be done, by their ids.
 
     Attributes:
         results: The manifests of the chunks that are done, by their ids.
@@ -30,17 +31,27 @@ class DoneChunks:
     """
 
     def __init__(
-        self, folder: JobFolder, chunks: Sequence[Chunk], rules: ChunkRules, retries: int
+        self,
+        folder: JobFolder,
+        chunks: Sequence[Chunk],
+        rules: ChunkRules,
+        retries: int,
+        done: Mapping[int, ChunkResult],
     ) -> None:
-        self.results: dict[int, ChunkResult] = {}
+        self.results = dict(done)
         self.refused: Counter[int] = Counter()
         self._folder = folder
         self._chunks = chunks
         self._likeness = Likeness(rules)
+        for result in self.results.values():
+            self._likeness.check(result)
         self._retries = retries
 
-    def look(self) -> list[Chunk]:
+    def look(self, chunks: Sequence[Chunk] | None = None) -> list[Chunk]:
         """Take note of the chunks that are done by now.
+
+        Args:
+            chunks: The chunks to look for; None: all.
 
         Returns:
             Chunks that do not fit the others, and are to be rendered again.
@@ -49,7 +60,8 @@ class DoneChunks:
             ChunkFileError: A chunk does not fit the others, however often it is rendered.
             StorageError: The storage did not answer.
         """
-        unknown = [chunk for chunk in self._chunks if chunk.id not in self.results]
+        looked_for = self._chunks if chunks is None else chunks
+        unknown = [chunk for chunk in looked_for if chunk.id not in self.results]
         done = self._folder.done(unknown)
         odd = []
         for chunk in unknown:

@@ -5,26 +5,36 @@ Beside the job's own files it holds `.renderfarm/<job key>/`:
     job.json            the job spec
     chunks/<id>.json    a chunk's manifest, a `ChunkResult`, written after its file
     runs/<id>-*.json    between a run of `render-chunks` and the one that started it
+    leases/*.json       which run renders which chunks, see `Lease`
     merge.json          the last `MergeReport`
     report.json         the last `RenderReport`
+
+and `.renderfarm/known/<identity>.json`, the manifests again, for other jobs in this folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError
+from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError, WorkerAdapter
+from prefect_renderfarm.blocks.asset_url import local_folder
+from prefect_renderfarm.blocks.assets import list_assets
 from prefect_renderfarm.blocks.chunk_file import content, remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.image_sequence import has_number, list_images
 from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.blocks.whole_file import write_whole
-from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path
+from prefect_renderfarm.blocks.url_guard import public_part
+from prefect_renderfarm.blocks.whole_file import remove_leftovers, write_whole
+from prefect_renderfarm.flows.chunk_identity import chunk_identity, environment_digest
+from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path, require_inside
+from prefect_renderfarm.flows.job_files import RECORDS
 from prefect_renderfarm.flows.results import MergeReport, RenderReport
-
-RECORDS = ".renderfarm"
 
 
 class JobFolder:
@@ -47,6 +57,8 @@ class JobFolder:
         self.records = path / RECORDS / job.key
         self.job_file = self.records / "job.json"
         self._merge_file = self.records / "merge.json"
+        # What else than their own lines decides what the chunks are; set by `identify`.
+        self.environment = ""
 
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make the folder and write the job spec into it.
@@ -60,9 +72,10 @@ class JobFolder:
 
         Raises:
             SetupError: The folder cannot be written to.
-            JobError: A chunk's file would lie outside it.
+            JobError: A symbolic link in it leads out of it; nothing has been written.
         """
-        url = (self.job.assets_url or "").partition("?")[0]
+        require_inside(self.path, self.job.chunks, [RECORDS])
+        url = public_part(self.job.assets_url or "")
         if self.assets is None and "://" in url and not url.lower().startswith("file://"):
             run_log().warning("assetsUrl %r is not fetched: without a storage, commands find "
                               "their input files in the job folder", url)  # fmt: skip
@@ -74,6 +87,40 @@ class JobFolder:
             raise SetupError(
                 f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
             ) from None
+
+    def identify(self, adapter: WorkerAdapter, film: Path | None = None) -> None:
+        """Take note of what else than their commands decides what the chunks are.
+
+        Args:
+            adapter: Where commands run.
+            film: The film that will be made; it is no input file.
+
+        Raises:
+            JobError: The input files cannot be read.
+            SetupError: They cannot be listed.
+        """
+        self.environment = environment_digest(adapter, self._assets_version(film))
+
+    def identity(self, chunk: Chunk) -> str:
+        """Return what a chunk is known by."""
+        return chunk_identity(chunk, str(self.job.metadata.rate), self.environment)
+
+    def _assets_version(self, film: Path | None) -> str:
+        folder = local_folder(self.job.assets_url, self.path)
+        if folder is None:
+            return (self.job.assets_url or "").partition("?")[0]
+        return list_assets(folder, self.path, self._made_by_the_job(film)).model_dump_json()
+
+    def _made_by_the_job(self, film: Path | None) -> Callable[[Path], bool]:
+        """Return what tells a file that the job makes from its input."""
+        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
+        files = {self.path.resolve() / RECORDS}
+        for output in [*outputs, *([film] if film else [])]:
+            files.add(output.parent.resolve() / output.name)
+            if has_number(output):
+                with suppress(MediaFault):
+                    files.update(image.resolve() for image in list_images(output).values())
+        return files.__contains__
 
     def chunk_file(self, chunk: Chunk) -> Path:
         """Return the absolute path of a chunk's file."""
@@ -97,19 +144,54 @@ class JobFolder:
         return path
 
     def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
-        """Remove the manifests of chunks that are to be rendered anew."""
+        """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
         for chunk in chunks:
+            self._known(chunk).unlink(missing_ok=True)
             self._manifest(chunk).unlink(missing_ok=True)
 
     def drop_chunk(self, chunk: Chunk) -> None:
         """Remove a chunk's manifest, then its file or its images."""
-        self._manifest(chunk).unlink(missing_ok=True)
+        self.forget_chunks([chunk])
         remove(self.chunk_file(chunk))
         self._make_folder(chunk)
 
     def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
         """Write a chunk's manifest: from here on it counts as done."""
-        write_whole(self._manifest(chunk), result.model_dump_json())
+        manifest = result.model_dump_json()
+        write_whole(self._known(chunk), manifest)
+        write_whole(self._manifest(chunk), manifest)
+
+    def take_over(self, chunk: Chunk) -> ChunkResult | None:
+        """Let a chunk count as done that another job rendered into this folder.
+
+        Returns:
+            Its manifest; None: no job did, or its file is not there any more.
+        """
+        if (found := _read_manifest(self._known(chunk))) is None:
+            return None
+        path = self.chunk_file(chunk)
+        found = found.model_copy(update={"id": chunk.id, "path": path})
+        write_whole(self._manifest(chunk), found.model_dump_json())
+        return found
+
+    def manifests(self, chunks: Iterable[Chunk]) -> dict[int, ChunkResult]:
+        """Return the manifests of those chunks that are done, whatever they are known by."""
+        found = {chunk.id: _read_manifest(self._manifest(chunk)) for chunk in chunks}
+        return {number: result for number, result in found.items() if result is not None}
+
+    def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
+        """Return what is wrong with the files of finished chunks, by the chunks' ids."""
+
+        def look(result: ChunkResult) -> str | None:
+            found = content(self.path / result.output_file)
+            if found == (result.size, result.sha256):
+                return None
+            return "its file is gone" if found is None else "its file was altered"
+
+        results = list(results)
+        with ThreadPoolExecutor(thread_name_prefix="faults") as readers:
+            looked = zip(results, readers.map(look, results), strict=True)
+        return {result.id: fault for result, fault in looked if fault}
 
     def has_chunk(self, chunk: Chunk) -> bool:
         """Return whether a chunk counts as done."""
@@ -125,16 +207,14 @@ class JobFolder:
 
     def manifest(self, chunk: Chunk) -> ChunkResult | None:
         """Return a chunk's manifest; None: it is not done. Its file is not looked at."""
-        try:
-            text = self._manifest(chunk).read_text(encoding="utf-8")
-            return ChunkResult.model_validate_json(text)
-        except (FileNotFoundError, ValidationError):
-            return None
+        found = _read_manifest(self._manifest(chunk))
+        wanted = self.identity(chunk) if self.environment else None
+        return found if found and wanted in (None, found.identity) else None
 
     def delete_chunks(self) -> None:
         """Delete the chunks for good: manifests and files."""
+        self.forget_chunks(self.job.chunks)
         for chunk in self.job.chunks:
-            self._manifest(chunk).unlink(missing_ok=True)
             remove(self.chunk_file(chunk))
 
     def remove_copies(self) -> None:
@@ -171,6 +251,19 @@ class JobFolder:
         except FileNotFoundError:
             return None
 
+    def list_records(self, folder: str) -> list[str]:
+        """Return the names of the records in a folder of theirs, such as `leases`."""
+        names: list[str] = []
+        with suppress(FileNotFoundError):
+            names = [path.name for path in (self.records / folder).iterdir()]
+        return [f"{folder}/{name}" for name in names if not name.startswith(".")]
+
+    def delete_record(self, name: str) -> None:
+        """Delete one of the job's records, if it is there."""
+        path = self.records / name
+        path.unlink(missing_ok=True)
+        remove_leftovers(path)
+
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to."""
         write_whole(self.records / "report.json", report.model_dump_json())
@@ -203,8 +296,18 @@ class JobFolder:
         folder = path if chunk.output_file.endswith("/") else path.parent
         folder.mkdir(parents=True, exist_ok=True)
 
+    def _known(self, chunk: Chunk) -> Path:
+        return self.path / RECORDS / "known" / f"{self.identity(chunk)}.json"
+
     def _manifest(self, chunk: Chunk) -> Path:
         return self.records / "chunks" / f"{chunk.id:06d}.json"
+
+
+def _read_manifest(path: Path) -> ChunkResult | None:
+    try:
+        return ChunkResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def default_folder(job: RenderJob, job_file_folder: Path | None) -> Path:

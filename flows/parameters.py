@@ -28,6 +28,7 @@ from prefect_renderfarm.blocks import (
     WorkerAdapter,
     WorkPoolAdapter,
 )
+from prefect_renderfarm.blocks.excerpt import excerpt, one_line
 from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
@@ -85,7 +86,10 @@ OptionalPath = Annotated[Path | None, _empty_is_none]
 OptionalText = Annotated[str | None, _empty_is_none]
 Concurrency = Annotated[int | None, Field(ge=1)]
 Retries = Annotated[int, Field(ge=0)]
+Count = Annotated[int | None, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+OptionalSeconds = Annotated[float | None, Field(gt=0)]
+OptionalFactor = Annotated[float | None, Field(gt=1)]
 
 # Prefect looks a block up by any slug, but imports every installed collection to do so.
 _KNOWN: dict[str, type[Block]] = {
@@ -132,7 +136,7 @@ def _load_named(name: str, parameter: str, example: str) -> Block:
     slug, _, document = name.partition("/")
     if not slug or not document:
         raise SetupError(
-            f"{parameter} {name!r} is no block: name it type-slug/name, like {example!r}"
+            f"{parameter} {excerpt(name)} is no block: name it type-slug/name, like {example!r}"
         )
     try:
         if known := _KNOWN.get(slug):
@@ -141,14 +145,15 @@ def _load_named(name: str, parameter: str, example: str) -> Block:
             block = in_sync(Block.load, name)
     except ValueError as error:
         raise SetupError(
-            f"{parameter} {name!r}: no such block is saved on the server ({error}); see "
+            f"{parameter} {excerpt(name)}: no such block is saved on the server "
+            f"({one_line(error)}); see "
             "`prefect block ls`"
         ) from None
     return block
 
 
 def _name(given: Any) -> str:
-    return repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+    return excerpt(given) if isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def reference(block: Block | None, parameter: str) -> str | None:
@@ -181,6 +186,6 @@ def absolute_in_deployment(path: Path, parameter: str, deployed: bool) -> Path:
 def relative_path_message(parameter: str, value: str) -> str:
     """Say why a relative path is refused in a deployed run."""
     return (
-        f"{parameter} {value!r} is a relative path: in a deployed run it would mean the worker's "
-        "folder, not yours; give an absolute path"
+        f"{parameter} {excerpt(value)} is a relative path: in a deployed run it would mean the "
+        "worker's folder, not yours; give an absolute path"
     )

@@ -16,19 +16,14 @@ from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
-from prefect_renderfarm.blocks import (
-    FatalWorkerError,
-    RenderFarmError,
-    StorageError,
-    StorageRefused,
-    WorkerError,
-    WorkStopped,
-)
+from prefect_renderfarm.blocks import WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.attempts import worth_another_attempt
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.progress import Progress
+from prefect_renderfarm.flows.slow_watch import SlowWatch
 
 # Prefect's server drops events, and with them task runs, somewhere beyond 1,000 a job.
 MAX_TASK_RUNS = 1000
@@ -81,20 +76,11 @@ def _attempt() -> int:
     return context.task_run.run_count if context is not None else 1
 
 
-def worth_another_attempt(error: object) -> bool:
-    """Tell from an error's type whether the chunk may succeed another time."""
-    if isinstance(error, RenderFarmError):
-        fatal = isinstance(error, FatalWorkerError | StorageRefused)
-        return isinstance(error, WorkerError | StorageError) and not fatal
-    return True
-
-
 def render_all(
     renderer: ChunkRenderer,
     chunks: Sequence[Chunk],
     *,
     concurrency: int,
-    retries: int,
 ) -> list[ChunkResult]:
     """Render chunks as task runs of the current flow run, `concurrency` at a time.
 
@@ -104,7 +90,6 @@ def render_all(
         renderer: Renders one chunk.
         chunks: The chunks.
         concurrency: Number of chunks to render at once.
-        retries: Number of further attempts that a task run has.
 
     Returns:
         The results, in the order of `chunks`.
@@ -112,26 +97,24 @@ def render_all(
     Raises:
         WorkerError: That of the first chunk that failed for good.
     """
-    if not chunks:
-        return []
-    batches = _batches(chunks)
+    batches = _batches([chunk for chunk in chunks if chunk.id not in renderer.done])
     attempt = render_chunk.with_options(
-        retries=retries,
+        retries=renderer.attempts.retries,
         retry_condition_fn=lambda _task, _run, state: (
             not renderer.stop.is_set()
             and worth_another_attempt(state.result(raise_on_failure=False))
         ),
     )
-    progress = Progress(len(chunks), "chunks rendered")
+    progress = Progress(len(renderer.done) + sum(map(len, batches)), "chunks rendered")
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=concurrency)
     # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
-    with pool as runner, progress, _stopping(renderer):
+    with pool as runner, progress, SlowWatch(renderer), _stopping(renderer):
         futures: Any = runner.map(
             attempt,
             {
                 "label": [_label(batch) for batch in batches],
                 "batch": [ChunkBatch(batch, renderer) for batch in batches],
-                "last_attempt": unmapped(retries + 1),
+                "last_attempt": unmapped(renderer.attempts.retries + 1),
             },
         )
         for future in as_completed(list(futures)):
@@ -159,7 +142,7 @@ def _stopping(renderer: ChunkRenderer) -> Iterator[None]:
 
 
 def _batches(chunks: Sequence[Chunk]) -> list[Sequence[Chunk]]:
-    size = math.ceil(len(chunks) / MAX_TASK_RUNS)
+    size = math.ceil(len(chunks) / MAX_TASK_RUNS) or 1
     return [chunks[first : first + size] for first in range(0, len(chunks), size)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prefect import flow
@@ -14,14 +14,25 @@ from prefect_renderfarm.blocks.media import Verify
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
+from prefect_renderfarm.flows.attempts import (
+    Attempts,
+    FailedAttempt,
+    SlowChunks,
+    check_attempts,
+)
+from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
+    Count,
     JobParameter,
+    OptionalFactor,
     OptionalPath,
+    OptionalSeconds,
+    OptionalText,
     Retries,
     Seconds,
     StorageParameter,
@@ -29,9 +40,9 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
     load_storage,
 )
-from prefect_renderfarm.flows.rendering import rendering
 from prefect_renderfarm.flows.run_names import batch_run_name, tagged
 from prefect_renderfarm.flows.run_notes import RunNotes
+from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
@@ -46,8 +57,14 @@ def render_chunks(
     concurrency: Concurrency = None,
     retries: Retries = 0,
     retry_delay: Seconds = 1.0,
-    unfinished_only: bool = False,
+    max_failures: Count = None,
+    timeout: OptionalSeconds = None,
+    slow_factor: OptionalFactor = 5.0,
+    slow_chunks: SlowChunks = SlowChunks.REPORT,
+    force: bool = False,
     verify: Verify = Verify.PACKETS,
+    environment: OptionalText = None,
+    family: OptionalText = None,
 ) -> list[ChunkResult]:
     """Render some chunks of a job, and assemble nothing.
 
@@ -60,13 +77,20 @@ def render_chunks(
         job_dir: The folder where commands run. Empty: as for render-job.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.
-        retry_delay: Seconds between two attempts.
-        unfinished_only: As render-job starts its runs: chunks that are done already are left out,
-            and when the run has done its chunks it looks whether there are more for it.
+        retry_delay: As for render-job, and so are the next four.
+        max_failures: Number of failed attempts after which the run gives up. Empty: any.
+        timeout: Longest time of an attempt, in seconds. Empty: the adapter's own limit.
+        slow_factor: A chunk is slow that takes this many times as long as the others. Empty: none.
+        slow_chunks: What to do about a slow chunk.
+        force: Whether to render all of them, also those that are done already.
         verify: How closely to look at a finished chunk.
+        environment: As render-job starts its runs: what else than their commands decides what the
+            chunks are. Empty: found out by this run.
+        family: As render-job starts its runs: what they have in common, so that they may render the
+            chunks that render-job has to itself.
 
     Returns:
-        The chunks that were rendered, in order of id.
+        The chunks, in order of id.
 
     Raises:
         JobError: The job is not valid, or has no such chunk; nothing has run.
@@ -83,6 +107,15 @@ def render_chunks(
     runner = load_adapter(adapter)
     check_adapter(runner, folder)
     folder.prepare(sent=found is not None)
+    if environment is None:
+        folder.identify(runner)
+    else:
+        folder.environment = environment
+    rules = ChunkRules(verify=verify)
+    attempts = Attempts(
+        retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
+    )
+    check_attempts(attempts, block)
     with (
         tagged(spec, task_runs=False),
         ending_with_its_worker(),
@@ -92,16 +125,14 @@ def render_chunks(
         results: list[ChunkResult] = []
         given = {chunk.id for chunk in chunks}
         while chunks:
-            if unfinished_only:
-                done = folder.done(chunks)
-                chunks = [chunk for chunk in chunks if chunk.id not in done]
-            how = rendering(
-                folder, chunks, runner, ChunkRules(verify=verify),
-                width=concurrency or runner.default_concurrency(),
-                retries=retries, retry_delay=retry_delay,
+            done = finished_chunks(folder, chunks, rules, force=force)
+            how = SharedRendering(
+                folder, chunks, runner, rules, attempts, done,
+                width=concurrency or runner.default_concurrency(), family=family,
             )  # fmt: skip
+            how.failures.told = _tell_failures(folder)
             results += how.render()
-            chunks = _more(folder, given) if unfinished_only else []
+            chunks = _more(folder, given)
             given |= {chunk.id for chunk in chunks}
     return sorted(results, key=lambda result: result.id)
 
@@ -121,6 +152,20 @@ def _more(folder: JobFolder, known: Collection[int]) -> list[Chunk]:
         return []
     given = RunNotes(folder, str(flow_run.id)).more()
     return _chosen(folder.job, [number for number in given if number not in known])
+
+
+def _tell_failures(folder: JobFolder) -> Callable[[Sequence[FailedAttempt]], None]:
+    """Return what writes failed attempts where the run finds them that started this one."""
+    run_id = flow_run.id
+
+    def tell(failed: Sequence[FailedAttempt]) -> None:
+        try:
+            if run_id is not None:
+                RunNotes(folder, str(run_id)).write_failed_attempts(failed)
+        except (OSError, StorageError) as error:
+            run_log().warning("no word is left of a failed attempt: %s", error)
+
+    return tell
 
 
 @contextmanager

@@ -23,7 +23,9 @@ from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
 from prefect_renderfarm.flows.assembly import plan_assembly
+from prefect_renderfarm.flows.attempts import Attempts, SlowChunks, check_attempts
 from prefect_renderfarm.flows.film_place import film_place
+from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
@@ -32,9 +34,12 @@ from prefect_renderfarm.flows.merge_run import MergeRun
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
+    Count,
     JobParameter,
     OptionalAdapterParameter,
+    OptionalFactor,
     OptionalPath,
+    OptionalSeconds,
     OptionalText,
     Retries,
     Seconds,
@@ -46,10 +51,10 @@ from prefect_renderfarm.flows.parameters import (
     load_storage,
     reference,
 )
-from prefect_renderfarm.flows.rendering import rendering
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
@@ -66,10 +71,15 @@ def render_job(
     concurrency: Concurrency = None,
     retries: Retries = 0,
     retry_delay: Seconds = 1.0,
+    max_failures: Count = None,
+    timeout: OptionalSeconds = None,
+    slow_factor: OptionalFactor = 5.0,
+    slow_chunks: SlowChunks = SlowChunks.REPORT,
     merge: bool = True,
     merge_deployment: OptionalText = None,
     merge_lead: Seconds = 30.0,
     keep_chunks: bool = True,
+    force: bool = False,
 ) -> RenderReport:
     """Render the chunks of a job and have the film put together.
 
@@ -85,7 +95,14 @@ def render_job(
             as a job spec or by URL, a folder of its own under the run's working directory.
         concurrency: Number of chunks to render at once. Empty: as many as the adapter takes.
         retries: Number of further attempts that a chunk has.
-        retry_delay: Seconds between two attempts.
+        retry_delay: Seconds before a chunk's second attempt; twice as many before each further one,
+            up to 300, and up to half as many by chance.
+        max_failures: Number of failed attempts after which the job gives up. Empty: any.
+        timeout: Longest time of an attempt, in seconds. Empty: the adapter's own limit.
+        slow_factor: A chunk is slow that takes this many times as long as the others. Empty: none.
+        slow_chunks: What to do about a slow chunk: report it; duplicate it, that is begin a second
+            attempt beside it, of which the first to be done counts (needs a storage); or end the
+            attempt, as if it had failed.
         merge: Whether to assemble the chunks at all.
         merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
         merge_lead: How long before the expected end of the rendering the merge run is started, in
@@ -93,6 +110,7 @@ def render_job(
         keep_chunks: Whether the chunks stay when the film is there. Off: their files, logs and
             manifests are deleted then. A job that fails or is cancelled keeps them, and so does
             one without an output file.
+        force: Whether to render all chunks, also those that are done already.
 
     Returns:
         What the job came to.
@@ -128,8 +146,13 @@ def render_job(
         shared = folder.path if chosen.storage is None else job_dir
         written = film if chosen.storage is None else output_file
         merge_run = _merge_run(merge_deployment, folder, chosen, shared, written, merge_lead)
+    attempts = Attempts(
+        retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
+    )
+    check_attempts(attempts, chosen.storage)
     check_adapter(chosen.adapter, folder)
     folder.prepare(film=film)
+    folder.identify(chosen.adapter, film)
 
     with tagged(spec), ending_with_its_worker():
         width = concurrency or chosen.adapter.default_concurrency()
@@ -139,11 +162,10 @@ def render_job(
             folder.path,
         )  # fmt: skip
         started = time.monotonic()
-        folder.forget_chunks(spec.chunks)
-        how = rendering(
-            folder, spec.chunks, chosen.adapter, rules,
-            width=width, retries=retries, retry_delay=retry_delay,
-        )  # fmt: skip
+        done = finished_chunks(folder, spec.chunks, rules, force=force)
+        how = SharedRendering(
+            folder, spec.chunks, chosen.adapter, rules, attempts, done, width=width
+        )
         ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
         with job_slot(chosen.adapter), ahead or nullcontext():
             chunks = how.render()
@@ -163,6 +185,8 @@ def render_job(
             frames=sum(chunk.frame_count for chunk in chunks),
             fps=str(spec.metadata.rate),
             chunks=tuple(chunks),
+            reused=tuple(sorted(done)),
+            failed_attempts=how.failures.all,
             assembly=merged.assembly,
             film=merged.film,
             stitch=merged.stitch,

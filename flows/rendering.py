@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from prefect_renderfarm.blocks import WorkerAdapter, WorkPoolAdapter
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows.attempts import Attempts, Failures
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.chunk_runs import ChunkRuns
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.pace import Pace
 from prefect_renderfarm.flows.render_chunk import render_all
 
@@ -35,10 +37,12 @@ def rendering(
     chunks: Sequence[Chunk],
     adapter: WorkerAdapter,
     rules: ChunkRules,
+    attempts: Attempts,
+    done: Mapping[int, ChunkResult],
     *,
     width: int,
-    retries: int,
-    retry_delay: float,
+    failures: Failures,
+    lease: Lease,
 ) -> Rendering:
     """Return how an adapter's chunks are rendered.
 
@@ -47,9 +51,11 @@ def rendering(
         chunks: The chunks to render.
         adapter: Where commands run.
         rules: What the stitcher asks of chunks.
+        attempts: How chunks are tried.
+        done: Those of the chunks that need not be rendered, by their ids.
         width: Number of chunks to render at once.
-        retries: Number of further attempts that a chunk has.
-        retry_delay: Seconds between two attempts.
+        failures: Takes the attempts that fail.
+        lease: Says which chunks this run has to itself.
 
     Raises:
         SetupError: The storage is not saved, so that other machines could not load it.
@@ -57,10 +63,9 @@ def rendering(
     if isinstance(adapter, WorkPoolAdapter):
         most = min(adapter.max_runs, math.ceil(width / adapter.chunks_at_once))
         runs = ChunkRuns(
-            folder, chunks, adapter, rules, width=most, retries=retries, retry_delay=retry_delay
-        )
+            folder, chunks, adapter, rules, attempts, done,
+            width=most, failures=failures, family=lease.family,
+        )  # fmt: skip
         return Rendering(runs.render, runs.pace)
-    renderer = ChunkRenderer(folder, adapter, retry_delay, rules)
-    return Rendering(
-        partial(render_all, renderer, chunks, concurrency=width, retries=retries), renderer.pace
-    )
+    renderer = ChunkRenderer(folder, adapter, rules, attempts, done, failures, lease)
+    return Rendering(partial(render_all, renderer, chunks, concurrency=width), renderer.pace)

@@ -10,10 +10,12 @@ from slugify import slugify
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.attempts import FailedAttempt
 from prefect_renderfarm.flows.results import Assembly, RenderReport
 
 # Beyond this a table is no longer read, and the page that shows it becomes slow.
 _MAX_ROWS = 1000
+_MAX_WORDS = 300
 
 _ASSEMBLY = {
     Assembly.STITCHED: "Put together by the stitcher",
@@ -43,6 +45,8 @@ def report_markdown(report: RenderReport) -> str:
         lines += ["", f"Film: `{report.film}`"]
     lines += ["", "| Total | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _totals(report)]
+    if report.failed_attempts:
+        lines += ["", *failure_table(report.failed_attempts)]
     lines += ["", *chunk_table(report.chunks)]
     return "\n".join(lines)
 
@@ -68,6 +72,20 @@ def chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
     return lines
 
 
+def failure_table(attempts: Sequence[FailedAttempt]) -> list[str]:
+    """Return the attempts that failed as a Markdown table; of very many, the last."""
+    lines = ["## Failed attempts", ""]
+    if len(attempts) > _MAX_ROWS:
+        lines += [f"The last {_MAX_ROWS:,} of {len(attempts):,}.", ""]
+    lines += ["| Chunk | Attempt | Seconds | Error | What failed |", "|---:|---:|---:|---|---|"]
+    lines += [
+        f"| {failed.chunk} | {failed.attempt} | {failed.seconds:.1f} | {failed.kind} "
+        f"| {_cell(' '.join(failed.message.split())[:_MAX_WORDS])} |"
+        for failed in attempts[-_MAX_ROWS:]
+    ]
+    return lines
+
+
 def human_size(size: int) -> str:
     """Return a number of bytes in decimal units, as in IEC 80000-13."""
     value = float(size)
@@ -83,9 +101,11 @@ def _totals(report: RenderReport) -> list[tuple[str, str]]:
     busy = sum(chunk.seconds for chunk in chunks)
     totals = [
         ("Chunks", f"{len(chunks):,}"),
+        ("Chunks from earlier runs", f"{len(report.reused):,}"),
         ("Frames", f"{report.frames:,} at {report.fps} a second"),
         ("Size of all chunks", human_size(sum(chunk.size for chunk in chunks))),
         ("Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"),
+        ("Failed attempts, of this run", f"{len(report.failed_attempts):,}"),
         ("Rendering, wall time", f"{report.render_seconds:.1f} s"),
         ("Rendering, all chunks added up", f"{busy:.1f} s"),
     ]

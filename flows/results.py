@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks import StitchReport
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.flows.attempts import FailedAttempt
 
 
 class _Result(BaseModel):
@@ -44,6 +45,12 @@ class RenderReport(_Result):
     frames: int = Field(description="Number of frames of all chunks.")
     fps: str = Field(description="Frames a second, as a fraction.")
     chunks: tuple[ChunkResult, ...] = Field(description="The chunks, in order of id.")
+    reused: tuple[int, ...] = Field(
+        default=(), description="Ids of the chunks that earlier runs had rendered."
+    )
+    failed_attempts: tuple[FailedAttempt, ...] = Field(
+        default=(), description="The attempts that failed, of this run."
+    )
     assembly: Assembly = Field(
         description="stitched, merged (by the merge command), skipped (nothing to do it), or off."
     )

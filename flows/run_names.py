@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from prefect_renderfarm.blocks import JobError
+from prefect_renderfarm.blocks.excerpt import one_line
+from prefect_renderfarm.blocks.url_guard import public_part
 from prefect_renderfarm.flows.job import RenderJob, is_key
+from prefect_renderfarm.flows.job_text import parse_spec
 
 # Ranges of ids that a run's name spells out.
 _NAMED = 5
+# What is looked at of a path or URL, and what is shown of any name.
+_MOST_CHARACTERS = 10_000
+_SHOWN = 100
 
 
 def job_run_name(verb: str) -> Callable[[], str]:
@@ -47,22 +52,23 @@ def batch_run_name() -> str:
 
 def job_label(job: Any) -> str:
     """Return a short name of a job as it was given: its id, or the name of its file."""
-    if isinstance(job, str) and job.lstrip().startswith("{"):
+    if isinstance(job, str) and job[:100].lstrip().startswith("{"):
         try:
-            job = json.loads(job)
-        except ValueError:
-            return "job"
+            job = parse_spec(job)
+        except JobError:
+            return "job"  # the flow says what is wrong
     if isinstance(job, str):
-        if is_key(job):
-            return job.rpartition("-")[0]
-        path = PurePath(urlsplit(job).path if "://" in job else job)
+        text = job[:_MOST_CHARACTERS]
+        if is_key(text):
+            return text.rpartition("-")[0]
+        path = PurePath(public_part(text))
         if (
             ".renderfarm" in path.parts
         ):  # the copy in a job folder's records: …/<name>-<hash>/job.json
             return path.parent.name.rpartition("-")[0]
-        return path.stem or "job"
+        return one_line(path.stem, _SHOWN) or "job"
     name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
-    return str(name or "job")
+    return one_line(name, _SHOWN) if name and isinstance(name, str) else "job"
 
 
 def job_tag(job: RenderJob) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from prefect_renderfarm.blocks.worker_protocol import WorkerFailure
+from prefect_renderfarm.flows.attempts import FailedAttempt
 from prefect_renderfarm.flows.job_folder import JobFolder
+
+_ATTEMPTS = TypeAdapter(list[FailedAttempt])
 
 
 class _MoreChunks(BaseModel):
@@ -32,6 +35,7 @@ class RunNotes:
         self._folder = folder
         self._failure = f"runs/{run_id}-failure.json"
         self._more = f"runs/{run_id}-more.json"
+        self._attempts = f"runs/{run_id}-attempts.json"
 
     def write_failure(self, error: Exception) -> None:
         """Write why the run failed."""
@@ -41,6 +45,15 @@ class RunNotes:
         """Return why the run failed; None: it left no word."""
         text = self._folder.read_record(self._failure)
         return None if text is None else WorkerFailure.model_validate_json(text).as_error()
+
+    def write_failed_attempts(self, attempts: Sequence[FailedAttempt]) -> None:
+        """Write which of the run's attempts have failed."""
+        self._folder.write_record(self._attempts, _ATTEMPTS.dump_json(list(attempts)).decode())
+
+    def failed_attempts(self) -> list[FailedAttempt]:
+        """Return which of the run's attempts have failed, if it has left word of them."""
+        text = self._folder.read_record(self._attempts)
+        return [] if text is None else _ATTEMPTS.validate_json(text)
 
     def write_more(self, chunk_ids: Sequence[int]) -> None:
         """Give the run more chunks, which it begins after those that it was started with."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks import AssemblyError, JobError, SetupError, StorageError
+from prefect_renderfarm.blocks import (
+    AssemblyError,
+    JobError,
+    SetupError,
+    StorageError,
+    WorkerError,
+)
 from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
-from prefect_renderfarm.blocks.assets import send_assets
+from prefect_renderfarm.blocks.assets import assets_version, send_assets
 from prefect_renderfarm.blocks.chunk_file import remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.image_sequence import has_number, list_images
 from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
-from prefect_renderfarm.flows.job_folder import RECORDS, JobFolder
+from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import MergeReport, RenderReport
 
 _TRACK = "track"
@@ -68,16 +73,13 @@ class StoredFolder(JobFolder):
         except StorageError as error:
             raise SetupError(str(error)) from None
 
-    def _made_by_the_job(self, film: Path | None) -> Callable[[Path], bool]:
-        """Return what tells a file that the job makes from its input."""
-        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
-        files = {self.path.resolve() / RECORDS}
-        for output in [*outputs, *([film] if film else [])]:
-            files.add(output.parent.resolve() / output.name)
-            if has_number(output):
-                with suppress(MediaFault):
-                    files.update(image.resolve() for image in list_images(output).values())
-        return files.__contains__
+    def _assets_version(self, film: Path | None) -> str:
+        if self.assets is None:
+            return ""
+        try:
+            return assets_version(self.assets, self.store.store)
+        except (StorageError, WorkerError) as error:
+            raise SetupError(str(error)) from None
 
     def audio_track(self) -> Path | None:
         """Return the path of the whole film's sound, fetched from the storage if need be."""
@@ -89,8 +91,8 @@ class StoredFolder(JobFolder):
         return super().audio_track()
 
     def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
-        """Remove the manifests of chunks that are to be rendered anew."""
-        self.store.forget(chunk.id for chunk in chunks)
+        """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
+        self.store.forget({chunk.id: self.identity(chunk) for chunk in chunks})
 
     def done(self, chunks: Iterable[Chunk]) -> set[int]:
         """Return the ids of those chunks that count as done."""
@@ -98,11 +100,27 @@ class StoredFolder(JobFolder):
 
     def manifest(self, chunk: Chunk) -> ChunkResult | None:
         """Return a chunk's manifest; None: it is not done."""
-        return self.store.manifest(chunk.id)
+        return self.store.manifest(chunk.id, self.identity(chunk) if self.environment else None)
+
+    def manifests(self, chunks: Iterable[Chunk]) -> dict[int, ChunkResult]:
+        """Return the manifests of those chunks that are done, whatever they are known by."""
+        return self.store.manifests(chunk.id for chunk in chunks)
+
+    def take_over(self, chunk: Chunk) -> ChunkResult | None:
+        """Let a chunk count as done that another job rendered into this storage."""
+        try:
+            found = self.store.known(self.identity(chunk))
+            return None if found is None else self.store.take_over(found, chunk.id)
+        except StorageError:
+            return None
+
+    def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
+        """Return what is wrong with the files of finished chunks, by the chunks' ids."""
+        return self.store.faults(results)
 
     def has_chunk(self, chunk: Chunk) -> bool:
         """Return whether a chunk counts as done."""
-        return self.store.manifest(chunk.id) is not None
+        return self.manifest(chunk) is not None
 
     def finished_chunk(self, chunk: Chunk) -> ChunkResult:
         """Fetch a chunk's file, checked against its manifest.
@@ -120,11 +138,17 @@ class StoredFolder(JobFolder):
                 )
             self.store.fetch(result, path)
         except StorageError as error:
-            raise AssemblyError(str(error)) from None
+            raise AssemblyError(f"chunk {chunk.id}: {error}") from None
+        except OSError as error:
+            raise AssemblyError(
+                f"chunk {chunk.id}: its file {str(path)!r} cannot be written: "
+                f"{error.strerror}; {disk_of(path)}"
+            ) from None
         return result.model_copy(update={"path": path})
 
     def delete_chunks(self) -> None:
         """Delete the chunks for good: files, logs and manifests, in the storage and here."""
+        self.forget_chunks(self.job.chunks)
         self.store.delete_chunks()
         self.remove_copies()
 
@@ -141,6 +165,19 @@ class StoredFolder(JobFolder):
         """Return one of the job's records; None: it is not there."""
         data = self.store.read(name)
         return None if data is None else data.decode()
+
+    def list_records(self, folder: str) -> list[str]:
+        """Return the names of the records in a folder of theirs.
+
+        Raises:
+            SetupError: This kind of storage cannot list.
+        """
+        root = f"{self.store.root}/"
+        return [found.key.removeprefix(root) for found in self.store.store.objects(root + folder)]
+
+    def delete_record(self, name: str) -> None:
+        """Delete one of the job's records, if it is there."""
+        self.store.store.delete([f"{self.store.root}/{name}"])
 
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to."""
@@ -191,7 +228,12 @@ def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | N
     if block is None or not isinstance(job, str) or not is_key(job.strip()):
         return None
     job = job.strip()
-    data = JobStore(block, job).read("job.json")
+    store = JobStore(block, job)
+    data = store.read("job.json")
     if data is None:
-        raise JobError(f"job {job!r}: no such job was rendered through this storage")
+        raise JobError(
+            f"job {job!r}: no such job was rendered through this storage, {store.store.name}, as "
+            "it is reached from here: check the name of the bucket, and the credentials, region "
+            "and endpoint of this machine"
+        )
     return RenderJob.model_validate_json(data)

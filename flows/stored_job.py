@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.flows.job import RenderJob
-from prefect_renderfarm.flows.job_folder import RECORDS
+from prefect_renderfarm.blocks.excerpt import excerpt, one_line
+from prefect_renderfarm.flows.job import RenderJob, is_key
+from prefect_renderfarm.flows.job_files import RECORDS
+from prefect_renderfarm.flows.job_source import read_limited
+from prefect_renderfarm.flows.job_text import parse_spec
 from prefect_renderfarm.flows.results import RenderReport
+
+_BEGINNING = 4000
 
 
 def find_stored_job(job: Any, job_dir: Path | None) -> tuple[RenderJob, Path] | None:
@@ -29,8 +33,11 @@ def find_stored_job(job: Any, job_dir: Path | None) -> tuple[RenderJob, Path] | 
     """
     report = _as_report(job)
     if report is not None:
+        name = f"job {excerpt(report.job)}"
+        if not is_key(report.key):  # it is the name of a folder
+            raise JobError(f"{name}: its report has key {excerpt(report.key)}, which is none")
         folder = job_dir or report.job_dir
-        return _read(folder / RECORDS / report.key / "job.json", f"job {report.job!r}"), folder
+        return _read(folder / RECORDS / report.key / "job.json", name), folder
     if job_dir is not None and isinstance(job, str) and re.fullmatch(r"[^/{}:]+", job.strip()):
         name = job.strip()
         if not name.endswith(".json"):
@@ -43,40 +50,45 @@ def _as_report(job: Any) -> RenderReport | None:
         return job
     if isinstance(job, str):
         text = job.strip()
-        if text.startswith("/") and Path(text).is_file():
-            text = Path(text).read_text(encoding="utf-8")
+        beginning = _beginning(Path(text)) if text.startswith("/") else text[:_BEGINNING]
         # Its first lines tell it from a job spec, which may be large.
-        if not text.startswith("{") or '"job_dir"' not in text[:4000]:
+        if not beginning.startswith("{") or '"job_dir"' not in beginning:
             return None
-        try:
-            job = json.loads(text)
-        except ValueError:
-            return None
+        name = f"report {excerpt(text)}"
+        job = parse_spec(text if text.startswith("{") else read_limited(Path(text), name), name)
     if not isinstance(job, dict) or "job_dir" not in job:
         return None
     try:
         return RenderReport.model_validate(job)
     except ValueError as error:
-        raise JobError(f"the report is none of render-job's: {error}") from None
+        raise JobError(f"the report is none of render-job's: {one_line(error)}") from None
+
+
+def _beginning(path: Path) -> str:
+    """Return the first lines of a file; none if it cannot be read, or is none."""
+    try:
+        if not path.is_file():  # a pipe or a device has no end
+            return ""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_BEGINNING).lstrip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _find_by_id(name: str, folder: Path) -> RenderJob:
     found = []
     for path in (folder / RECORDS).glob("*/job.json"):
-        job = _read(path, f"job {name!r}")
+        job = _read(path, f"job {excerpt(name)}")
         if name in (job.id, job.key):
             found.append((path.stat().st_mtime, path, job))
     if not found:
         raise JobError(
-            f"job {name!r}: no job with this id was rendered in {str(folder)!r}: give another "
-            "job_dir, or the absolute path of the job"
+            f"job {excerpt(name)}: no job with this id was rendered in {str(folder)!r}: give "
+            "another job_dir, or the absolute path of the job"
         )
     # A job that was edited has several keys: the last one that was run is meant.
     return max(found)[2]
 
 
 def _read(path: Path, name: str) -> RenderJob:
-    try:
-        return RenderJob.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"{name}: {str(path)!r} cannot be read: {error.strerror}") from None
+    return RenderJob.model_validate_json(read_limited(path, f"{name}: {str(path)!r}"))

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from http.client import HTTPConnection
@@ -47,6 +47,7 @@ class Fault(Enum):
     """Connections that break."""
 
     DROP_BEFORE = "the server never sees the request"
+    CUT_OFF = "the server sees half of the request's body"
     DROP_AFTER = "the server has done its work, its answer is lost"
 
 
@@ -83,28 +84,33 @@ class FaultyProxy:
             self.matching = matching
             self.requests = []
 
-    def take(self, request: Request) -> Answer | Fault | None:
+    def take(self, path: str) -> Answer | Fault | None:
         """Return what to do to a request."""
         with self._lock:
-            if self._next and self.matching in request.path:
+            if self._next and self.matching in path:
                 return self._next.popleft()
         return None
 
     def forward(self, request: Request) -> Answer:
         """Have the server answer a request, as it came: signatures hold, the host's name too."""
-        address = urlsplit(self.target)
-        connection = HTTPConnection(str(address.hostname), address.port, timeout=120)
-        try:
-            connection.putrequest(
-                request.method, request.path, skip_host=True, skip_accept_encoding=True
-            )
-            for name, value in request.headers:
-                connection.putheader(name, value)
-            connection.endheaders(request.body)
+        with closing(self._send(request)) as connection:
             response = connection.getresponse()
             return Answer(response.status, response.read(), tuple(response.getheaders()))
-        finally:
-            connection.close()
+
+    def cut_off(self, request: Request) -> None:
+        """Send the server what there is of a request, and hang up."""
+        self._send(request).close()
+
+    def _send(self, request: Request) -> HTTPConnection:
+        address = urlsplit(self.target)
+        connection = HTTPConnection(str(address.hostname), address.port, timeout=120)
+        connection.putrequest(
+            request.method, request.path, skip_host=True, skip_accept_encoding=True
+        )
+        for name, value in request.headers:
+            connection.putheader(name, value)
+        connection.endheaders(request.body)
+        return connection
 
 
 @contextmanager
@@ -125,10 +131,13 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
                 for name, value in self.headers.items()
                 if name.lower() not in _OWN_HEADERS
             )
-            request = Request(self.command, self.path, headers, self.rfile.read(size))
             requests = proxy.requests  # of the test that asked, should another begin meanwhile
-            fault = proxy.take(request)
-            if fault is Fault.DROP_BEFORE:
+            fault = proxy.take(self.path)
+            body = self.rfile.read(size // 2 if fault is Fault.CUT_OFF else size)
+            request = Request(self.command, self.path, headers, body)
+            if fault is Fault.CUT_OFF:
+                proxy.cut_off(request)
+            if fault in (Fault.DROP_BEFORE, Fault.CUT_OFF):
                 requests.append((request, fault))
                 self.close_connection = True
                 return

@@ -107,7 +107,7 @@ def serve(folder: Path, port: int, access_key: str, secret: str) -> None:
     named = {"__file__": str(folder / "proxy.conf"), "__name__": "proxy-server"}
     app = proxy_app(common | named, account_autocreate="true")
     account, user = access_key.split(":")
-    for name in ("dlo", "slo", "bulk"):
+    for name in ("dlo", "slo", "copy", "bulk"):
         app = through(name, app)
     app = through("tempauth", app, **{f"user_{account}_{user}": f"{secret} .admin"})
     app = through("s3api.s3api", app, location="us-east-1", auth_pipeline_check="no")

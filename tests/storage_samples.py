@@ -74,19 +74,19 @@ def keys(block: S3Bucket) -> list[str]:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[S3Server]:
+def serving(folder: Path, secret: str = SECRET) -> Iterator[S3Server]:
     """Run the S3 server in a process of its own."""
     port = _four_free_ports()
     script = Path(__file__).with_name("s3_server.py")
     process = subprocess.Popen(
-        [sys.executable, script, folder, str(port), ACCESS_KEY, SECRET],
+        [sys.executable, script, folder, str(port), ACCESS_KEY, secret],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "ready"
-        yield S3Server(port, folder)
+        yield S3Server(port, folder, secret)
     finally:
         process.kill()
         process.wait()

@@ -35,8 +35,8 @@ from prefect_renderfarm.blocks import (
     asset_cache,
     asset_sources,
 )
+from prefect_renderfarm.blocks.archive import unpack
 from prefect_renderfarm.blocks.asset_cache import AssetCache
-from prefect_renderfarm.blocks.asset_sources import unpack
 from prefect_renderfarm.blocks.asset_url import local_folder
 from prefect_renderfarm.blocks.assets import AssetFile, AssetList, lay_out, read_list, send_assets
 from prefect_renderfarm.blocks.job_store import JobStore
@@ -389,6 +389,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """Run a web server with https on loopback."""
     certificate = write_certificate(tmp_path / "certificate.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("RENDERFARM_URL_HOSTS", "localhost")
     answers = Web("")
 
     class Handler(BaseHTTPRequestHandler):

@@ -318,6 +318,7 @@ def test_job_by_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    monkeypatch.setenv("RENDERFARM_URL_HOSTS", "127.0.0.1")
     job = small_job()
     with serve({"/job.json": job.to_json().encode(), "/page": b"<html>"}, tls) as url:
         assert load_job(f"{url}/job.json", deployed=True) == (job, None)

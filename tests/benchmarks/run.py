@@ -1,7 +1,8 @@
 """Benchmarks: ratios against a peer that is measured in the same run, side by side.
 
     make bench                 all of them
-    python tests/benchmarks/run.py stitch | last-chunk | memory | storage | work-pool | job
+    python tests/benchmarks/run.py NAME…       stitch, last-chunk, memory, storage, film-memory,
+                               work-pool or job
 
 Machines are shared and noisy: all ways are measured several times, turn by turn, and the ratio is
 that of the medians.
@@ -21,6 +22,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
 from comparing import measure, show  # noqa: E402
 from conftest import PORT, FarmClient  # noqa: E402
 from farm import Farm  # noqa: E402
+from film_memory import BENCHES as FILM_MEMORY  # noqa: E402
 from jobs import clip_command  # noqa: E402
 from stitching import BENCHES as STITCHING  # noqa: E402
 from stitching import concat_copy  # noqa: E402
@@ -85,7 +87,7 @@ def bench_job(folder: Path) -> None:
         farm.down()
 
 
-BENCHES = STITCHING | STORAGE | WORK_POOL | {"job": bench_job}
+BENCHES = STITCHING | STORAGE | FILM_MEMORY | WORK_POOL | {"job": bench_job}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:

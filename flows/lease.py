@@ -1,0 +1,298 @@
+"""Which chunks of a job this run renders, when other runs render the same job at the same time.
+
+Each run has one record, `leases/<family>.<holder>.json` beside the job's spec, and writes no other.
+The record says which chunks the run *holds* and which it *wants*. To take a chunk, a run
+
+1. writes its record with the chunk as wanted,
+2. reads the records of all others that live,
+3. holds the chunk if no other wants or holds it. If another holds it, the chunk is the other's. If
+   another wants it, the later one, by (since, holder), withdraws, and the earlier one goes back to
+   2 until that has happened, or until the other holds it: that one may have read before 1.
+
+No chunk has two living holders. Suppose A and B both hold chunk c. Each wrote c into its record
+before it read the other's, and it has been there ever since. A did not find c in the record of B,
+so B wrote it after A had read, and read only after that; by then it was in the record of A, and B
+found it. How fast anybody is and what clocks say has no part in this (Herlihy and Shavit, The Art
+of Multiprocessor Programming, chapter 1, call it the flag principle).
+
+Somebody gets it. A run waits only for runs that are later than itself, so none wait in a circle;
+and each of them withdraws, holds, or dies. The earliest withdraws only where another holds.
+
+This takes a storage that shows in lists and reads what has been written before, as S3 and Google
+Cloud Storage do. A client of NFS lists a folder anew when it has written into it, as each run has
+when it takes chunks.
+
+A run that dies leaves its record behind, and others find that it is dead (see `Holders`). If they
+err, because it was halted or cut off for longer than a living run may be silent, the run notices
+it with the first record that it writes afterwards. It then takes a new name and asks anew for what
+it held; what others have taken by then is not its own any more.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from uuid import uuid4
+
+from prefect_renderfarm.blocks import JobError, RenderFarmError, SetupError, StorageRefused
+from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease_holders import LEASES, Holders, LeaseRecord, chunks_of
+from prefect_renderfarm.flows.run_names import batch_name
+
+BEAT_SECONDS = 10.0
+# Four beats may be lost. Long enough for a storage's hiccups, short for people who wait.
+SILENT_SECONDS = 45.0
+# A record that could not be written is written again after this.
+_RETRY_SECONDS = 2.0
+_FAREWELL_SECONDS = 5.0
+# The part of the silence after which a run doubts itself: before others give it up.
+_DOUBT = 0.8
+_FAMILY = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_NONE: frozenset[int] = frozenset()
+
+
+class Lease:
+    """The chunks that this run has to itself among all runs of the job.
+
+    A context manager: entering takes `chunk_ids`, leaving gives all back. A thread tells others
+    that the run lives. With a kind of storage that cannot be listed there is no lease: then every
+    chunk is the run's own, as far as it can know.
+
+    Args:
+        folder: The job's folder.
+        chunk_ids: The chunks to take first.
+        family: What the runs have in common that belong to one run of the job; they may hold the
+            same chunks. None: the run begins a family of its own, see the attribute `family`.
+        beat_seconds: Seconds between two signs of life.
+        silent_seconds: Seconds of silence after which a run is taken for dead; the same for all.
+
+    Raises:
+        JobError: The family is no name.
+    """
+
+    def __init__(
+        self,
+        folder: JobFolder,
+        chunk_ids: Iterable[int] = (),
+        *,
+        family: str | None = None,
+        beat_seconds: float = BEAT_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
+        self.family = family or uuid4().hex
+        if not _FAMILY.fullmatch(self.family):
+            raise JobError(f"family {family!r} is no id of a run: give that of the first run")
+        self._folder = folder
+        self._first = frozenset(chunk_ids)
+        self._beat_seconds = beat_seconds
+        self._trusted_seconds = _DOUBT * silent_seconds
+        self._holders = Holders(folder, self.family, silent_seconds)
+        self._others: list[LeaseRecord] = []
+        self._alone = False
+        self._record = LeaseRecord.of_this_run()
+        self._log = run_log()
+        self._warned: set[str] = set()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._taking = threading.Lock()  # one thread at a time settles what is wanted
+        self._writing = threading.Lock()  # records are written in order
+        self._state = threading.Lock()  # what follows changes as a whole
+        self._wanted = self._held = _NONE
+        self._announced = (self._record.holder, _NONE)  # wanted, and written so
+        self._written_at = math.inf  # when the last record that came through was begun
+
+    def __enter__(self) -> Lease:
+        try:
+            self.take(self._first)
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    @property
+    def mine(self) -> frozenset[int]:
+        """The chunks that are this run's own now; asks nobody.
+
+        Empty while others may take this run for dead: what was its own may then become another's.
+        Look here before a chunk is begun.
+        """
+        written_at, held = self._written_at, self._held  # in this order: see `_begin_anew`
+        return held if _clock() - written_at <= self._trusted_seconds else _NONE
+
+    def take(self, chunk_ids: Iterable[int]) -> set[int]:
+        """Take chunks, as far as no other run has them; those taken before stay.
+
+        Waits for other runs that want the same chunks in this moment, for as long as it takes to
+        write and read a record, or to find that one of them is dead.
+
+        Returns:
+            Those of the chunks that are this run's own.
+
+        Raises:
+            StorageError: The storage did not answer; no more chunks are taken.
+            OSError: The job folder cannot be read or written; no more chunks are taken.
+        """
+        ids = frozenset(chunk_ids)
+        with self._taking:
+            new = ids - self._held
+            if new:
+                new -= chunks_of(self._look())
+            if self._alone:
+                with self._state:
+                    self._held |= ids
+            elif new:
+                self._settle_all(new)
+        return set(ids & self.mine)
+
+    def let_go(self, chunk_ids: Iterable[int]) -> None:
+        """Give chunks back, such as those that are done; others hear of it with the next beat."""
+        ids = frozenset(chunk_ids)
+        with self._state:
+            self._held -= ids
+            self._wanted -= ids
+
+    def others(self, chunk_ids: Iterable[int]) -> set[int]:
+        """Return those of some chunks that another living run has, or asks for, now.
+
+        Raises:
+            StorageError: The storage did not answer.
+            OSError: The job folder cannot be read.
+        """
+        return set(chunks_of(self._look()).intersection(chunk_ids))
+
+    def waiting_for(self, chunk_ids: Iterable[int]) -> str:
+        """Say, for a log, which runs have some chunks, as of the last look at them."""
+        ids, job = frozenset(chunk_ids), self._folder.job.title
+        return "; ".join(
+            f"{batch_name(sorted(ids & other.chunks), job)}: {other.who}"
+            for other in self._others
+            if ids & other.chunks
+        )
+
+    def release(self) -> None:
+        """Give all chunks back, for good."""
+        self._over.set()
+        with self._state:
+            self._wanted = self._held = _NONE
+        if self._thread is not None:
+            # A storage that does not answer holds up no run that ends.
+            self._thread.join(_FAREWELL_SECONDS)
+
+    @property
+    def _name(self) -> str:
+        return f"{LEASES}/{self.family}.{self._record.holder}.json"
+
+    def _look(self) -> list[LeaseRecord]:
+        if not self._alone:
+            try:
+                self._others = self._holders.look()
+            except (SetupError, StorageRefused) as error:
+                self._alone, self._others = True, []
+                self._warn("other runs of this job are not seen, and render it, too: %s", error)
+        return self._others
+
+    def _settle_all(self, new: frozenset[int]) -> None:
+        with self._state:
+            self._wanted |= new
+        try:
+            self._start()
+            self._publish()
+            while self._wanted and not self._over.is_set():
+                self._settle()
+                if self._wanted:
+                    self._over.wait(self._folder.poll_seconds)
+        finally:
+            with self._state:
+                self._wanted -= new
+
+    def _settle(self) -> None:
+        """Decide on the chunks that this run is known to want, as far as others let it."""
+        holder, asked = self._announced
+        won, lost = self._record.decide(asked, self._look())
+        with self._state:
+            if holder != self._record.holder:
+                return  # it began anew meanwhile
+            self._held |= won & self._wanted
+            self._wanted -= won | lost
+        if won or lost:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write the record; begin anew if it came so late that others may call this run dead."""
+        with self._writing:
+            while not self._over.is_set():
+                begun = _clock()
+                with self._state:
+                    self._record = self._record.next(self._wanted, self._held)
+                self._folder.write_record(self._name, self._record.model_dump_json())
+                if _clock() - self._written_at <= self._trusted_seconds:
+                    self._written_at = begun
+                    self._announced = (self._record.holder, self._record.wanted)
+                    return
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Take a new name, and ask for the chunks that were held."""
+        old = self._name
+        with self._state:
+            self._record = self._record.model_copy(update={"holder": uuid4().hex})
+            self._announced = (self._record.holder, _NONE)
+            self._wanted |= self._held
+            self._held = _NONE
+            self._written_at = math.inf
+        with suppress(RenderFarmError, OSError):
+            self._folder.delete_record(old)
+        self._warn(
+            "nothing was heard of this run for more than %.0f s: others may have taken its chunks",
+            self._trusted_seconds,
+        )
+
+    def _start(self) -> None:
+        if self._thread is None and not self._over.is_set():
+            self._thread = threading.Thread(target=self._live, daemon=True)
+            self._thread.start()
+
+    def _live(self) -> None:
+        """Write the record every few seconds, in a thread of its own; delete it in the end."""
+        pause = self._beat_seconds
+        while not self._over.wait(pause):
+            try:
+                self._publish()
+                self._settle_what_is_left()
+            except (Exception, SystemExit) as error:  # see `_warn`
+                self._warn("the lease cannot be renewed: %s; it is tried again", error)
+            late = self._wanted or _clock() - self._written_at > self._beat_seconds
+            pause = min(self._beat_seconds, _RETRY_SECONDS) if late else self._beat_seconds
+        try:
+            with self._writing:
+                self._folder.delete_record(self._name)
+        except Exception as error:
+            self._warn("the lease cannot be given back, and ends by itself: %s", error)
+
+    def _settle_what_is_left(self) -> None:
+        """Decide on chunks that were held before this run began anew, unless a call is at it."""
+        if self._wanted and self._taking.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._taking.release()
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            # rich, which prints Prefect's log, raises SystemExit at a broken pipe.
+            with suppress(Exception, SystemExit):
+                self._log.warning(message, *arguments)
+
+
+def _clock() -> float:
+    """Return seconds that go on while this machine sleeps, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
