@@ -1,0 +1,78 @@
+"""A job's records: small files beside its chunks, which all who work at the job can read."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from prefect_renderfarm.blocks import SetupError
+from prefect_renderfarm.blocks.whole_file import remove_leftovers, write_whole
+from prefect_renderfarm.flows.job import RenderJob
+from prefect_renderfarm.flows.job_files import RECORDS
+from prefect_renderfarm.flows.results import MergeReport, RenderReport
+
+
+class JobRecords:
+    """One job's records, in the job folder.
+
+    Args:
+        path: The job folder, absolute.
+        job: The job.
+    """
+
+    def __init__(self, path: Path, job: RenderJob) -> None:
+        self.path = path
+        self.job = job
+        self.records = path / RECORDS / job.key
+        self.job_file = self.records / "job.json"
+        self._merge_file = self.records / "merge.json"
+
+    def write_record(self, name: str, text: str) -> None:
+        """Write one of the job's records, where all who work at the job can read it."""
+        write_whole(self.records / name, text)
+
+    def read_record(self, name: str) -> str | None:
+        """Return one of the job's records; None: it is not there."""
+        try:
+            return (self.records / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def list_records(self, folder: str) -> list[str]:
+        """Return the names of the records in a folder of theirs, such as `leases`."""
+        names: list[str] = []
+        with suppress(FileNotFoundError):
+            names = [path.name for path in (self.records / folder).iterdir()]
+        return [f"{folder}/{name}" for name in names if not name.startswith(".")]
+
+    def delete_record(self, name: str) -> None:
+        """Delete one of the job's records, if it is there."""
+        path = self.records / name
+        path.unlink(missing_ok=True)
+        remove_leftovers(path)
+
+    def save_report(self, report: RenderReport) -> None:
+        """Write what the job came to."""
+        write_whole(self.records / "report.json", report.model_dump_json())
+
+    def save_merge(self, report: MergeReport) -> None:
+        """Write how the film was assembled."""
+        write_whole(self._merge_file, report.model_dump_json())
+
+    def forget_merge(self) -> None:
+        """Remove what an earlier assembly wrote."""
+        self._merge_file.unlink(missing_ok=True)
+
+    def load_merge(self) -> MergeReport:
+        """Return how the film was assembled.
+
+        Raises:
+            SetupError: The run that assembled it wrote into another folder.
+        """
+        try:
+            return MergeReport.model_validate_json(self._merge_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SetupError(
+                f"job folder {str(self.path)!r} is not the folder that merge-job sees under that "
+                "path: let both work pools share it"
+            ) from None
