@@ -2,6 +2,7 @@
 # make test   all checks and tests; make test-long  the tests that take minutes
 # make up     start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
 # make check  ruff and mypy; make bench  benchmarks; make screenshots  docs/pictures anew
+# make chaos  kill and break parts of a farm in 200 jobs; CHAOS="--runs 20 --seed 7" for others
 # make lock   requirements.lock anew; make clean  remove what was made
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 SOURCES := $(sort $(wildcard blocks/* flows/*))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-long check up down bench screenshots lock clean
+.PHONY: demo test test-long check up down bench chaos screenshots lock clean
 
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
@@ -43,6 +44,9 @@ down: $(LINKED)
 
 bench: $(LINKED)
 	@$(BIN)/python tests/benchmarks/run.py
+
+chaos: $(LINKED)
+	@$(BIN)/python tests/chaos/run.py $(CHAOS)
 
 screenshots: $(LINKED)
 	$(BIN)/python -m pip install --quiet playwright

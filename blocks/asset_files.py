@@ -25,6 +25,8 @@ from prefect_renderfarm.blocks.excerpt import excerpt
 
 Item = TypeVar("Item")
 
+# As Amazon S3 takes for a key.
+_MOST_PATH_BYTES = 1_024
 # Files that travel at once; a large one is also split by the storage's own client.
 _WIDTH = 8
 
@@ -98,6 +100,8 @@ def inside(folder: Path, name: str) -> Path:
         raise FatalWorkerError(
             f"asset {excerpt(name)} is outside the workspace: give it another name"
         )
+    if len(name.encode(errors="replace")) > _MOST_PATH_BYTES:
+        raise FatalWorkerError(f"asset {excerpt(name)}: its path is too long: rename it")
     target = folder / path
     if not target.parent.resolve().is_relative_to(folder.resolve()):
         raise FatalWorkerError(f"asset {excerpt(name)}: a symbolic link leads out of the workspace")

@@ -17,10 +17,11 @@ from prefect_renderfarm.blocks.chunk_order import ChunkOrder
 from prefect_renderfarm.blocks.errors import SetupError, WorkerLost, WorkerRefused
 from prefect_renderfarm.blocks.helios import helios_payload, helios_result, helios_round
 from prefect_renderfarm.blocks.lambda_answer import LogTail, function_error, service_error
+from prefect_renderfarm.blocks.masking import Mask
 from prefect_renderfarm.blocks.remote_adapter import RemoteAdapter
 from prefect_renderfarm.blocks.stoppable import call_until_stopped
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
-from prefect_renderfarm.blocks.worker_protocol import result_of
+from prefect_renderfarm.blocks.worker_protocol import payload_secrets, result_of
 
 # A function that runs into its own time limit says so; for that we have to wait a little longer.
 _MARGIN_SECONDS = 30.0
@@ -184,10 +185,12 @@ class AwsLambdaAdapter(RemoteAdapter):
                 raise service_error(error, name, self.function) from None
 
         answer, body = call_until_stopped(invoke, stop, name)
-        log = LogTail.of(answer.get("LogResult"))
+        mask = Mask(payload_secrets(payload))  # errors quote what the function says
+        log = LogTail.of(answer.get("LogResult"), mask)
         try:
-            said = json.loads(body)
+            said = mask.inside(json.loads(body))
         except ValueError:
+            body = mask(body.decode(errors="replace")).encode()
             raise WorkerLost(
                 f"{name}: function {self.function!r} answered {body[:200]!r}, which is no JSON{log}"
             ) from None

@@ -96,7 +96,8 @@ def render_here(
             if result.exit_code != 0:
                 store.keep_log(order.chunk_id, log)
                 if result.exit_code not in (126, 127):  # there is no program to find a disk full
-                    _blame_full_disk(f"its command failed: {result.last_words()}", folder)
+                    words = f"its command ended with exit code {result.exit_code}"
+                    _blame_full_disk(f"{words}: {result.last_words()}", folder)
                 return result
             try:
                 done = measure_order(order, output, worker or result.worker, started)

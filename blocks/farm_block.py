@@ -31,7 +31,11 @@ class FarmBlock(Block, ABC):
     Prefect offers every block class in its catalogue that does not itself derive from ABC.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_require_block_type_slug)
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=_require_block_type_slug,
+        hide_input_in_errors=True,  # it may be a secret
+    )
 
     _logo_url: ClassVar[Any] = HttpUrl(LOGO_URL)
     _documentation_url: ClassVar[Any] = HttpUrl(f"{PROJECT_URL}#blocks")

@@ -12,6 +12,9 @@ from prefect_renderfarm.blocks.excerpt import excerpt
 # and a frame that is shown for an hour is a picture.
 _HIGHEST_FPS = 1000
 _LOWEST_FPS = Fraction(1, 1000)
+# FFmpeg reads no larger numerator or denominator of a rate: libavutil/parseutils.c,
+# av_parse_video_rate. Beyond 2**31, no container has the clock.
+_LARGEST_PART = 1_001_000
 _WRITTEN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?")
 
 
@@ -23,7 +26,7 @@ def parse_fps(value: object) -> Fraction:
             its digits: 29.97 is 2997/100; NTSC rates are written `"30000/1001"`.
 
     Raises:
-        ValueError: It is not a number from 0.001 to 1000.
+        ValueError: It is not a number from 0.001 to 1000, or more exact than the clock of a film.
     """
     shown = str(value) if isinstance(value, Fraction) else excerpt(value)
     nonsense = ValueError(f"fps {shown} is not a number or a string like '30000/1001'")
@@ -41,5 +44,10 @@ def parse_fps(value: object) -> Fraction:
     if not _LOWEST_FPS <= rate <= _HIGHEST_FPS:
         raise ValueError(
             f"fps {shown} is not above 0, at least {float(_LOWEST_FPS)}, and up to {_HIGHEST_FPS}"
+        )
+    if max(rate.numerator, rate.denominator) > _LARGEST_PART:
+        raise ValueError(
+            f"fps {shown} has more digits than the clock of a film takes: write it as a fraction, "
+            f"such as '{rate.limit_denominator(1001)}'"
         )
     return rate

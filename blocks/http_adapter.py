@@ -8,7 +8,15 @@ import threading
 from typing import Any, ClassVar, Self
 
 import httpx
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
@@ -23,10 +31,11 @@ from prefect_renderfarm.blocks.google_token import GoogleToken
 from prefect_renderfarm.blocks.http_address import check_address, place_of
 from prefect_renderfarm.blocks.http_client import HttpConnections, retry_after
 from prefect_renderfarm.blocks.http_status import Status, kind_of, words_of
+from prefect_renderfarm.blocks.masking import SHOWN, Mask, query_secrets
 from prefect_renderfarm.blocks.remote_adapter import RemoteAdapter
 from prefect_renderfarm.blocks.stoppable import call_until_stopped
 from prefect_renderfarm.blocks.worker_job import WorkerResult
-from prefect_renderfarm.blocks.worker_protocol import result_of
+from prefect_renderfarm.blocks.worker_protocol import payload_secrets, result_of
 
 # RFC 9110, section 5.6.2: what a header may be called.
 _HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
@@ -50,9 +59,6 @@ class HttpAdapter(RemoteAdapter):
         ```
     """
 
-    # An error that shows its input would show a secret.
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     _block_type_name: ClassVar[str | None] = "HTTP Adapter"
     _block_type_slug: ClassVar[str | None] = "http-adapter"
     _description: ClassVar[str | None] = (
@@ -60,8 +66,13 @@ class HttpAdapter(RemoteAdapter):
     )
 
     url: str = Field(
+        repr=False,
         title="URL",
-        description="The worker's address. https, unless it is on this machine.",
+        description=(
+            "The worker's address. https, unless it is on this machine. A key in its query is "
+            "kept out of logs, errors and runs, but shown to whoever may see this block: rather "
+            "give it as a header."
+        ),
     )
     token: SecretStr | None = Field(
         default=None,
@@ -124,6 +135,14 @@ class HttpAdapter(RemoteAdapter):
             raise ValueError("is empty, or has a space or line end around it or an odd character")
         return secret
 
+    @field_serializer("url")
+    def _without_query(self, url: str, info: SerializationInfo) -> str:
+        """Hide the query, but where the block is saved: runs show blocks among their parameters."""
+        if (info.context or {}).get("include_secrets"):
+            return url
+        address, mark, _ = url.partition("?")
+        return f"{address}{mark}{SHOWN if mark else ''}"
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         check_address(self.url, self.allow_http)
@@ -168,7 +187,7 @@ class HttpAdapter(RemoteAdapter):
                 raise WorkerRefused(said)
             case Status.LOST:
                 raise WorkerLost(said)
-        result = result_of(self._parsed(response), name)
+        result = result_of(self._parsed(response, payload_secrets(payload)), name)
         return dataclasses.replace(result, worker=result.worker or place_of(url))
 
     def _send(
@@ -210,16 +229,17 @@ class HttpAdapter(RemoteAdapter):
             headers["Authorization"] = f"Bearer {self._google.value()}"
         return headers
 
-    def _parsed(self, response: httpx.Response) -> Any:
+    def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
         """Return the answer's JSON, or its text if it is none, without the secrets we sent.
 
         A server that is no worker of ours may show what it was sent; errors quote answers.
         """
-        text = response.text
-        for name in filter(None, ("Authorization", self.header_name)):
-            if secret := response.request.headers.get(name, "").removeprefix("Bearer "):
-                text = text.replace(secret, "***")
+        headers = [
+            response.request.headers.get(name, "").removeprefix("Bearer ")
+            for name in ("Authorization", self.header_name or "")
+        ]
+        mask = Mask([*headers, *secrets, *query_secrets(self.url)])
         try:
-            return json.loads(text)
+            return mask.inside(json.loads(response.text))
         except ValueError:
-            return text
+            return mask(response.text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 import weakref
 from collections.abc import Coroutine, Mapping
@@ -20,6 +21,21 @@ _POLL_SECONDS = 0.1
 # Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
 _IDLE_SECONDS = 4.0
 Value = TypeVar("Value")
+
+
+class _WithoutQueries(logging.Filter):
+    """Keeps what may be secret in a URL out of httpx's log, which tells of each request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                each.copy_with(query=None, fragment=None) if isinstance(each, httpx.URL) else each
+                for each in record.args
+            )
+        return True
+
+
+logging.getLogger("httpx").addFilter(_WithoutQueries())
 
 
 class HttpConnections:

@@ -30,7 +30,7 @@ from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
 
 ROOT = "renderfarm"
 KNOWN = f"{ROOT}/known"
-_READERS = 16
+_READERS = 8  # boto3 keeps ten connections
 
 
 class JobStore:
@@ -196,7 +196,11 @@ class JobStore:
         old, new = str(result.stored_as), f"{place}/{Path(str(result.stored_as)).name}"
         for name in [""] if result.images is None else [f"/{image}" for image in result.images]:
             self.store.copy(old + name, new + name)
-        result = result.model_copy(update={"id": chunk_id, "stored_as": new})
+        with suppress(StorageError):  # a chunk is as good without its log
+            self.store.copy(str(result.log), f"{place}/log.txt")
+        result = result.model_copy(
+            update={"id": chunk_id, "stored_as": new, "log": f"{place}/log.txt"}
+        )
         self._note(result)
         return result
 

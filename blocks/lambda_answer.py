@@ -24,6 +24,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
     WorkerRefused,
 )
+from prefect_renderfarm.blocks.masking import NO_SECRETS, Mask
 
 # "The REPORT line", Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
 _BILLED = re.compile(r"Billed Duration: ([\d.]+) ms")
@@ -60,10 +61,15 @@ class LogTail:
     used_mb: int | None = None
 
     @classmethod
-    def of(cls, encoded: str | None) -> Self:
-        """Return the log tail that an answer carries, in Base64; an empty one if it has none."""
+    def of(cls, encoded: str | None, mask: Mask = NO_SECRETS) -> Self:
+        """Return the log tail that an answer carries, in Base64; an empty one if it has none.
+
+        Args:
+            encoded: The log tail as it came.
+            mask: Takes secrets out of it.
+        """
         try:
-            text = base64.b64decode(encoded or "").decode(errors="replace")
+            text = mask(base64.b64decode(encoded or "").decode(errors="replace"))
         except ValueError:
             return cls()
         lines = text.splitlines()

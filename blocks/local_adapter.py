@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks.allowed_programs import (
 from prefect_renderfarm.blocks.command_line import split_command
 from prefect_renderfarm.blocks.errors import CommandNotRunnable
 from prefect_renderfarm.blocks.ffmpeg_binary import path_with_ffmpeg
+from prefect_renderfarm.blocks.masking import LEAST_CHARACTERS, SHOWN, Mask
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import RunLog, run_log
 from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
@@ -82,7 +83,11 @@ class LocalAdapter(WorkerAdapter):
     secret_environment: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
         title="Secret environment",
-        description="Environment variables to set for commands whose values are kept secret.",
+        description=(
+            "Environment variables to set for commands whose values are kept secret. Where a "
+            f"command prints one of {LEAST_CHARACTERS} or more characters, logs, errors and kept "
+            f"output show {SHOWN} instead. Files that it writes are not looked at."
+        ),
     )
     ffmpeg: Path | None = Field(
         default=None,
@@ -147,6 +152,7 @@ class LocalAdapter(WorkerAdapter):
                         stop=job.stop,
                         timeout=job.timeout or self.timeout,
                         grace=self.grace,
+                        mask=Mask(self._secrets().values()),
                     )
                 )
         except FileNotFoundError as error:
@@ -182,10 +188,11 @@ class LocalAdapter(WorkerAdapter):
         names = (*PASSED_VARIABLES, *self.pass_variables)
         environment = {name: os.environ[name] for name in names if name in os.environ}
         environment |= self.environment
-        environment |= {
-            name: str(value) for name, value in self.secret_environment.get_secret_value().items()
-        }
-        return environment
+        return environment | self._secrets()
+
+    def _secrets(self) -> dict[str, str]:
+        given = self.secret_environment.get_secret_value()
+        return {name: str(value) for name, value in given.items()}
 
     def declared_environment(self) -> dict[str, Any]:
         """Return the variables that are set or passed on, and the FFmpeg that was chosen."""

@@ -8,13 +8,14 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from prefect_renderfarm.blocks import group_guard
 from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
+from prefect_renderfarm.blocks.masking import NO_SECRETS, Mask
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 400
@@ -25,21 +26,37 @@ _LINE_CHARACTERS = 8192
 class OutputTail:
     """The last lines of one output stream, each also handed to `on_line` as it comes."""
 
-    def __init__(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self, stream: IO[str], on_line: Callable[[str], None], mask: Mask = NO_SECRETS
+    ) -> None:
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._mask = mask
         self._thread = threading.Thread(target=self._read, args=(stream, on_line), daemon=True)
         self._thread.start()
 
     def _read(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
         with stream:
-            while line := stream.readline(_LINE_CHARACTERS):
-                text = line.rstrip("\n")
+            for text in self._texts(stream):
                 self._lines.append(text)
                 if text.strip():
                     # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
                     # program whose output is no longer read would wait for ever.
                     with suppress(Exception, SystemExit):
                         on_line(text)
+
+    def _texts(self, stream: IO[str]) -> Iterator[str]:
+        """Give the lines, without secrets; long lines in parts."""
+        held = ""
+        while line := stream.readline(_LINE_CHARACTERS):
+            text, held = self._mask(held + line.rstrip("\n")), ""
+            if len(line) == _LINE_CHARACTERS and not line.endswith("\n"):
+                # A secret may begin in this part and end in the next one.
+                end = max(len(text) - self._mask.longest, 0)
+                text, held = text[:end], text[end:]
+            if text or not held:
+                yield text
+        if held:
+            yield held
 
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""
@@ -111,6 +128,7 @@ def run_program(
     stop: threading.Event,
     timeout: float | None,
     grace: float,
+    mask: Mask = NO_SECRETS,
 ) -> tuple[int, str, str]:
     """Run a program to its end, with no shell and nothing on standard input.
 
@@ -126,6 +144,7 @@ def run_program(
         stop: Ends the program when set.
         timeout: Seconds after which the program is ended; None: never.
         grace: Seconds between SIGTERM and SIGKILL.
+        mask: Takes secrets out of the output.
 
     Returns:
         The exit code (128 + N if signal N ended the program), and the last lines of standard
@@ -142,8 +161,8 @@ def run_program(
     try:
         process = starter.started()
         assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
-        stdout = OutputTail(process.stdout, on_line)
-        stderr = OutputTail(process.stderr, on_line)
+        stdout = OutputTail(process.stdout, on_line, mask)
+        stderr = OutputTail(process.stderr, on_line, mask)
         _wait(process, name, stop, timeout)
     finally:
         starter.end(grace)

@@ -43,9 +43,11 @@ _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # Services of clouds to their own machines, besides link-local ones such as 169.254.169.254: Amazon
 # EC2 User Guide, "Instance metadata service"; Microsoft Learn, "What is IP address 168.63.129.16?";
-# Alibaba Cloud ECS, "Instance metadata".
+# Alibaba Cloud ECS, "Instance metadata". The last ones are for protocols (RFC 6890, table 7), and
+# public to Python before 3.11.9.
 _CLOUDS = [
-    ipaddress.ip_network(text) for text in ("fd00:ec2::/32", "168.63.129.16", "100.100.100.200")
+    ipaddress.ip_network(text)
+    for text in ("fd00:ec2::/32", "168.63.129.16", "100.100.100.200", "192.0.0.0/24")
 ]
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _BUCKET = re.compile(r"[A-Za-z0-9.*_-]+")

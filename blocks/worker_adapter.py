@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from prefect.blocks.abstract import ObjectStorageBlock
 
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
-from prefect_renderfarm.blocks.chunk_round import render_here
+from prefect_renderfarm.blocks.chunk_round import naming_chunk_and_worker, render_here
 from prefect_renderfarm.blocks.farm_block import FarmBlock
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
@@ -100,4 +100,6 @@ class WorkerAdapter(FarmBlock, ABC):
             WorkerError: As for `execute`; or the chunk's file is not what was planned.
             StorageError: The storage did not answer.
         """
+        with naming_chunk_and_worker(order, worker):
+            self.check_command(order.command)  # before its input is fetched
         return render_here(order, storage, self.execute, stop, worker)

@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks import errors
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
 from prefect_renderfarm.blocks.chunk_round import naming_chunk_and_worker
 from prefect_renderfarm.blocks.errors import RenderFarmError, WorkerLost
+from prefect_renderfarm.blocks.masking import query_secrets
 from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
@@ -91,6 +92,11 @@ def command_payload(job: WorkerJob) -> dict[str, Any]:
     return {"command": order.model_dump(mode="json")}
 
 
+def payload_secrets(payload: Mapping[str, Any]) -> list[str]:
+    """Return what may be secret in a payload: the signature of a presigned URL of input files."""
+    return query_secrets(str(payload.get("order", {}).get("assets") or ""))
+
+
 def answer_payload(
     payload: Mapping[str, Any],
     adapter: WorkerAdapter,
@@ -122,7 +128,9 @@ def answer_payload(
         else:
             raise ValueError("the payload has neither an order nor a command")
     except ValidationError as error:
-        raise ValueError(f"the payload is none of this version's: {error}") from None
+        # Without the values: they may be secret, and callers see the message.
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ValueError(f"the payload is none of this version's: {'; '.join(faults)}") from None
     except RenderFarmError as error:
         return WorkerAnswer(exit_code=1, worker=worker, failure=WorkerFailure.of(error))
     return WorkerAnswer(

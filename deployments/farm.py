@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from processes import ProcessFile
 
 ROOT = Path(__file__).resolve().parent.parent
 _PROCESS_POOL = ROOT / "deployments" / "pools" / "process.json"
+_AUTOMATIONS = ROOT / "deployments" / "automations.yaml"
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
@@ -95,6 +97,7 @@ class Farm:
         for pool in POOLS:
             self._make_pool(pool)
             self._start_worker(pool)
+        self._make_automations()
         self._run(
             [sys.executable, str(ROOT / "deployments" / "sample_blocks.py")],
             [*PREFECT, "--no-prompt", "deploy", "--all",
@@ -151,6 +154,18 @@ class Farm:
         body = {"name": pool, "type": "process", "base_job_template": template}
         if _ask(f"{self.api_url}/work_pools/", body) is None:
             raise SystemExit(f"work pool {pool!r} cannot be made at {self.api_url}")
+
+    def _make_automations(self) -> None:
+        """Make the automations of the file, but for those that are there, on or off."""
+        wanted = yaml.safe_load(_AUTOMATIONS.read_text(encoding="utf-8"))["automations"]
+        names = {"automations": {"name": {"any_": [item["name"] for item in wanted]}}}
+        found = _ask(f"{self.api_url}/automations/filter", names)
+        there = None if found is None else {item["name"] for item in found}
+        for item in wanted:
+            if there is not None and item["name"] in there:
+                continue
+            if there is None or _ask(f"{self.api_url}/automations/", item) is None:
+                raise SystemExit(f"automation {item['name']!r} cannot be made at {self.api_url}")
 
     def _wait_for_server(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

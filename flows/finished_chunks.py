@@ -13,7 +13,7 @@ from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.likeness import Likeness
 
-_ASKED_AT_ONCE = 16
+_ASKED_AT_ONCE = 8
 # More reasons than these are not read; how many there are is said in any case.
 _REASONS_TOLD = 20
 

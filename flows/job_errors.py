@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from prefect_renderfarm.blocks import JobError
 from prefect_renderfarm.blocks.excerpt import excerpt, one_line
+from prefect_renderfarm.blocks.url_guard import public_part
 
 
 @contextmanager
@@ -50,7 +51,10 @@ def _fault(first: ErrorDetails, field: str, cause: Exception | None) -> str:
         return f"{field} is missing"
     if not field:
         return reason
-    return f"{field} is {excerpt(first['input'])}: {reason}"
+    value = first["input"]
+    if isinstance(value, str):
+        value = public_part(value)  # a presigned URL's secret is in its query
+    return f"{field} is {excerpt(value)}: {reason}"
 
 
 def _chunk_name(data: Any, place: int) -> str:

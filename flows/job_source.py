@@ -19,6 +19,7 @@ from prefect_renderfarm.blocks.download import DownloadFailed, open_download
 from prefect_renderfarm.blocks.excerpt import excerpt, one_line
 from prefect_renderfarm.blocks.url_guard import UrlRefused, UrlRules, public_part
 from prefect_renderfarm.flows.job import RenderJob
+from prefect_renderfarm.flows.job_fields import require_plain
 from prefect_renderfarm.flows.job_text import MOST_BYTES, parse_spec, require_size
 from prefect_renderfarm.flows.parameters import relative_path_message
 
@@ -58,6 +59,8 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
     # A signed URL's secret is in its query, and the name goes into messages.
     name = f"job {excerpt(public_part(text), _SHOWN)}"
     scheme = text.partition("://")[0].lower() if "://" in text else None
+    if scheme is not None:
+        _require_plain_url(text, name)  # what reads URLs leaves line ends out
     if scheme == "https":
         return _parse(_read_https(text, name), name), None
     if scheme == "s3":
@@ -105,6 +108,13 @@ def read_limited(path: Path, name: str) -> bytes:
     return data
 
 
+def _require_plain_url(url: str, name: str) -> None:
+    try:
+        require_plain(url)
+    except ValueError as error:
+        raise JobError(f"{name}: {error}") from None
+
+
 def _parse(text: str | bytes, name: str) -> RenderJob:
     data = parse_spec(text, name)
     try:
@@ -126,7 +136,7 @@ def _read_s3(url: str, name: str) -> bytes:
     try:
         parts = urlsplit(url)
         UrlRules.of().require_bucket(parts.netloc)
-        client = boto3.client("s3", config=_S3_CLIENT)
+        client = boto3.Session().client("s3", config=_S3_CLIENT)
         answer = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
         require_size(answer["ContentLength"], name)
         data = bytearray()

@@ -12,7 +12,7 @@ from prefect_renderfarm.blocks.excerpt import excerpt, one_line
 MOST_BYTES = 100_000_000
 # Commas and opening brackets, in text as well as outside of it: those 100,000 chunks, with 40 in
 # each command. It is their number that has to be limited, since an object of 8 bytes takes 192 in
-# memory: now a text takes 1 GB at worst, and not 3 (tests/test_hostile_jobs.py).
+# memory: now a text takes 0.7 GB at worst, and not 3 (tests/test_hostile_jobs.py).
 MOST_PARTS = 5_000_000
 # A number of any use has 17 digits; reading one takes a time that grows with their square.
 _MOST_DIGITS = 100

@@ -24,6 +24,7 @@ from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.orphans import end_with_run
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -47,7 +48,7 @@ from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
-@flow(name="render-chunks", flow_run_name=batch_run_name)
+@flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
 def render_chunks(
     job: JobParameter,
     chunk_ids: list[int] | None = None,

@@ -31,6 +31,7 @@ from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
 from prefect_renderfarm.flows.merge_job import merge_job
 from prefect_renderfarm.flows.merge_run import MergeRun
+from prefect_renderfarm.flows.orphans import end_orphans, end_with_run
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -59,7 +60,7 @@ from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
-@flow(name="render-job", flow_run_name=job_run_name("render"))
+@flow(name="render-job", flow_run_name=job_run_name("render"), on_crashed=[end_with_run])
 def render_job(
     job: JobParameter,
     adapter: AdapterParameter = "local-adapter/default",
@@ -155,6 +156,7 @@ def render_job(
     folder.identify(chosen.adapter, film)
 
     with tagged(spec), ending_with_its_worker():
+        end_orphans(spec)
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",

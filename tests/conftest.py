@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deployments"))
 
 from farm import PREFECT, Farm  # noqa: E402
 from faulty_proxy import FaultyProxy, faulty_proxy  # noqa: E402
+from hostile_web import HostileWeb, hostile_web  # noqa: E402
 from http_samples import HttpWorker, working  # noqa: E402
 from lambda_server import LambdaServer, serving_functions  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
@@ -185,6 +186,14 @@ def proxy(http_worker: HttpWorker) -> Iterator[FaultyProxy]:
     """Start a faulty proxy in front of the HTTP worker."""
     with faulty_proxy(http_worker.url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileWeb]:
+    """Start a web server that means no good, whose certificate is trusted."""
+    with hostile_web(tmp_path) as web:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        yield web
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ class FaultyStorage:
         """Let nothing go wrong, until a test says so."""
         self.proxy.target, self.proxy.gate = self.s3.url, self.gate
         self.proxy.fail()
+        (self.temporary / "ballast").unlink(missing_ok=True)
         self.short, self.attempts = [], 0
         self.on_attempt, self.on_input = lambda _: None, lambda: None
 

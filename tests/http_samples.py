@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from pydantic import SecretStr
@@ -61,8 +61,15 @@ class HttpWorker:
 
 
 @contextmanager
-def working(environment: Mapping[str, str] | None = None) -> Iterator[HttpWorker]:
-    """Start a worker, which is ready some seconds later; kill it afterwards."""
+def working(
+    environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+) -> Iterator[HttpWorker]:
+    """Start a worker, which is ready some seconds later; kill it afterwards.
+
+    Args:
+        environment: Its variables, on top of the usual ones.
+        log: Takes its output; None: it goes where this process' output goes.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -73,7 +80,9 @@ def working(environment: Mapping[str, str] | None = None) -> Iterator[HttpWorker
         "HOST": "127.0.0.1",
         "PORT": str(port),
     } | dict(environment or {})
-    process = subprocess.Popen([sys.executable, SERVER], env=os.environ | given)
+    process = subprocess.Popen(
+        [sys.executable, SERVER], env=os.environ | given, stdout=log, stderr=log
+    )
     try:
         yield HttpWorker(process, port)
     finally:

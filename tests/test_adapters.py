@@ -220,13 +220,14 @@ def test_only_declared_variables_are_passed(
         secret_environment={"LICENCE": "s3cret"},
     )
     job = WorkerJob(
-        command=python("import json,os; print(json.dumps(dict(os.environ)))"),
+        command=python("import json,os; json.dump(dict(os.environ), open('seen', 'w'))"),
         cwd=tmp_path,
         environment={"CHUNK": "5"},
     )
     import json
 
-    seen = json.loads(adapter.execute(job).stdout)
+    adapter.execute(job)
+    seen = json.loads((tmp_path / "seen").read_text())
     assert "hunter2" not in seen.values()
     assert (seen["SCENE_CACHE"], seen["THREADS"], seen["LICENCE"], seen["CHUNK"]) == (
         "/cache", "2", "s3cret", "5",

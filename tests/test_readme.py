@@ -33,7 +33,7 @@ def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
     (tmp_path / "deployments").symlink_to(ROOT / "deployments")
     commands = blocks(README, "sh") + blocks(ASSEMBLY, "sh")
     lines = [line for block in commands for line in block.splitlines()]
-    assert len(lines) == 11
+    assert len(lines) == 12
     lines.insert(3, "python save_blocks.py")
     done = subprocess.run(
         ["bash", "-euxc", "\n".join(lines)],

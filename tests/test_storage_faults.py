@@ -183,7 +183,7 @@ def test_full_disk_of_a_worker(
     for chunk, words in [
         (0, r"the worker's disk at '{disk}.*' has only 9,\d{3},\d{3} bytes free"),
         (0, r"asset '.*': the worker's disk refuses it: .*No space left on device: '{disk}"),
-        (1, r"its command failed: .*No space left on device.*; the disk at '{disk}' has 0 of"),
+        (1, r"its command ended with exit code 1: .*No space left.*; the disk at '{disk}' has 0 "),
     ]:
         words = words.replace("{disk}", re.escape(str(disk)))
         assert re.search(rf"WorkerLost\(.chunk {chunk}: worker \S+: {words}", told), told

@@ -13,6 +13,10 @@ Environment, besides what the storage needs:
     RENDERFARM_BODY_LIMIT    largest payload in bytes; default 1000000
     RENDERFARM_TIMEOUT       longest time a command may run, in seconds; default none
     RENDERFARM_GRACE         seconds between SIGTERM and SIGKILL of a command; default 5
+    RENDERFARM_PROGRAMS      what commands may begin with, with commas between: names, such as
+                             ffmpeg, or absolute paths; default any program
+    RENDERFARM_URL_HOSTS, RENDERFARM_URL_SCHEMES
+                             which URLs of jobs are fetched; see `blocks/url_guard.py`
     PORT, HOST               where to listen; default 8080 on all addresses
 """
 
@@ -40,6 +44,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks.allowed_programs import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.url_guard import UrlRules
 from prefect_renderfarm.blocks.worker_protocol import WorkerAnswer, WorkerFailure, answer_payload
 
 LOG = logging.getLogger("renderfarm.http")
@@ -60,6 +66,7 @@ class Settings:
     body_limit: int = 1_000_000
     timeout: float | None = None
     grace: float = 5.0
+    programs: tuple[str, ...] = ()
     host: str = "0.0.0.0"  # noqa: S104 -- a container's only address
     port: int = 8080
 
@@ -69,7 +76,8 @@ class Settings:
 
         Raises:
             SystemExit: There is neither a token nor leave to work without one.
-            ValueError: A number is none.
+            ValueError: A number is none, or an allowed program neither a name nor a path.
+            SetupError: It is not said clearly which URLs may be fetched.
         """
         token = environment.get("RENDERFARM_TOKEN", "").strip()
         anyone = environment.get("RENDERFARM_ALLOW_ANYONE") == "1"
@@ -78,6 +86,7 @@ class Settings:
                 "RENDERFARM_TOKEN is not set: whoever reaches this worker could run commands on "
                 "it. Set it, or RENDERFARM_ALLOW_ANYONE=1 if the platform checks callers"
             )
+        UrlRules.of(environment)
         timeout = environment.get("RENDERFARM_TIMEOUT")
         return cls(
             token=token or None,
@@ -86,6 +95,7 @@ class Settings:
             body_limit=int(environment.get("RENDERFARM_BODY_LIMIT", "1000000")),
             timeout=float(timeout) if timeout else None,
             grace=float(environment.get("RENDERFARM_GRACE", "5")),
+            programs=tuple(listed_programs(environment.get(PROGRAMS_VARIABLE, ""))),
             host=environment.get("HOST") or "0.0.0.0",  # noqa: S104
             port=int(environment.get("PORT", "8080")),
         )
@@ -107,7 +117,9 @@ class Worker:
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
         self.name = name
-        self._adapter = LocalAdapter(timeout=settings.timeout, grace=settings.grace)
+        self._adapter = LocalAdapter(
+            timeout=settings.timeout, grace=settings.grace, programs=list(settings.programs)
+        )
         self._running: set[threading.Event] = set()
         self._ending = False
 
@@ -202,6 +214,19 @@ class Worker:
         return bytes(body)
 
 
+class WithoutQueries(logging.Filter):
+    """Keeps the query of a request, in which callers may send a key, out of the access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change what uvicorn tells of a request: who, method, path with query, and more."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                value.partition("?")[0] if isinstance(value, str) else value
+                for value in record.args
+            )
+        return True
+
+
 def make_app(worker: Worker) -> Starlette:
     """Return the application that serves a worker."""
     return Starlette(
@@ -231,6 +256,7 @@ def main() -> None:
     settings = Settings.of(os.environ)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     load_prefect_collections()  # takes seconds: now, and not in the first chunk
+    logging.getLogger("uvicorn.access").addFilter(WithoutQueries())
     worker = Worker(settings, worker_name(os.environ))
     config = uvicorn.Config(
         make_app(worker),

@@ -1,10 +1,17 @@
-"""The render farm's worker as an AWS Lambda function; `handler.handler` is its entry point."""
+"""The render farm's worker as an AWS Lambda function; `handler.handler` is its entry point.
+
+Its environment may say what jobs can do with it: RENDERFARM_PROGRAMS, what commands may begin with,
+such as `ffmpeg,/opt/blender/blender`; RENDERFARM_URL_HOSTS and RENDERFARM_URL_SCHEMES, which URLs
+it fetches (see `prefect_renderfarm.blocks.url_guard`).
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks.allowed_programs import PROGRAMS_VARIABLE, listed_programs
 from prefect_renderfarm.blocks.worker_protocol import answer_payload
 
 # Kept from the function's time limit, so that a command that takes too long is ended by us and the
@@ -24,13 +31,14 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         The answer, as JSON takes it.
 
     Raises:
-        ValueError: The payload is none of ours.
+        ValueError: The payload is none of ours, or an allowed program neither a name nor a path.
     """
     left = context.get_remaining_time_in_millis() / 1000
     margin = min(MARGIN * left, MOST_MARGIN_SECONDS)
     limit = round(left - margin, 1)
     # SIGTERM, then SIGKILL, have to be over before the margin is.
-    adapter = LocalAdapter(timeout=limit, grace=margin / 4)
+    programs = listed_programs(os.environ.get(PROGRAMS_VARIABLE, ""))
+    adapter = LocalAdapter(timeout=limit, grace=margin / 4, programs=programs)
     answer = answer_payload(_within(event, limit), adapter, worker_name(context))
     return answer.model_dump(mode="json")
 
