@@ -146,6 +146,7 @@ def test_runs_on_work_pools(api: FarmClient, state: State[Any]) -> None:
         found = client.read_deployment_by_name("render-chunks/cloud")
         child = client.create_flow_run_from_deployment(
             found.id,
+            parameters={"job": job.to_json()},
             parent_task_run_id=call.id,
             tags=tags,
             state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1)),
