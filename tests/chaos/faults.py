@@ -27,7 +27,7 @@ _BROKEN_ANSWERS = (
     Answer(503, b"<Error><Code>SlowDown</Code></Error>"),
 )
 # Requests of an undisturbed job through the storage, about: the fault begins at one of them.
-_REQUESTS = 150
+_REQUESTS = 80
 _POLL_SECONDS, _LOOK_SECONDS = 0.3, 0.05
 # So long after the begin of a chunk it is done or, of the last one, the film is being made.
 _MOST_LATE_SECONDS = 2.0

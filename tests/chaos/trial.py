@@ -95,11 +95,11 @@ class Stage:
         """Do one trial."""
         chance = Random(f"{self.seed} {kind} {number}")  # noqa: S311
         outcome = Outcome(kind, f"{kind}-{number:03d}")
+        # A run on a work pool costs seconds of CPU time to start, so most jobs have none.
+        share = {"worker": 0.5, "coordinator": 0.05}.get(kind, 0.0)
         deployed = chance.random()
-        batches = kind == "batch" or (kind in ("worker", "coordinator") and deployed < 0.15)
-        merge = kind == "merge" or (kind in ("worker", "coordinator") and deployed > 0.85)
-        if kind == "worker" and not batches:
-            merge = True
+        batches = kind == "batch" or deployed < share
+        merge = kind == "merge" or deployed > 1 - share
         stored = kind == "storage" or chance.random() < 0.3
         pause = 0.15 if not (batches or merge) else 0.4
         work = Work.make(self._clips, self.folder / outcome.title, pause)
