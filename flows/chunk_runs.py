@@ -143,7 +143,9 @@ class ChunkRuns:
     def _result(self, chunk_id: int) -> ChunkResult:
         result = self._done.results[chunk_id]
         more = self._losses.count[chunk_id] + self._done.refused[chunk_id]
-        return result.model_copy(update={"attempts": result.attempts + more})
+        # A manifest in a storage was written by who knows of one attempt only.
+        failed = sum(attempt.chunk == chunk_id for attempt in self._failures.all)
+        return result.model_copy(update={"attempts": max(result.attempts, 1 + failed) + more})
 
     def _look(self) -> None:
         """Take note of how the runs are and of what is done; take back what runs did not do."""

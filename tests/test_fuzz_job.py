@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -43,22 +44,8 @@ NUMBERS = [
     *(1.0, 1.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"), True, False),
 ]
 RATES = [
-    *(
-        24,
-        25.0,
-        29.97,
-        "30000/1001",
-        " 24 ",
-        "24/1",
-        "1/0",
-        "0/1",
-        "1e400",
-        "-24",
-        "٢٤",
-        1000,
-        1001,
-    ),
-    *("999999999/999999998", 24000 / 1001, "0.001", "0.0001"),
+    *(24, 25.0, 29.97, "30000/1001", " 24 ", "24/1", "1/0", "0/1", "1e400", "-24", 1000, 1001),
+    *("٢٤", "999999999/999999998", 24000 / 1001, "0.001", "0.0001"),
 ]
 URLS = [
     *("in", "../in", "s3://b/p", "https://h/a.zip?secret", "file:///x", "http://[", "x\ny"),
@@ -119,15 +106,15 @@ def altered(draw: st.DrawFn) -> Any:
                 return value
             owner[key] = value
         elif what == "other":
-            owner[key] = draw(st.sampled_from([value for _, _, value in values(spec)]))
+            owner[key] = copy.deepcopy(draw(st.sampled_from(values(spec)))[2])
         elif what == "remove":
             del owner[key]
         elif isinstance(owner, dict):
-            owner[SNAKE.get(key, draw(st.text(max_size=5)))] = owner[key]
+            owner[SNAKE.get(key, draw(st.text(max_size=5)))] = copy.deepcopy(owner[key])
             if what == "rename":
                 owner.pop(key, None)
         else:
-            owner.append(owner[key])
+            owner.append(copy.deepcopy(owner[key]))
     return spec
 
 
@@ -231,17 +218,7 @@ def test_any_values(examples: int) -> None:
 
 PARTS = [
     *(b"", b'"', b"\\", b"{", b"}", b"[" * 2_000, b",", b":", b"\0", b"\xff", b"\xed\xa0\x80"),
-    *(
-        b"NaN",
-        b"1e400",
-        b"9" * 5_000,
-        b"\\ud800",
-        b"\xef\xbb\xbf",
-        b'"id":1,',
-        b"\n",
-        b"-",
-        b"true",
-    ),
+    *(b"NaN", b"1e400", b"9" * 5_000, b"\\ud800", b"\xef\xbb\xbf", b'"id":1,', b"\n", b"-"),
 ]
 
 
