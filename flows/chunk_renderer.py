@@ -90,10 +90,8 @@ class ChunkRenderer:
         self._rounds.begin(chunk)
         self.running[chunk.id] = attempt
         try:
-            result = attempt.run()
-            self._likeness.check(result)
+            result = self._attempt(attempt)
         except BaseException as error:
-            self._rounds.withdraw(chunk)
             if isinstance(error, Exception):
                 self.failures.add(chunk.id, self._tried[chunk.id], attempt.age, error)
             raise
@@ -102,6 +100,19 @@ class ChunkRenderer:
         result = result.model_copy(update={"attempts": self._tried[chunk.id]})
         result = self._rounds.publish(chunk, result)
         self.done[chunk.id] = result
+        return result
+
+    def _attempt(self, attempt: RunningAttempt) -> ChunkResult:
+        try:
+            result = attempt.run()
+        except BaseException:
+            self._rounds.clear(attempt.chunk)
+            raise
+        try:
+            self._likeness.check(result)
+        except BaseException:
+            self._rounds.withdraw(attempt.chunk)
+            raise
         return result
 
     def pace(self) -> Pace:

@@ -72,8 +72,12 @@ class ChunkRounds(ABC):
         """Let the chunk count as done, unless it does so already; return its manifest."""
 
     @abstractmethod
+    def clear(self, chunk: Chunk) -> None:
+        """Leave nothing half-written of an attempt that failed."""
+
+    @abstractmethod
     def withdraw(self, chunk: Chunk) -> None:
-        """Leave nothing of the chunk that could be taken for a good one."""
+        """Let a chunk count as done no more whose file does not fit the others."""
 
 
 class _SharedRounds(ChunkRounds):
@@ -115,6 +119,9 @@ class _SharedRounds(ChunkRounds):
         result = result.model_copy(update={"published_at": datetime.now(UTC)})
         self._folder.publish_chunk(chunk, result)
         return result
+
+    def clear(self, chunk: Chunk) -> None:
+        self._folder.drop_chunk(chunk)
 
     def withdraw(self, chunk: Chunk) -> None:
         self._folder.drop_chunk(chunk)
@@ -180,6 +187,9 @@ class _StoredRounds(ChunkRounds):
 
     def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
         return result
+
+    def clear(self, chunk: Chunk) -> None:
+        return  # if it was done and only its answer was lost, its manifest is worth keeping
 
     def withdraw(self, chunk: Chunk) -> None:
         try:

@@ -46,7 +46,7 @@ def handler(event, context):
 @pytest.fixture(scope="module")
 def faulty(functions: LambdaServer) -> AwsLambdaAdapter:
     """Return an adapter for a function that does what its command says, all of it wrong."""
-    return functions.adapter(functions.function("faulty", FAULTY, timeout=2))
+    return functions.adapter(functions.function("faulty", FAULTY, timeout=2), busy_wait=0)
 
 
 @pytest.mark.parametrize(

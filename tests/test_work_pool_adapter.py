@@ -137,8 +137,10 @@ def test_killed_batch_renders_only_what_is_missing(api: FarmClient, tmp_path: Pa
 def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
     """A chunk that fails for good fails the job with its own message; no run goes on."""
     job = job_of(6, tmp_path, id="failing")
-    wait = f"{job.chunks[0].command} --wait-for '{tmp_path / 'never'}'"
-    job = with_commands(job, {0: wait, 4: f"{job.chunks[4].command} --fail"})
+    began = tmp_path / "began"
+    wait = f"{job.chunks[0].command} --child '{began}' --wait-for '{tmp_path / 'never'}'"
+    fail = f"{job.chunks[4].command} --wait-for '{began}' --fail"
+    job = with_commands(job, {0: wait, 4: fail})
     adapter = two_runs(chunks_per_run=3)
     with pytest.raises(CommandFailed, match=r"^chunk 4: .*exit code 1: .*asked to fail"):
         render_job(job, adapter=adapter, job_dir=tmp_path, merge=False, retries=1, retry_delay=0)
