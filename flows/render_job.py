@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks import (
 from prefect_renderfarm.blocks.flow_runs import find_deployment
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
-from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
+from prefect_renderfarm.flows.adapter_use import check_adapter, check_commands, job_slot
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.attempts import Attempts, SlowChunks, check_attempts
 from prefect_renderfarm.flows.film_place import film_place
@@ -139,6 +139,8 @@ def render_job(
     merger = chosen.merge_adapter or chosen.adapter
     if assembly is Assembly.MERGED and not merger.runs_commands:
         raise SetupError(f"a {type(merger).__name__} runs no merge command: name a merge_adapter")
+    if assembly is Assembly.MERGED:
+        check_commands(merger, [("the merge command", spec.merge_command or "")])
     rules = _check_film(folder, chosen.stitcher, film, assembly)
     wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
     merge_run = None
