@@ -8,7 +8,6 @@ import threading
 from typing import Any, ClassVar, Literal
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
@@ -113,11 +112,18 @@ class AwsLambdaAdapter(RemoteAdapter):
             raise SetupError(str(problem)) from None
 
     def declared_environment(self) -> dict[str, Any]:
-        """Return which code the function has, if these credentials may ask; else its name."""
+        """Return which code the function has, if these credentials may ask; else its name.
+
+        Raises:
+            SetupError: There is no answer; nobody can tell then which chunks are this code's.
+        """
         try:
             client = self._new_client(_CHECK_ATTEMPTS)
             code = client.get_function_configuration(**self._request())["CodeSha256"]
-        except (ClientError, BotoCoreError):
+        except Exception as error:
+            problem = service_error(error, f"adapter {self.get_block_type_slug()}", self.function)
+            if not isinstance(problem, WorkerRefused):
+                raise SetupError(str(problem)) from None
             code = ""  # lambda:GetFunctionConfiguration is not needed to render
         return {"function": self.function, "code": code}
 

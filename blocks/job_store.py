@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,6 +31,8 @@ from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
 
 ROOT = "renderfarm"
 KNOWN = f"{ROOT}/known"
+# The clocks of a storage's machines differ, and times are rounded to seconds.
+_SKEW = timedelta(seconds=5)
 _READERS = 8  # boto3 keeps ten connections
 
 
@@ -100,7 +103,7 @@ class JobStore:
         """Return what is wrong with the files of finished chunks, by the chunks' ids.
 
         No file is read: one is altered if it has another size, or was written after its manifest,
-        by the storage's own clock. What slips through is found when it is fetched.
+        by the storage's own clocks. What slips through is found when it is fetched.
 
         Raises:
             StorageError: The storage did not answer.
@@ -118,7 +121,7 @@ class JobStore:
             if len(files) < len(names):
                 faults[result.id] = "its file is gone"
             elif sum(file.size for file in files) != result.size or (
-                manifest and max(file.modified for file in files) > manifest.modified
+                manifest and max(file.modified for file in files) > manifest.modified + _SKEW
             ):
                 faults[result.id] = "its file was altered"
         return faults

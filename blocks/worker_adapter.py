@@ -56,6 +56,9 @@ class WorkerAdapter(FarmBlock, ABC):
 
         Variables, an image, a version: whatever is chosen here and would make another picture. No
         secrets. A chunk that was rendered with another one is rendered again. Called after `check`.
+
+        Raises:
+            SetupError: It cannot be told now, but may be another time.
         """
         return {}
 

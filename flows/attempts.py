@@ -98,14 +98,16 @@ class Failures:
 
     Args:
         most: Number of failed attempts that may be; None: any.
-
-    Attributes:
-        told: Called with all of them whenever one more is known; None: nobody is told.
+        tell: Called with all of them whenever one more is known; None: nobody is told.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        self.told: Callable[[Sequence[FailedAttempt]], None] | None = None
+    def __init__(
+        self,
+        most: int | None = None,
+        tell: Callable[[Sequence[FailedAttempt]], None] | None = None,
+    ) -> None:
         self._most = most
+        self._tell = tell
         self._all: list[FailedAttempt] = []
         self._lock = threading.Lock()
 
@@ -134,30 +136,28 @@ class Failures:
         with self._lock:
             known = {(one.chunk, one.kind, one.message) for one in self._all}
             self._all.append(failed)
-        if self.told is not None:
-            self.told(self.all)
+        if self._tell is not None:
+            self._tell(self.all)
         if isinstance(error, ChunkFileError) and (chunk, failed.kind, failed.message) in known:
             raise RepeatedFault(f"{error}, for the second time: it is not tried again") from None
-        self._check(error)
+        self.check()
 
     def take(self, others: Iterable[FailedAttempt]) -> None:
-        """Take note of failed attempts of a run that this one has started.
-
-        Raises:
-            TooManyFailures: The job has had more than it may have.
-        """
+        """Take note of failed attempts of a run that this one has started."""
         with self._lock:
             self._all.extend(others)
-            last = self._all[-1] if self._all else None
-        if last is not None:
-            self._check(last.message)
 
-    def _check(self, last: object) -> None:
-        count = len(self.all)
-        if self._most is not None and count > self._most:
+    def check(self) -> None:
+        """Give up if the job has failed too often.
+
+        Raises:
+            TooManyFailures: It has had more failed attempts than it may have.
+        """
+        failed = self.all
+        if self._most is not None and len(failed) > self._most:
             raise TooManyFailures(
-                f"{count} attempts of the job have failed, and max_failures is {self._most}; "
-                f"the last one: {last}"
+                f"{len(failed)} attempts of the job have failed, and max_failures is {self._most}; "
+                f"the last one: {failed[-1].message}"
             ) from None
 
 

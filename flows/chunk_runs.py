@@ -168,6 +168,7 @@ class ChunkRuns:
             self._take_failures(run)
             if run.chunks:
                 self._losses.judge(run)
+                self._failures.check()
                 others = {chunk.id for other in self._runs for chunk in other.chunks}
                 self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
         for run in self._runs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 
 from prefect_renderfarm.blocks import ChunkFileError
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
@@ -36,16 +37,25 @@ class DoneChunks:
         chunks: Sequence[Chunk],
         rules: ChunkRules,
         retries: int,
-        done: Mapping[int, ChunkResult],
+        done: Mapping[int, ChunkResult] = MappingProxyType({}),
     ) -> None:
-        self.results = dict(done)
+        self.results: dict[int, ChunkResult] = {}
         self.refused: Counter[int] = Counter()
         self._folder = folder
         self._chunks = chunks
         self._likeness = Likeness(rules)
-        for result in self.results.values():
-            self._likeness.check(result)
         self._retries = retries
+        self.add(done)
+
+    def add(self, done: Mapping[int, ChunkResult]) -> None:
+        """Take note of chunks that are known to be done, by their ids.
+
+        Raises:
+            ChunkFileError: One does not fit the others.
+        """
+        for result in done.values():
+            self._likeness.check(result)
+        self.results |= done
 
     def look(self, chunks: Sequence[Chunk] | None = None) -> list[Chunk]:
         """Take note of the chunks that are done by now.

@@ -25,6 +25,7 @@ from prefect_renderfarm.blocks.assembly_progress import watching
 from prefect_renderfarm.blocks.errors import NotAppendableError, RenderStopped
 from prefect_renderfarm.blocks.image_sequence import has_number
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.adapter_use import check_commands
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_rounds import require_success
@@ -118,6 +119,7 @@ def merge_job(
             elif assembly is Assembly.MERGED:
                 name = "adapter" if merge_adapter is None else "merge_adapter"
                 runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
+                check_commands(runner, [("the merge command", spec.merge_command or "")])
                 report = _run_merge_command(folder, arrivals, runner, film)
             else:
                 report = MergeReport(assembly=assembly)

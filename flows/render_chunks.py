@@ -17,10 +17,10 @@ from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
 from prefect_renderfarm.flows.attempts import (
     Attempts,
     FailedAttempt,
+    Failures,
     SlowChunks,
     check_attempts,
 )
-from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
@@ -125,14 +125,15 @@ def render_chunks(
     ):
         results: list[ChunkResult] = []
         given = {chunk.id for chunk in chunks}
+        failures = Failures(max_failures, _tell_failures(folder))
         while chunks:
-            done = finished_chunks(folder, chunks, rules, force=force)
             how = SharedRendering(
-                folder, chunks, runner, rules, attempts, done,
-                width=concurrency or runner.default_concurrency(), family=family,
+                folder, chunks, runner, rules, attempts,
+                width=concurrency or runner.default_concurrency(), failures=failures,
+                force=force, family=family,
             )  # fmt: skip
-            how.failures.told = _tell_failures(folder)
-            results += how.render()
+            with how:
+                results += how.render()
             chunks = _more(folder, given)
             given |= {chunk.id for chunk in chunks}
     return sorted(results, key=lambda result: result.id)

@@ -23,9 +23,8 @@ from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.adapter_use import check_adapter, check_commands, job_slot
 from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.attempts import Attempts, SlowChunks, check_attempts
+from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks, check_attempts
 from prefect_renderfarm.flows.film_place import film_place
-from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
@@ -166,12 +165,14 @@ def render_job(
             folder.path,
         )  # fmt: skip
         started = time.monotonic()
-        done = finished_chunks(folder, spec.chunks, rules, force=force)
+        failures = Failures(max_failures)
         how = SharedRendering(
-            folder, spec.chunks, chosen.adapter, rules, attempts, done, width=width
-        )
+            folder, spec.chunks, chosen.adapter, rules, attempts,
+            width=width, failures=failures, force=force,
+        )  # fmt: skip
         ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
-        with job_slot(chosen.adapter), ahead or nullcontext():
+        # The merge run comes last: it takes for done what has a manifest.
+        with how, job_slot(chosen.adapter), ahead or nullcontext():
             chunks = how.render()
         rendered = time.monotonic()
         merged: Any = MergeReport(assembly=assembly)
@@ -189,8 +190,8 @@ def render_job(
             frames=sum(chunk.frame_count for chunk in chunks),
             fps=str(spec.metadata.rate),
             chunks=tuple(chunks),
-            reused=tuple(sorted(done)),
-            failed_attempts=how.failures.all,
+            reused=tuple(sorted(how.reused)),
+            failed_attempts=failures.all,
             assembly=merged.assembly,
             film=merged.film,
             stitch=merged.stitch,

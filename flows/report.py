@@ -101,7 +101,7 @@ def _totals(report: RenderReport) -> list[tuple[str, str]]:
     busy = sum(chunk.seconds for chunk in chunks)
     totals = [
         ("Chunks", f"{len(chunks):,}"),
-        ("Chunks from earlier runs", f"{len(report.reused):,}"),
+        ("Chunks from other runs", f"{len(report.reused):,}"),
         ("Frames", f"{report.frames:,} at {report.fps} a second"),
         ("Size of all chunks", human_size(sum(chunk.size for chunk in chunks))),
         ("Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"),

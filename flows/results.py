@@ -46,7 +46,7 @@ class RenderReport(_Result):
     fps: str = Field(description="Frames a second, as a fraction.")
     chunks: tuple[ChunkResult, ...] = Field(description="The chunks, in order of id.")
     reused: tuple[int, ...] = Field(
-        default=(), description="Ids of the chunks that earlier runs had rendered."
+        default=(), description="Ids of the chunks that other runs have rendered."
     )
     failed_attempts: tuple[FailedAttempt, ...] = Field(
         default=(), description="The attempts that failed, of this run."

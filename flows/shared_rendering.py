@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Self
 
 from prefect_renderfarm.blocks import StorageError, StorageRefused, WorkerAdapter
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
@@ -11,6 +13,7 @@ from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.attempts import Attempts, Failures
 from prefect_renderfarm.flows.done_chunks import DoneChunks
+from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
@@ -23,20 +26,23 @@ _POLL_SECONDS = 1.0
 class SharedRendering:
     """Renders chunks that no other run has, then waits for those that another is at.
 
-    What another run does not do, because it fails, is ended or dies, this one does.
+    A context: entering takes the chunks that no other run has, and finds out which of them are done
+    already; only of its own ones may a run say that they are not. What another run does not do,
+    because it fails, is ended or dies, this one does.
 
     Args:
-        folder: The job's folder.
+        folder: The job's folder, which knows what the chunks are known by.
         chunks: The chunks.
         adapter: Where commands run.
         rules: What the stitcher asks of chunks.
         attempts: How chunks are tried.
-        done: Those of the chunks that need not be rendered, by their ids.
         width: Number of chunks to render at once.
+        failures: Takes the attempts that fail.
+        force: Whether to render chunks anew that are done.
         family: See `Lease`.
 
     Attributes:
-        failures: The attempts that failed.
+        reused: The ids of the chunks that other runs have rendered.
 
     Raises:
         SetupError: The storage is not saved, so that other machines could not load it.
@@ -49,21 +55,37 @@ class SharedRendering:
         adapter: WorkerAdapter,
         rules: ChunkRules,
         attempts: Attempts,
-        done: Mapping[int, ChunkResult],
         *,
         width: int,
+        failures: Failures,
+        force: bool = False,
         family: str | None = None,
     ) -> None:
-        self.failures = Failures(attempts.max_failures)
+        self.reused: set[int] = set()
         self._folder = folder
         self._chunks = chunks
         self._adapter = adapter
         self._rules = rules
         self._attempts = attempts
         self._width = width
-        self._done = DoneChunks(folder, chunks, rules, attempts.retries, done)
-        self._lease = Lease(folder, family=family)
+        self._failures = failures
+        self._force = force
+        self._done = DoneChunks(folder, chunks, rules, attempts.retries)
+        self._seen: set[int] = set()
+        self._warned = False
+        self._lease = Lease(folder, [chunk.id for chunk in chunks], family=family)
         self._rendering = self._rendering_of(chunks)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._lease)
+            self._find_finished(self._lease.mine)
+            self._rendering = self._rendering_of(self._left())
+            stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
 
     def pace(self) -> Pace:
         """Return how far the rendering is; may be called from another thread."""
@@ -80,25 +102,48 @@ class SharedRendering:
             StorageError: The storage did not answer.
         """
         told = False
-        with self._lease:
-            while left := [chunk for chunk in self._chunks if chunk.id not in self._done.results]:
-                ids = [chunk.id for chunk in left]
-                mine = self._lease.take(ids)
-                if mine:
-                    self._render([chunk for chunk in left if chunk.id in mine])
-                    self._lease.let_go(mine)
-                    continue
-                if not told:
-                    told = True
-                    who = self._lease.waiting_for(ids)
-                    run_log().info("%d chunks are rendered by other runs: %s", len(ids), who)
-                time.sleep(_POLL_SECONDS)
-                self._look(left)
+        while left := self._left():
+            ids = [chunk.id for chunk in left]
+            mine = self._lease.take(ids)
+            if mine:
+                self._find_finished(mine)
+                self._render([chunk for chunk in self._left() if chunk.id in mine])
+                self._lease.let_go(mine)
+                continue
+            if not told:
+                told = True
+                who = self._lease.waiting_for(ids)
+                run_log().info("%d chunks are rendered by other runs: %s", len(ids), who)
+            time.sleep(_POLL_SECONDS)
+            self._look_for(left)
         return [self._done.results[chunk.id] for chunk in self._chunks]
 
+    def _left(self) -> list[Chunk]:
+        return [chunk for chunk in self._chunks if chunk.id not in self._done.results]
+
+    def _find_finished(self, mine: Collection[int]) -> None:
+        """Find out which of its own chunks need no rendering, as soon as they are its own."""
+        new = [chunk for chunk in self._left() if chunk.id in mine and chunk.id not in self._seen]
+        if new:
+            found = finished_chunks(self._folder, new, self._rules, force=self._force)
+            self._seen |= {chunk.id for chunk in new}
+            self._done.add(found)
+            self.reused |= found.keys()
+
+    def _look_for(self, chunks: Sequence[Chunk]) -> None:
+        """Take note of the chunks that other runs have done meanwhile."""
+        before = set(self._done.results)
+        try:
+            self._done.look(chunks)
+        except StorageRefused:
+            raise
+        except StorageError as error:
+            if not self._warned:
+                self._warned = True
+                run_log().warning("the storage does not say what is done: %s", error)
+        self.reused |= self._done.results.keys() - before
+
     def _render(self, chunks: Sequence[Chunk]) -> None:
-        self._look(chunks)  # another run may have done them since this one looked
-        chunks = [chunk for chunk in chunks if chunk.id not in self._done.results]
         self._rendering = self._rendering_of(chunks)
         results = self._rendering.render()
         self._done.results.update((result.id, result) for result in results)
@@ -106,13 +151,5 @@ class SharedRendering:
     def _rendering_of(self, chunks: Sequence[Chunk]) -> Rendering:
         return rendering(
             self._folder, chunks, self._adapter, self._rules, self._attempts, self._done.results,
-            width=self._width, failures=self.failures, lease=self._lease,
+            width=self._width, failures=self._failures, lease=self._lease,
         )  # fmt: skip
-
-    def _look(self, chunks: Sequence[Chunk]) -> None:
-        try:
-            self._done.look(chunks)
-        except StorageRefused:
-            raise
-        except StorageError as error:
-            run_log().warning("the storage does not say what is done: %s", error)

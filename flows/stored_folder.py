@@ -14,6 +14,7 @@ from prefect_renderfarm.blocks import (
     JobError,
     SetupError,
     StorageError,
+    StorageRefused,
     WorkerError,
 )
 from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
@@ -22,6 +23,7 @@ from prefect_renderfarm.blocks.chunk_file import remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.blocks.publishing import disk_of
+from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import MergeReport, RenderReport
@@ -78,6 +80,11 @@ class StoredFolder(JobFolder):
             return ""
         try:
             return assets_version(self.assets, self.store.store)
+        except StorageRefused as error:
+            # Only workers may read that bucket.
+            run_log().warning("input files that change under the same address are not noticed: %s",
+                              error)  # fmt: skip
+            return self.assets
         except (StorageError, WorkerError) as error:
             raise SetupError(str(error)) from None
 

@@ -12,9 +12,10 @@ from lambda_server import LambdaServer
 from storage_samples import S3Server
 from test_hostile_jobs import refusal
 
-from prefect_renderfarm.blocks import CommandNotRunnable, LocalAdapter, WorkerJob
+from prefect_renderfarm.blocks import CommandNotRunnable, JobError, LocalAdapter, WorkerJob
 from prefect_renderfarm.blocks.allowed_programs import listed_programs
-from prefect_renderfarm.flows import render_chunks, render_job
+from prefect_renderfarm.blocks.command_line import split_command
+from prefect_renderfarm.flows import merge_job, render_chunks, render_job
 from prefect_renderfarm.flows.adapter_use import check_commands
 
 SCRIPT = "#!/bin/sh\necho evil\n"
@@ -135,6 +136,19 @@ def test_job_is_refused_before_its_first_chunk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     report = render_job(small_job(), adapter=adapter, job_dir=tmp_path / "job", merge=False)
     assert len(report.chunks) == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("api")
+def test_merge_command_is_refused_before_the_first_chunk(tmp_path: Path) -> None:
+    """A merge command is held to the list when the job begins, and when it is merged alone."""
+    job = small_job(f"--note '{tmp_path / 'note'}'", merge_command="sh -c 'exit 0'")
+    adapter = LocalAdapter(programs=[split_command(job.chunks[0].command)[0]])
+    with pytest.raises(JobError, match="the merge command: program 'sh' is none"):
+        render_job(job, adapter=adapter, job_dir=tmp_path)
+    assert not (tmp_path / "note").exists()
+    render_job(job, adapter=adapter, job_dir=tmp_path, merge=False)
+    with pytest.raises(JobError, match="the merge command: program 'sh' is none"):
+        merge_job(job, adapter=adapter, job_dir=tmp_path)
 
 
 def test_worker_holds_to_its_own_list(s3: S3Server, tmp_path: Path) -> None:

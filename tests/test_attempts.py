@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.blocks.errors import RepeatedFault, TooManyFailures
 from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
-from prefect_renderfarm.flows.attempts import Attempts
+from prefect_renderfarm.flows.attempts import Attempts, FailedAttempt, Failures
 from prefect_renderfarm.flows.report import report_markdown
 
 
@@ -48,6 +48,18 @@ def test_pauses_grow_up_to_a_limit() -> None:
         assert len(set(pauses)) > 50
     assert Attempts(retry_delay=0).pause(3) == 0
     assert 450 <= Attempts(retry_delay=900).pause(7) <= 900
+
+
+def test_failures_of_runs_count_together() -> None:
+    """What runs tell is counted; it ends a job only where that is asked."""
+    failures = Failures(1)
+    failed = FailedAttempt(chunk=0, attempt=1, seconds=1, kind="WorkerLost", message="gone")
+    failures.take([failed])
+    failures.check()
+    failures.take([failed])
+    assert failures.all == (failed, failed)
+    with pytest.raises(TooManyFailures, match=r"2 attempts.*is 1.*gone"):
+        failures.check()
 
 
 @pytest.mark.usefixtures("api")

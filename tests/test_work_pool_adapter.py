@@ -22,6 +22,7 @@ from test_end_to_end import STITCH, is_final
 
 from prefect_renderfarm.blocks import (
     CommandFailed,
+    LocalAdapter,
     SetupError,
     WorkerJob,
     WorkPoolAdapter,
@@ -240,6 +241,17 @@ def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:
     while queue:
         found.append(len(queue.next_batch(frame_seconds, 0)))
     return found
+
+
+def test_image_and_variables_are_the_environment(api: FarmClient) -> None:
+    """What the runs' machines are made of, and what their adapter sets, decides what chunks are."""
+    LocalAdapter(environment={"OCIO": "one"}).save("declared", overwrite=True)
+    plain = two_runs(worker_adapter="local-adapter/declared").declared_environment()
+    other = two_runs(
+        worker_adapter="local-adapter/declared", job_variables={"image": "blender:4"}
+    ).declared_environment()
+    assert plain["adapter"] == other["adapter"] == {"environment": {"OCIO": "one"}}
+    assert other["runs"] == plain["runs"] | {"image": "blender:4"}
 
 
 def test_batches_last_as_long_as_wanted(tmp_path: Path) -> None:
