@@ -32,6 +32,7 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="renderfarm-tests-")
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deployments"))
 
+from asset_samples import Travels, watched_travels  # noqa: E402
 from farm import PREFECT, Farm  # noqa: E402
 from faulty_proxy import FaultyProxy, faulty_proxy  # noqa: E402
 from hostile_web import HostileWeb, hostile_web  # noqa: E402
@@ -203,3 +204,18 @@ def without_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> str:
     path = os.pathsep.join(folder for folder in folders if not (Path(folder) / "ffmpeg").exists())
     monkeypatch.setenv("PATH", path)
     return path
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test a folder for temporary files of its own, and so a cold cache."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def travels(monkeypatch: pytest.MonkeyPatch) -> Travels:
+    """Take down what travels."""
+    return watched_travels(monkeypatch)

@@ -17,7 +17,7 @@ from jobs import RENDERER, save_job, small_job, with_commands
 from media_samples import frame_hashes, samples_of, sweep
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from test_adapters import gone, wait_for
+from processes_here import gone, wait_for
 
 from prefect_renderfarm.flows import RenderJob
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import FarmClient
 from farm import Farm
 from processes import ProcessFile
-from test_adapters import gone, wait_for
+from processes_here import gone, wait_for
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 PARENT = [

@@ -14,9 +14,9 @@ from faulty_proxy import Answer, Fault, FaultyProxy, faulty_proxy
 from http_samples import HttpWorker, Running, working
 from media_samples import Recipe, frame_hashes, write_clip
 from prefect_aws.s3 import S3Bucket
+from processes_here import assert_all_gone, family, gone, wait_for
 from pydantic import SecretStr
 from storage_samples import S3Server, keys
-from test_adapters import assert_all_gone, family, gone, wait_for
 from test_storage import render
 
 from prefect_renderfarm.blocks import (

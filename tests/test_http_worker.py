@@ -13,8 +13,8 @@ from types import ModuleType
 import httpx
 import pytest
 from http_samples import SERVER, TOKEN, HttpWorker, Running
+from processes_here import family, python, wait_for
 from storage_samples import S3Server
-from test_adapters import family, python, wait_for
 
 from prefect_renderfarm.blocks import (
     WorkerJob,

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import stitch_here
 from media_samples import Recipe, frame_hashes, write_clip
+from processes_here import wait_for
 from stitch_here import CHUNK_FRAMES, STOPPED
-from test_adapters import wait_for
 
 ATTEMPTS = 20
 CHUNKS = 100

@@ -18,7 +18,7 @@ from jobs import save_job, small_job
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Crashed, Failed, Running, Scheduled
-from test_adapters import gone, wait_for
+from processes_here import gone, wait_for
 from test_end_to_end import assert_film, is_final
 from test_work_pool_adapter import process_of
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import FarmClient
 from jobs import save_job, small_job, with_commands
 from prefect.client.schemas.objects import FlowRun
-from test_adapters import wait_for
+from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher

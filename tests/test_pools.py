@@ -20,7 +20,7 @@ from jobs import with_commands
 from lambda_server import wait_for_answer
 from pool_samples import POOLS, make_pool, template, working
 from prefect.client.orchestration import SyncPrefectClient
-from test_adapters import wait_for
+from processes_here import wait_for
 from test_work_pool_adapter import batches, in_background, job_of, rendered
 
 from prefect_renderfarm.blocks import WorkPoolAdapter

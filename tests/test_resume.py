@@ -12,7 +12,7 @@ from coordinator import start_coordinator
 from jobs import save_job, with_commands
 from media_samples import frame_hashes
 from prefect_aws.s3 import S3Bucket
-from test_adapters import gone, wait_for
+from processes_here import gone, wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 from test_work_pool_adapter import batches, job_of, process_of, rendered, two_runs
 

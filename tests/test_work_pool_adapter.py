@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Running
 from prefect_aws.s3 import S3Bucket
-from test_adapters import gone, wait_for
+from processes_here import gone, wait_for
 from test_end_to_end import STITCH, is_final
 
 from prefect_renderfarm.blocks import (
