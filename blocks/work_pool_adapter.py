@@ -112,7 +112,10 @@ class WorkPoolAdapter(WorkerAdapter):
     job_variables: dict[str, Any] = Field(
         default={},
         title="Job variables",
-        description="What runs have other than their deployment: image, cpu, memory.",
+        description=(
+            "What runs have other than their deployment: image, cpu, memory. No place for secrets: "
+            "Prefect shows them with each run."
+        ),
     )
     poll_seconds: float = Field(
         default=1.0,

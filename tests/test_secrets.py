@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import lambda_server
 import pytest
@@ -31,7 +32,7 @@ from secret_samples import (
     objects_of,
     telling,
 )
-from storage_samples import S3Server
+from storage_samples import S3Server, serving
 
 from prefect_renderfarm.blocks import (
     AwsLambdaAdapter,
@@ -51,11 +52,21 @@ PLACES = (
 
 
 @pytest.fixture(scope="module")
+def own_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Start an S3 server whose secret no other test has given to the farm on purpose."""
+    with serving(tmp_path_factory.mktemp("s3"), f"s3cret-{uuid4().hex}") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def evidence(
-    api: FarmClient, s3: S3Server, functions: LambdaServer, tmp_path_factory: pytest.TempPathFactory
+    api: FarmClient,
+    own_s3: S3Server,
+    functions: LambdaServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Evidence]:
     """Run good and failing jobs with marks in all places that take secrets."""
-    folder = tmp_path_factory.mktemp("secrets")
+    folder, s3 = tmp_path_factory.mktemp("secrets"), own_s3
     marks = Marks(storage=s3.secret, function=lambda_server.SECRET)
     for name in ("told", "jobs"):
         (folder / name).mkdir()
