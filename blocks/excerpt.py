@@ -32,6 +32,17 @@ def excerpt(value: object, most: int = _MOST_CHARACTERS) -> str:
     return _KINDS.get(type(value), f"a {type(value).__name__[:most]}")
 
 
+def printable(text: str) -> str:
+    """Return a text with Python's escapes for what would not be shown as it is, but for tabs.
+
+    An ESC might write elsewhere on a terminal, and PostgreSQL takes no log that holds a NUL.
+    """
+    if text.isprintable():
+        return text
+    shown = (part if part.isprintable() or part == "\t" else repr(part)[1:-1] for part in text)
+    return "".join(shown)
+
+
 def one_line(text: object, most: int = 300) -> str:
     """Return a text that others wrote, such as a server's error, as part of a message.
 
@@ -39,6 +50,5 @@ def one_line(text: object, most: int = 300) -> str:
         text: The text.
         most: Number of characters that are kept.
     """
-    words = " ".join(str(text)[: 4 * most].split())
-    shown = "".join(part if part.isprintable() else repr(part)[1:-1] for part in words)
+    shown = printable(" ".join(str(text)[: 4 * most].split()))
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"

@@ -15,6 +15,7 @@ from typing import IO
 
 from prefect_renderfarm.blocks import group_guard
 from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
+from prefect_renderfarm.blocks.excerpt import printable
 from prefect_renderfarm.blocks.masking import NO_SECRETS, Mask
 
 _POLL_SECONDS = 0.05
@@ -36,7 +37,7 @@ class OutputTail:
 
     def _read(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
         with stream:
-            for text in self._texts(stream):
+            for text in map(printable, self._texts(stream)):
                 self._lines.append(text)
                 if text.strip():
                     # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a

@@ -3,7 +3,9 @@
     python deployments/farm.py up [--port PORT] [--api-url URL] [--state FOLDER]
     python deployments/farm.py down [--state FOLDER]
 
-All of it lives in the state folder; nothing is written to the user's home or Prefect profile.
+All of it lives in the state folder; nothing is written to the user's home or Prefect profile. The
+server's database is SQLite in that folder, or the one of PREFECT_SERVER_DATABASE_CONNECTION_URL,
+which is read from the environment because it holds a password.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ _PROCESS_POOL = ROOT / "deployments" / "pools" / "process.json"
 _AUTOMATIONS = ROOT / "deployments" / "automations.yaml"
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
+_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 _DEFAULT_PORT = 4200
 _START_SECONDS = 180.0
@@ -114,12 +117,15 @@ class Farm:
 
     def _start_server(self, port: int) -> None:
         self._remember(f"http://127.0.0.1:{port}/api")
+        # Only the server's own environment holds it: workers and commands have no need of it.
+        database = {_DATABASE: os.environ[_DATABASE]} if _DATABASE in os.environ else {}
         self._processes.start(
             "server",
             [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             cwd=self.state,
             log=self.state / "server.log",
             environment=self.environment()
+            | database
             | {
                 "PREFECT_SERVER_UI_API_URL": self.api_url,
                 # By default the server needs 41 s of CPU time to record 1,000 task runs; so, 7 s.
@@ -140,7 +146,11 @@ class Farm:
             cwd=self.state / pool,
             log=self.state / f"{name}.log",
             environment=self.environment()
-            | {"PREFECT_WORKER_QUERY_SECONDS": "0.5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+            | {
+                "PREFECT_WORKER_QUERY_SECONDS": "1",
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+                "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+            },
         )  # fmt: skip
 
     def _make_pool(self, pool: str) -> None:

@@ -50,7 +50,7 @@ from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.render_watch import why_no_more_chunks
 from prefect_renderfarm.flows.report import human_size
 from prefect_renderfarm.flows.results import Assembly, MergeReport
-from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.run_names import job_run_name, tag_run
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.stored_job import find_stored_job
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
@@ -110,7 +110,8 @@ def merge_job(
     film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, glue, film)
     arrivals = ChunkArrivals(folder, patience, why_no_more_chunks())
-    with tagged(spec), ending_with_its_worker():
+    tag_run(spec)
+    with ending_with_its_worker():
         try:
             if assembly is Assembly.STITCHED and glue is not None and film is not None:
                 if (track := folder.audio_track()) is not None:

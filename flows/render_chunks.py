@@ -41,7 +41,7 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
     load_storage,
 )
-from prefect_renderfarm.flows.run_names import batch_run_name, tagged
+from prefect_renderfarm.flows.run_names import batch_run_name, tag_run
 from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
@@ -117,8 +117,8 @@ def render_chunks(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
     check_attempts(attempts, block)
+    tag_run(spec)
     with (
-        tagged(spec, task_runs=False),
         ending_with_its_worker(),
         _leaving_word(folder),
         job_slot(runner),

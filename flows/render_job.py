@@ -53,7 +53,7 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
-from prefect_renderfarm.flows.run_names import job_run_name, tagged
+from prefect_renderfarm.flows.run_names import job_run_name, tag_run
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
@@ -156,7 +156,8 @@ def render_job(
     folder.prepare(film=film)
     folder.identify(chosen.adapter, film)
 
-    with tagged(spec), ending_with_its_worker():
+    tag_run(spec)
+    with ending_with_its_worker():
         end_orphans(spec)
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(

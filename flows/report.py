@@ -40,9 +40,9 @@ def publish_report(report: RenderReport) -> None:
 
 def report_markdown(report: RenderReport) -> str:
     """Return the report as Markdown: where the film is, totals, and a table of the chunks."""
-    lines = [f"# {report.job}", "", f"**{_ASSEMBLY[report.assembly]}.**"]
+    lines = [f"# {_cell(report.job)}", "", f"**{_ASSEMBLY[report.assembly]}.**"]
     if report.film is not None:
-        lines += ["", f"Film: `{report.film}`"]
+        lines += ["", f"Film: {_cell(str(report.film))}"]
     lines += ["", "| Total | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _totals(report)]
     if report.failed_attempts:

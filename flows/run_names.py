@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
@@ -76,19 +74,14 @@ def job_tag(job: RenderJob) -> str:
     return f"job:{job.title}"
 
 
-@contextmanager
-def tagged(job: RenderJob, *, task_runs: bool = True) -> Iterator[None]:
-    """Give the job's tag to the current flow run and to the runs that start inside the block.
+def tag_run(job: RenderJob) -> None:
+    """Give the job's tag to the current flow run.
 
-    Args:
-        job: The job.
-        task_runs: Whether to give it to them, too. A task run that has a tag asks the server for
-            leave before it begins, and stands still while the server does not answer.
+    Its task runs have none: one that has a tag asks the server for leave before it begins, and an
+    error of the server then fails the flow run (Prefect 3.8.8).
     """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         with get_client(sync_client=True) as client:
             run = context.flow_run
             client.update_flow_run(run.id, tags={*run.tags, job_tag(job)})
-    with tags(job_tag(job)) if task_runs else nullcontext():
-        yield

@@ -115,6 +115,7 @@ def test_slow_chunk_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.long
 def test_slow_chunk_is_ended(tmp_path: Path) -> None:
     """An attempt that is ended for being slow has failed, and the next one may be faster."""
     job = job_with(tmp_path, {4: f"--hang-once '{tmp_path / 'flag'}'"}, chunks=5)

@@ -237,7 +237,10 @@ def test_cancel_ends_all_children(api: FarmClient, tmp_path: Path) -> None:
     assert list((tmp_path / "chunks").iterdir()) == []
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    "kill",
+    [pytest.param(False, id="SIGTERM"), pytest.param(True, id="SIGKILL", marks=pytest.mark.long)],
+)
 def test_a_worker_that_ends_leaves_nothing_behind(
     api: FarmClient, tmp_path: Path, kill: bool
 ) -> None:

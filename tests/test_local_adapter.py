@@ -98,6 +98,13 @@ def test_output_is_logged_line_by_line(tmp_path: Path, caplog: pytest.LogCapture
     assert "chunk 1 | one" in caplog.messages
 
 
+def test_control_characters_are_escaped(tmp_path: Path) -> None:
+    """What a command prints cannot move a terminal's cursor, nor keep a database from taking it."""
+    code = "print('a' + chr(27) + '[2Jb' + chr(0) + chr(9) + 'ö')"
+    result = LocalAdapter().execute(WorkerJob(command=python(code), cwd=tmp_path))
+    assert result.stdout == r"a\x1b[2Jb\x00" + "\tö"
+
+
 def test_long_output_is_cut(tmp_path: Path) -> None:
     """Only the last lines come back, however much a command writes."""
     job = WorkerJob(command=python("[print(n) for n in range(5000)]"), cwd=tmp_path)

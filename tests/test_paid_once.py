@@ -21,7 +21,10 @@ from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
 pytestmark = pytest.mark.usefixtures("api")
 
 
-@pytest.fixture(params=["folder", "storage"])
+BOTH = pytest.mark.parametrize("place", ["folder", "storage"], indirect=True)
+
+
+@pytest.fixture(params=["folder", pytest.param("storage", marks=pytest.mark.long)])
 def storage(request: pytest.FixtureRequest) -> S3Bucket | None:
     """Return a bucket; or None, for a job whose chunks travel through its folder."""
     if request.param == "folder":
@@ -95,6 +98,7 @@ def test_a_new_run_renders_nothing_again(place: Place) -> None:
     assert len(frame_hashes(film)) == 12
 
 
+@BOTH
 def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     """A job is another one when a command changes; its other chunks are those of the first."""
     job = place.job()
@@ -107,6 +111,7 @@ def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     assert place.render(job)[1] == []  # in a folder, too: the other command made the same file
 
 
+@BOTH
 def test_what_is_gone_or_altered_is_rendered_again(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +182,7 @@ def test_batches_render_what_is_left(place: Place) -> None:
     assert other.reused == (0, 2)
 
 
+@BOTH
 def test_an_old_job_may_go(place: Place) -> None:
     """What a job takes over from another is its own: the other's chunks may be deleted."""
     if place.storage is None:

@@ -48,6 +48,7 @@ def test_template_holds_together(api: FarmClient, kind: str) -> None:
     assert placeholders(base["job_configuration"]) <= variables.keys()
     assert variables["command"]["default"] == COMMAND
     assert variables["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert variables["env"]["default"]["PREFECT_CLIENT_RETRY_EXTRA_CODES"] == "500"
     make_pool(api.farm, kind, f"whole-{kind}")
     with SyncPrefectClient(api.farm.api_url) as client:
         assert client.read_work_pool(f"whole-{kind}").type == kind

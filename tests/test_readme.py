@@ -52,6 +52,7 @@ def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
     assert "nightly" in done.stdout or "0 2 * * *" in done.stdout
 
 
+@pytest.mark.long
 def test_cloud_page(api: FarmClient, s3: S3Server, tmp_path: Path) -> None:
     """What the page on the cloud tells a user to type on his own machine works, in its order."""
     storage, functions = blocks(CLOUD, "python")

@@ -93,6 +93,7 @@ def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
     assert time.monotonic() - started > 1.5
     assert [chunk.attempts for chunk in report.chunks] == [2, 2, 2]
     markdown = report_markdown(report)
+    assert markdown.startswith("# `small`\n")
     assert "| Attempts | 6 |" in markdown
 
 

@@ -49,10 +49,10 @@ def frames(job: RenderJob) -> list[str]:
 
 
 # The others through the storage, too, but in smaller jobs: see test_storage and test_http_jobs.
-LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("local", "http")]
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("local", "http", "work-pool")]
 
 
-@pytest.mark.parametrize("kind", ["lambda", "work-pool", *LONG])
+@pytest.mark.parametrize("kind", ["lambda", *LONG])
 def test_same_film_by_every_adapter(
     api: FarmClient, s3: S3Server, job: RenderJob, frames: list[str], kind: str,
     tmp_path: Path, request: pytest.FixtureRequest,

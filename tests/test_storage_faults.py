@@ -36,8 +36,13 @@ from prefect_renderfarm.flows import RenderReport, merge_job, render_job
 from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 KINDS = ["local", "lambda", "http", "work-pool"]
-# Runs on a work pool take seconds to start.
-POOL_LATER = [*KINDS[:3], pytest.param("work-pool", marks=pytest.mark.long)]
+# Functions and runs on a work pool take seconds to start.
+SLOW_LATER = [
+    "local",
+    "http",
+    pytest.param("lambda", marks=pytest.mark.long),
+    pytest.param("work-pool", marks=pytest.mark.long),
+]
 REFUSED = {"bucket": "lambda", "credentials": "work-pool", "read-only": "http"}
 DISK_BYTES = 96_000_000
 
@@ -120,7 +125,7 @@ def render(
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOW_LATER)
 def test_broken_uploads_are_repeated(
     kind: str, adapter: WorkerAdapter, storage: FaultyStorage, work: Work, bucket: S3Bucket,
     tmp_path: Path,
@@ -155,7 +160,7 @@ def test_storage_that_loses_bytes_fails_the_job(
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("kind", POOL_LATER)
+@pytest.mark.parametrize("kind", SLOW_LATER)
 def test_full_disk_of_a_worker(
     kind: str, adapter: WorkerAdapter, storage: FaultyStorage, work: Work, bucket: S3Bucket,
     api: FarmClient, tmp_path: Path, caplog: pytest.LogCaptureFixture,

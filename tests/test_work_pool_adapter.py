@@ -153,6 +153,7 @@ def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_cancel_ends_the_runs(api: FarmClient, tmp_path: Path) -> None:
     """Cancelling the job ends its runs and their renderers within seconds."""
     two_runs(chunks_per_run=2).save("pairs", overwrite=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -15,6 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
 
 from farm import Farm  # noqa: E402
 from media_samples import Recipe, write_clip  # noqa: E402
+from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkPoolAdapter  # noqa: E402
 from prefect_renderfarm.flows import plan_job, render_job  # noqa: E402
@@ -22,7 +26,7 @@ from prefect_renderfarm.flows import plan_job, render_job  # noqa: E402
 CHUNKS, WIDTH = 10_000, 2
 
 
-def bench_scale(folder: Path) -> None:
+def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
     """Render many chunks whose command is a copy: here, and by runs on a work pool."""
     from conftest import PORT  # not in the process that coordinates: it sets up a server's address
 
@@ -30,13 +34,48 @@ def bench_scale(folder: Path) -> None:
     try:
         farm.up(port=PORT)
         for way in ("tasks", "runs"):
-            command = [sys.executable, __file__, str(folder / way), way, str(CHUNKS)]
-            done = subprocess.run(
-                command, env=farm.environment(), stdout=subprocess.PIPE, text=True, check=True
-            )
+            command = [sys.executable, __file__, str(folder / way), way, str(chunks)]
+            with _looked_at(farm):
+                done = subprocess.run(
+                    command, env=farm.environment(), stdout=subprocess.PIPE, text=True, check=True
+                )
             print(done.stdout.splitlines()[-1])
     finally:
         farm.down()
+
+
+@contextmanager
+def _looked_at(farm: Farm) -> Iterator[None]:
+    """Ask the server once a second what the page of a run asks it; print what it took to answer."""
+    over, taken, failed = threading.Event(), list[float](), 0
+    runs = {"sort": "START_TIME_DESC", "limit": 20}
+    tasks = {"task_runs": {"name": {"like_": "chunk"}}, "sort": "EXPECTED_START_TIME_DESC"}
+
+    def look() -> None:
+        nonlocal failed
+        with SyncPrefectClient(farm.api_url) as client:
+            while not over.wait(1):
+                started = time.monotonic()
+                answers = [
+                    client._client.post("/flow_runs/filter", json=runs),
+                    client._client.post("/task_runs/filter", json=tasks | {"limit": 20}),
+                ]
+                taken.append(time.monotonic() - started)
+                failed += any(answer.is_error for answer in answers)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    taken.sort()
+    print(
+        f"the server, asked {len(taken)} times meanwhile: {statistics.median(taken):.2f} s to "
+        f"answer, 95 % in {taken[len(taken) * 95 // 100]:.2f} s, all in {taken[-1]:.2f} s, "
+        f"{failed} errors"
+    )
 
 
 def coordinate(folder: Path, way: str, chunks: int) -> None:
