@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
+from prefect_renderfarm.blocks.whole_file import remove_all_leftovers
 
 # With less than this free, a command would most likely fail, and say something else.
 LEAST_FREE_BYTES = 64_000_000
 # What is older, or more than this, makes room. AWS Lambda gives a function 10 GB at most.
 _MOST_BYTES = 20_000_000_000
 _MOST_SECONDS = 7 * 86_400
-_LEFTOVER_SECONDS = 86_400
 _POLL_SECONDS = 0.05
 
 
@@ -116,13 +116,11 @@ class AssetCache:
         require_room(self.folder, size)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
+        remove_all_leftovers(self.folder)
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
-                found = path.stat()
                 if not path.name.startswith((".", "lock-")):
-                    yield path, found
-                elif ".part" in path.name and time.time() - found.st_mtime > _LEFTOVER_SECONDS:
-                    path.unlink()  # of a worker that was killed
+                    yield path, path.stat()
 
     @contextmanager
     def _lock(self, name: str, stop: threading.Event) -> Iterator[None]:

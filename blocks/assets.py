@@ -10,7 +10,6 @@ storage) finds its input there: nothing is laid out for it.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -28,12 +27,10 @@ from prefect_renderfarm.blocks.chunk_file import file_sha256
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
 from prefect_renderfarm.blocks.job_store import ROOT, JobStore
 from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.whole_file import is_temporary
 
 ASSETS = f"{ROOT}/assets"
 NEXT_LIST = "assets-next.json"
-
-# What `whole_file` calls files that are not finished.
-_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)
 
 
 class AssetFile(BaseModel):
@@ -212,7 +209,7 @@ def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
 
 def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if skip(path) or _UNFINISHED.fullmatch(path.name):
+        if skip(path) or is_temporary(path.name):
             continue
         real = path.resolve()
         if path.is_symlink() and not real.is_relative_to(root):

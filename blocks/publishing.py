@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError
-from prefect_renderfarm.blocks.whole_file import whole_file
+from prefect_renderfarm.blocks.whole_file import remove_leftovers, whole_file
 
 # Less than this is free: the disk may well be why a film could not be written.
 _NEARLY_FULL_BYTES = 1_000_000
@@ -18,10 +18,13 @@ _NEARLY_FULL_BYTES = 1_000_000
 def publishing(output: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write a film to; then give it its name.
 
+    What a killed process left of this film is removed first.
+
     Raises:
         AssemblyError: The film cannot be written; the message names the disk and its free space.
     """
     # The inner one looks at the disk while what fills it is still there.
+    remove_leftovers(output)
     with _naming_errors(output), whole_file(output) as film, naming_the_disk(output):
         yield film
 

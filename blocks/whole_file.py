@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import glob
+import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+_HEX_DIGITS = 32  # of an UUID
+_OLD_SECONDS = 3600.0
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)
 
 
 @contextmanager
@@ -19,11 +25,10 @@ def whole_file(final: Path) -> Iterator[Path]:
 
     When the block ends well, the file is flushed to the disk and takes the place of `final` in one
     step (POSIX rename()), and the rename is flushed, too. When it does not, the temporary file is
-    removed and `final` is as it was. The temporary name keeps the ending of `final`; what a killed
-    process left of such names is removed first.
+    removed and `final` is as it was. The temporary name keeps the ending of `final`. For what a
+    killed process leaves of such names, see `remove_leftovers` and `remove_all_leftovers`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(final)
     with _held(final, Path.touch) as temporary:
         yield temporary
         _flush(temporary)
@@ -52,8 +57,44 @@ def temporary_name(final: Path) -> Path:
 
 def remove_leftovers(final: Path) -> None:
     """Remove temporary files and folders of `final` that no living process holds."""
-    pattern = f"{glob.escape(_stem(final))}{'[0-9a-f]' * 32}.part{glob.escape(final.suffix)}"
-    for path in final.parent.glob(pattern):
+    stem, end = _stem(final), f".part{final.suffix}"
+    _remove_free(
+        path
+        for path in _temporaries(final.parent)
+        if path.name.startswith(stem) and path.name[len(stem) + _HEX_DIGITS :] == end
+    )
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders in a folder that nobody holds or has written to lately.
+
+    Not every network file system tells one machine what another one holds.
+    """
+    old = time.time() - _OLD_SECONDS
+    _remove_free(path for path in _temporaries(folder) if _modified(path) < old)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file or folder with this name is one that is not finished."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _temporaries(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as found:
+            return [Path(entry.path) for entry in found if is_temporary(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _modified(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return math.inf
+
+
+def _remove_free(paths: Iterable[Path]) -> None:
+    for path in paths:
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
             try:

@@ -30,7 +30,7 @@ from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.image_sequence import has_number, list_images
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.url_guard import public_part
-from prefect_renderfarm.blocks.whole_file import write_whole
+from prefect_renderfarm.blocks.whole_file import remove_all_leftovers, write_whole
 from prefect_renderfarm.flows.chunk_identity import chunk_identity, environment_digest
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path, require_inside
 from prefect_renderfarm.flows.job_files import RECORDS
@@ -83,6 +83,14 @@ class JobFolder(JobRecords):
             raise SetupError(
                 f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
             ) from None
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed left unfinished an hour ago or earlier."""
+        folders = {self.chunk_file(chunk).parent for chunk in self.job.chunks}
+        records = [self.path / RECORDS / "known", self.records, *self.records.glob("*/")]
+        for folder in [*records, *folders]:
+            remove_all_leftovers(folder)
 
     def identify(self, adapter: WorkerAdapter, film: Path | None = None) -> None:
         """Take note of what else than their commands decides what the chunks are.

@@ -105,6 +105,7 @@ def merge_job(
     path = job_dir or default_folder(spec, job_file_folder)
     folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
     folder.forget_merge()
+    folder.tidy()
     glue = None if stitcher is None else load_stitcher(stitcher)
     place = film_place(folder, output_file)
     film = place.path if place else None

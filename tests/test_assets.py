@@ -191,6 +191,7 @@ def test_damaged_cache_is_noticed(store: JobStore, tmp_path: Path, travels: Trav
     [file] = send_assets(store, write(tmp_path / "in", {"a": b"1"}), tmp_path / "in").files
     leftover = AssetCache().folder / f".{file.sha256}.{'0' * 32}.part"
     leftover.write_bytes(b"ha")
+    os.utime(leftover, (0, 0))
     lay_out(LIST, store.store, workspace(tmp_path, "one"), GO)
     (tmp_path / "one/a").chmod(0o644)
     (tmp_path / "one/a").write_bytes(b"2")

@@ -35,10 +35,11 @@ def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
         farm.up(port=PORT)
         for way in ("tasks", "runs"):
             command = [sys.executable, __file__, str(folder / way), way, str(chunks)]
-            with _looked_at(farm):
+            with (folder / "log").open("ab") as log, _looked_at(farm):
                 done = subprocess.run(
-                    command, env=farm.environment(), stdout=subprocess.PIPE, text=True, check=True
-                )
+                    command, env=farm.environment(), stdout=subprocess.PIPE,
+                    stderr=log, text=True, check=True,
+                )  # fmt: skip
             print(done.stdout.splitlines()[-1])
     finally:
         farm.down()
@@ -86,13 +87,16 @@ def coordinate(folder: Path, way: str, chunks: int) -> None:
         chunks, 24, chunks=chunks, id=f"scale-{way}",
         command_template=f"cp {shlex.quote(str(clip))} {{output}}",
     )  # fmt: skip
+    # Prefect takes 512 kB of parameters, which are some 3,000 chunks: so the job is a file.
+    file = folder / "job.json"
+    file.write_text(job.to_json())
     adapter = (
         LocalAdapter()
         if way == "tasks"
         else WorkPoolAdapter(max_runs=WIDTH, target_minutes=2, poll_seconds=1)
     )
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
-    report = render_job(job, adapter=adapter, job_dir=folder, concurrency=WIDTH, merge=False)
+    report = render_job(str(file), adapter=adapter, job_dir=folder, concurrency=WIDTH, merge=False)
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert len(report.chunks) == chunks
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

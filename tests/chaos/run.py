@@ -17,6 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
+# deployments/automations.yaml: a run from Python is lost when it is silent for 10 minutes; it may
+# have said something just before it was killed, and the server looks once a minute or so.
+_LOST_SECONDS = 780.0
 
 
 def main() -> int:
@@ -36,7 +39,11 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(SHARES), help="kinds of faults, with commas")
     parser.add_argument("--lanes", type=int, default=3, help="jobs at a time, where that may be")
     parser.add_argument("--minutes", type=float, default=60, help="then no more jobs are begun")
-    parser.add_argument("--final-runs", action="store_true", help="fail if a flow run stays open")
+    parser.add_argument(
+        "--final-runs",
+        action="store_true",
+        help="wait for the automations, and fail if a run stays open",
+    )
     parser.add_argument("--keep", type=Path, help="a new folder, for the logs to stay in")
     options = parser.parse_args()
     # The farm is stopped then, too.
@@ -51,8 +58,9 @@ def main() -> int:
         print(f"seed {options.seed}", flush=True)
         counts = shares(options.runs, options.kinds.split(","))
         result = run_suite(
-            stage, counts, lanes=options.lanes, seconds=60 * options.minutes, tell=True
-        )
+            stage, counts, lanes=options.lanes, seconds=60 * options.minutes,
+            patience=_LOST_SECONDS if options.final_runs else 0, tell=True,
+        )  # fmt: skip
     print(result.table())
     wrong = result.faults()
     if options.final_runs:

@@ -1,0 +1,68 @@
+"""Files that appear whole, and what killed processes leave of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs import small_job
+
+from prefect_renderfarm.blocks.whole_file import (
+    remove_all_leftovers,
+    remove_leftovers,
+    temporary_name,
+    whole_file,
+)
+from prefect_renderfarm.flows.job_folder import JobFolder
+
+
+def left_over(final: Path, *, hours: float = 0.0) -> Path:
+    """Leave an unfinished file behind, as a killed process does; return its path."""
+    path = temporary_name(final)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("half of it")
+    moment = path.stat().st_mtime - 3600 * hours
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_leftovers_of_one_file(tmp_path: Path) -> None:
+    """Only what is left of the same file goes, at once, and only if nobody is writing it."""
+    film = tmp_path / "film [1].mp4"
+    left = left_over(film)
+    others = [left_over(tmp_path / name) for name in ("film.mp4", "film [1].mkv", "a film [1].mp4")]
+    with whole_file(film) as held:
+        held.write_text("film")
+        remove_leftovers(film)
+        assert held.exists()
+    assert film.read_text() == "film"
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+
+
+def test_leftovers_of_a_folder(tmp_path: Path) -> None:
+    """What is old goes; what is new, held or no temporary file stays; no folder is no error."""
+    old, new = left_over(tmp_path / "a.json", hours=2), left_over(tmp_path / "b.json")
+    own = tmp_path / ".my.part.mp4"
+    own.touch()
+    os.utime(own, (0, 0))
+    with whole_file(tmp_path / "c.json") as held:
+        held.touch()
+        os.utime(held, (0, 0))
+        remove_all_leftovers(tmp_path)
+        assert held.exists()
+    assert not old.exists()
+    assert new.exists()
+    assert own.exists()
+    remove_all_leftovers(tmp_path / "missing")
+
+
+def test_a_run_tidies_its_job(tmp_path: Path) -> None:
+    """Before a run begins, old leftovers go: among the records, manifests and chunks."""
+    folder = JobFolder(tmp_path, small_job(output_template="chunks/{id}.mp4"))
+    places = [folder.job_file, folder.records / "chunks" / "000000.json",
+              folder.records / "leases" / "x.json", tmp_path / ".renderfarm" / "known" / "y.json",
+              tmp_path / "chunks" / "0.mp4"]  # fmt: skip
+    left = [left_over(place, hours=2) for place in places]
+    folder.prepare()
+    assert [path for path in left if path.exists()] == []
