@@ -2,7 +2,7 @@
 
     make bench                 all of them
     python tests/benchmarks/run.py NAME…       stitch, last-chunk, memory, storage, film-memory,
-                               work-pool, scale or job
+                               work-pool, scale, prefect-cache or job
 
 Machines are shared and noisy: all ways are measured several times, turn by turn, and the ratio is
 that of the medians.
@@ -24,6 +24,7 @@ from conftest import PORT, FarmClient  # noqa: E402
 from farm import Farm  # noqa: E402
 from film_memory import BENCHES as FILM_MEMORY  # noqa: E402
 from jobs import clip_command  # noqa: E402
+from prefect_cache import BENCHES as PREFECT_CACHE  # noqa: E402
 from scale import BENCHES as SCALE  # noqa: E402
 from stitching import BENCHES as STITCHING  # noqa: E402
 from stitching import concat_copy  # noqa: E402
@@ -88,7 +89,7 @@ def bench_job(folder: Path) -> None:
         farm.down()
 
 
-BENCHES = STITCHING | STORAGE | FILM_MEMORY | WORK_POOL | SCALE | {"job": bench_job}
+BENCHES = STITCHING | STORAGE | FILM_MEMORY | WORK_POOL | SCALE | PREFECT_CACHE | {"job": bench_job}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:
