@@ -116,7 +116,7 @@ class AssetCache:
         require_room(self.folder, size)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
-        remove_all_leftovers(self.folder)
+        remove_all_leftovers(self.folder, older_than=0.0)  # the disk is this machine's own
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if not path.name.startswith((".", "lock-")):

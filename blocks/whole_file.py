@@ -65,12 +65,15 @@ def remove_leftovers(final: Path) -> None:
     )
 
 
-def remove_all_leftovers(folder: Path) -> None:
+def remove_all_leftovers(folder: Path, older_than: float = _OLD_SECONDS) -> None:
     """Remove temporary files and folders in a folder that nobody holds or has written to lately.
 
-    Not every network file system tells one machine what another one holds.
+    Args:
+        folder: The folder; it need not be there.
+        older_than: Seconds since they were written to. Not every network file system tells one
+            machine what another one holds.
     """
-    old = time.time() - _OLD_SECONDS
+    old = time.time() - older_than
     _remove_free(path for path in _temporaries(folder) if _modified(path) < old)
 
 

@@ -69,5 +69,6 @@ def job_slot(adapter: WorkerAdapter) -> Iterator[None]:
     if limit is None:
         yield
         return
-    with concurrency(limit, occupy=1, strict=True):
+    # By default a strict limit ends a job when the server is away at the moment of a renewal.
+    with concurrency(limit, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
         yield

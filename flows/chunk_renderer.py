@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from prefect_renderfarm.blocks import WorkerAdapter, WorkerLost, WorkStopped
+from prefect_renderfarm.blocks import ChunkFileError, WorkerAdapter, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
@@ -86,6 +86,8 @@ class ChunkRenderer:
                 f"chunk {chunk.id}: not begun, because nothing was heard of this run for so long "
                 "that another one may have taken it"
             )
+        if (published := self._published(chunk)) is not None:
+            return published
         attempt = RunningAttempt(chunk, self._rounds, self.stop)
         self._rounds.begin(chunk)
         self.running[chunk.id] = attempt
@@ -102,11 +104,25 @@ class ChunkRenderer:
         self.done[chunk.id] = result
         return result
 
+    def _published(self, chunk: Chunk) -> ChunkResult | None:
+        """Return what another run has done while this one was halted, if it fits the others."""
+        result = self._rounds.published(chunk)
+        if result is None:
+            return None
+        try:
+            self._likeness.check(result)
+        except ChunkFileError:
+            return None
+        self.done[chunk.id] = result
+        return result
+
     def _attempt(self, attempt: RunningAttempt) -> ChunkResult:
         try:
             result = attempt.run()
         except BaseException:
-            self._rounds.clear(attempt.chunk)
+            # Else another run may have the chunk by now, and be writing its file.
+            if self._lease is None or attempt.chunk.id in self._lease.mine:
+                self._rounds.clear(attempt.chunk)
             raise
         try:
             self._likeness.check(result)

@@ -50,6 +50,10 @@ class ChunkRounds(ABC):
         self._rules = rules
         self._timeout = timeout
 
+    def published(self, chunk: Chunk) -> ChunkResult | None:
+        """Return the manifest of a chunk that another run has done meanwhile, if it is whole."""
+        return None  # a worker's round looks for itself
+
     @abstractmethod
     def begin(self, chunk: Chunk) -> None:
         """Make room for an attempt."""
@@ -82,6 +86,10 @@ class ChunkRounds(ABC):
 
 class _SharedRounds(ChunkRounds):
     """Attempts in the job folder, which whoever renders and whoever assembles both see."""
+
+    def published(self, chunk: Chunk) -> ChunkResult | None:
+        found = self._folder.manifest(chunk)
+        return None if found is None or self._folder.faults([found]) else found
 
     def begin(self, chunk: Chunk) -> None:
         self._folder.drop_chunk(chunk)

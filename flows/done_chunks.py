@@ -57,11 +57,25 @@ class DoneChunks:
             self._likeness.check(result)
         self.results |= done
 
-    def look(self, chunks: Sequence[Chunk] | None = None) -> list[Chunk]:
+    def add_fitting(self, done: Mapping[int, ChunkResult]) -> set[int]:
+        """Take note of chunks that others have done and that fit; return which these are."""
+        fitting = set()
+        for number, result in done.items():
+            try:
+                self._likeness.check(result)
+            except ChunkFileError as error:
+                run_log().warning("%s; it is rendered again", error)
+                continue
+            self.results[number] = result
+            fitting.add(number)
+        return fitting
+
+    def look(self, chunks: Sequence[Chunk] | None = None, *, theirs: bool = False) -> list[Chunk]:
         """Take note of the chunks that are done by now.
 
         Args:
             chunks: The chunks to look for; None: all.
+            theirs: Whether other runs render them, who may well need one that does not fit here.
 
         Returns:
             Chunks that do not fit the others, and are to be rendered again.
@@ -81,6 +95,8 @@ class DoneChunks:
             try:
                 self._likeness.check(result)
             except ChunkFileError as error:
+                if theirs:
+                    continue
                 self._folder.forget_chunks([chunk])
                 self.refused[chunk.id] += 1
                 if self.refused[chunk.id] > self._retries:

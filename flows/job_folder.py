@@ -14,6 +14,7 @@ and `.renderfarm/known/<identity>.json`, the manifests again, for other jobs in 
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,6 +36,7 @@ from prefect_renderfarm.flows.chunk_identity import chunk_identity, environment_
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path, require_inside
 from prefect_renderfarm.flows.job_files import RECORDS
 from prefect_renderfarm.flows.job_records import JobRecords
+from prefect_renderfarm.flows.results import MergeReport
 
 
 class JobFolder(JobRecords):
@@ -92,34 +94,46 @@ class JobFolder(JobRecords):
         for folder in [*records, *folders]:
             remove_all_leftovers(folder)
 
-    def identify(self, adapter: WorkerAdapter, film: Path | None = None) -> None:
+    def identify(self, adapter: WorkerAdapter, *no_input: Path | None) -> None:
         """Take note of what else than their commands decides what the chunks are.
 
         Args:
             adapter: Where commands run.
-            film: The film that will be made; it is no input file.
+            no_input: Files that are no input, wherever they lie: the film that will be made, the
+                job's own file. Nor are films that jobs of this name were assembled into before.
 
         Raises:
             JobError: The input files cannot be read.
             SetupError: They cannot be listed.
         """
-        self.environment = environment_digest(adapter, self._assets_version(film))
+        self.environment = environment_digest(adapter, self._assets_version(no_input))
 
     def identity(self, chunk: Chunk) -> str:
         """Return what a chunk is known by."""
         return chunk_identity(chunk, str(self.job.metadata.rate), self.environment)
 
-    def _assets_version(self, film: Path | None) -> str:
+    def _assets_version(self, no_input: Iterable[Path | None]) -> str:
         folder = local_folder(self.job.assets_url, self.path)
         if folder is None:
             return (self.job.assets_url or "").partition("?")[0]
-        return list_assets(folder, self.path, self._made_by_the_job(film)).model_dump_json()
+        others = [path for path in [*no_input, *self._films()] if path]
+        return list_assets(folder, self.path, self._made_by_the_job(*others)).model_dump_json()
 
-    def _made_by_the_job(self, film: Path | None) -> Callable[[Path], bool]:
-        """Return what tells a file that the job makes from its input."""
+    def _films(self) -> list[Path]:
+        """Return the films that jobs of this name were assembled into."""
+        found = []
+        name = glob.escape(self.job.key.rpartition("-")[0])
+        for file in (self.path / RECORDS).glob(f"{name}-*/merge.json"):
+            with suppress(OSError, ValidationError):
+                report = MergeReport.model_validate_json(file.read_text(encoding="utf-8"))
+                found += [report.film] if report.film else []
+        return found
+
+    def _made_by_the_job(self, *others: Path) -> Callable[[Path], bool]:
+        """Return what tells a file that the job makes, or one of the others, from its input."""
         outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
         files = {self.path.resolve() / RECORDS}
-        for output in [*outputs, *([film] if film else [])]:
+        for output in [*outputs, *others]:
             files.add(output.parent.resolve() / output.name)
             if has_number(output):
                 with suppress(MediaFault):
@@ -199,7 +213,7 @@ class JobFolder(JobRecords):
 
     def has_chunk(self, chunk: Chunk) -> bool:
         """Return whether a chunk counts as done."""
-        return self._manifest(chunk).is_file()
+        return self.manifest(chunk) is not None
 
     def chunks_done(self, chunks: Sequence[Chunk]) -> bool:
         """Return whether all of some chunks count as done."""
@@ -207,7 +221,7 @@ class JobFolder(JobRecords):
 
     def done(self, chunks: Iterable[Chunk]) -> set[int]:
         """Return the ids of those chunks that count as done."""
-        return {chunk.id for chunk in chunks if self.has_chunk(chunk)}
+        return {chunk.id for chunk in chunks if self._manifest(chunk).is_file()}
 
     def manifest(self, chunk: Chunk) -> ChunkResult | None:
         """Return a chunk's manifest; None: it is not done. Its file is not looked at."""

@@ -31,6 +31,13 @@ _PART_BYTES = 1 << 20
 _SHOWN = 200
 
 
+def file_of(source: Any) -> Path | None:
+    """Return the path of the file that a job comes from; None: it does not come from a file."""
+    if not isinstance(source, str) or source.lstrip().startswith("{") or "://" in source:
+        return None
+    return Path(source.strip().removeprefix("\ufeff")).absolute()
+
+
 def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
     """Read and check a job spec, within limits of size and time.
 

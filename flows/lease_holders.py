@@ -23,6 +23,8 @@ LEASES = "leases"
 
 # The server is asked no more often than this how the other runs are.
 _ASK_SECONDS = 5.0
+# A run that the server wrongly declared crashed renders on, and says so every 10 s.
+_FINAL_SECONDS = 25.0
 _READERS = 8  # boto3 keeps 10 connections
 
 
@@ -163,8 +165,9 @@ def chunks_of(records: Iterable[LeaseRecord]) -> frozenset[int]:
 class Holders:
     """The other runs of a job; safe to use from several threads.
 
-    A run is taken for dead when its flow run is final, when its process was on this machine and is
-    not there any more, or when its record has not changed for `silent_seconds` of looking. The
+    A run is taken for dead when its flow run is final and its record has not changed for 25 s of
+    looking, when its process was on this machine and is not there any more, or when its record has
+    not changed for `silent_seconds`. The
     clocks of two machines are not compared. Once dead is dead: a run that was but halted never
     goes on under the same name (see `Lease`), so whoever finds its record may delete it.
 
@@ -248,7 +251,7 @@ class Holders:
 
     def _is_dead(self, name: str, record: LeaseRecord) -> bool:
         return (
-            record.run in self._final
+            (record.run in self._final and self._silence[name] >= _FINAL_SECONDS)
             or (record.place is not None and record.place.is_gone(self._here))
             or self._silence[name] >= self._silent_seconds
         )

@@ -38,6 +38,7 @@ from prefect_renderfarm.flows.parameters import (
     JobParameter,
     OptionalAdapterParameter,
     OptionalPath,
+    OptionalText,
     Seconds,
     StitcherParameter,
     StorageParameter,
@@ -69,6 +70,7 @@ def merge_job(
     storage: StorageParameter = None,
     job_dir: OptionalPath = None,
     patience: Seconds = 0.0,
+    environment: OptionalText = None,
 ) -> MergeReport | State[Any]:
     """Put the finished chunks of a job together.
 
@@ -87,6 +89,8 @@ def merge_job(
         job_dir: The job folder. Empty: the folder of the job file; with a storage, a folder of its
             own under the run's working directory.
         patience: Seconds to wait for a chunk that is not done yet. 0: all must be done.
+        environment: As render-job starts its runs: what else than their commands decides what the
+            chunks are. Empty: chunks are taken as they are.
 
     Returns:
         How the film was assembled, and where it is. A run whose patience ends, or whose render-job
@@ -106,6 +110,7 @@ def merge_job(
     folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
     folder.forget_merge()
     folder.tidy()
+    folder.environment = environment or ""
     glue = None if stitcher is None else load_stitcher(stitcher)
     place = film_place(folder, output_file)
     film = place.path if place else None

@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_renderfarm.blocks import AssemblyError
-from prefect_renderfarm.blocks.flow_runs import end_run, start_run
+from prefect_renderfarm.blocks.flow_runs import declare_crashed, end_run, start_run
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.merge_job import RELEASED
@@ -22,6 +22,9 @@ _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _PATIENCE_SECONDS = 60.0
+# A run whose worker was killed just after it took it stays Pending for ever. A process is there in
+# seconds; prefect-aws' ECS worker itself gives a container 300 s (task_start_timeout_seconds).
+_PROCESS_STARTS_SECONDS, _MACHINE_STARTS_SECONDS = 60.0, 300.0
 
 
 class MergeRun:
@@ -38,11 +41,13 @@ class MergeRun:
         self._parameters = parameters
         self._folder = folder
         self._run: FlowRun | None = None
+        self._pending_since: float | None = None
         self._lost = 0
 
     def start(self) -> None:
         """Start the run; it waits for the chunks that are not done yet."""
         self._folder.forget_merge()
+        self._pending_since = None
         self._run = start_run(
             self._deployment,
             self._parameters,
@@ -86,11 +91,29 @@ class MergeRun:
 
     def _came_to_nothing(self, run: FlowRun) -> bool:
         state = run.state
+        if self._never_began(run):
+            declare_crashed(run.id, "its worker took it, and never began it")
+            self._lost += 1
+            run_log().warning("merge-job run %r was lost before it began", run.name)
+            if self._lost < _MOST_LOST:
+                return True
+            with get_client(sync_client=True) as client:
+                self._run = client.read_flow_run(run.id)
+            return False
         if state is not None and state.is_crashed():
             self._lost += 1
             run_log().warning("merge-job run %r was lost: %s", run.name, state.message)
             return self._lost < _MOST_LOST
         return state is not None and state.name == RELEASED
+
+    def _never_began(self, run: FlowRun) -> bool:
+        """Return whether a worker took the run so long ago that it will not begin any more."""
+        if run.state is None or not run.state.is_pending():
+            self._pending_since = None
+            return False
+        self._pending_since = self._pending_since or time.monotonic()
+        pending = time.monotonic() - self._pending_since
+        return pending > _PROCESS_STARTS_SECONDS and pending > _starting_seconds(run)
 
     def _wait(self) -> FlowRun:
         started = time.monotonic()
@@ -110,6 +133,14 @@ class MergeRun:
                     run.name, _PATIENCE_SECONDS, run.work_pool_name,
                 )  # fmt: skip
             time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
+
+
+def _starting_seconds(run: FlowRun) -> float:
+    if run.work_pool_name is None:
+        return _MACHINE_STARTS_SECONDS
+    with get_client(sync_client=True) as client:
+        process = client.read_work_pool(run.work_pool_name).type == "process"
+    return _PROCESS_STARTS_SECONDS if process else _MACHINE_STARTS_SECONDS
 
 
 def _failure(run: FlowRun) -> str:

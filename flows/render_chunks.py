@@ -23,7 +23,7 @@ from prefect_renderfarm.flows.attempts import (
 )
 from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
-from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.job_source import file_of, load_job
 from prefect_renderfarm.flows.orphans import end_with_run
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
@@ -109,7 +109,7 @@ def render_chunks(
     check_adapter(runner, folder)
     folder.prepare(sent=found is not None)
     if environment is None:
-        folder.identify(runner)
+        folder.identify(runner, file_of(job))
     else:
         folder.environment = environment
     rules = ChunkRules(verify=verify)

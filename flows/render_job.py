@@ -26,7 +26,7 @@ from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks, check_attempts
 from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
-from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.job_source import file_of, load_job
 from prefect_renderfarm.flows.merge_ahead import MergeAhead
 from prefect_renderfarm.flows.merge_job import merge_job
 from prefect_renderfarm.flows.merge_run import MergeRun
@@ -154,7 +154,7 @@ def render_job(
     check_attempts(attempts, chosen.storage)
     check_adapter(chosen.adapter, folder)
     folder.prepare(film=film)
-    folder.identify(chosen.adapter, film)
+    folder.identify(chosen.adapter, film, file_of(job))
 
     tag_run(spec)
     with ending_with_its_worker():
@@ -173,7 +173,7 @@ def render_job(
         )  # fmt: skip
         ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
         # The merge run comes last: it takes for done what has a manifest.
-        with how, job_slot(chosen.adapter), ahead or nullcontext():
+        with job_slot(chosen.adapter), how, ahead or nullcontext():
             chunks = how.render()
         rendered = time.monotonic()
         merged: Any = MergeReport(assembly=assembly)
@@ -182,8 +182,9 @@ def render_job(
                 merged = merge_run.finish()
             else:
                 merged = merge_job(
-                    str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path
-                )
+                    str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path,
+                    environment=folder.environment,
+                )  # fmt: skip
         report = RenderReport(
             job=spec.title,
             key=spec.key,
@@ -274,6 +275,7 @@ def _merge_run(
         "output_file": str(output_file) if output_file else None,
         "job_dir": str(job_dir) if job_dir else None,
         "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
+        "environment": folder.environment,
     }
     given = {key: value for key, value in parameters.items() if value is not None}
     return MergeRun(name, given, folder)

@@ -104,8 +104,7 @@ class SharedRendering:
         told = False
         while left := self._left():
             ids = [chunk.id for chunk in left]
-            mine = self._lease.take(ids)
-            if mine:
+            if mine := self._take(ids, waiting=told):
                 self._find_finished(mine)
                 self._render([chunk for chunk in self._left() if chunk.id in mine])
                 self._lease.let_go(mine)
@@ -118,6 +117,23 @@ class SharedRendering:
             self._look_for(left)
         return [self._done.results[chunk.id] for chunk in self._chunks]
 
+    def _take(self, ids: Collection[int], *, waiting: bool) -> Collection[int]:
+        """Take the chunks that nobody has; one who waits in any case waits for the storage, too."""
+        try:
+            return self._lease.take(ids)
+        except StorageRefused:
+            raise
+        except (StorageError, OSError) as error:
+            if not waiting:
+                raise
+            self._warn_once(error)
+            return ()
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            run_log().warning("the storage does not say what is done: %s", error)
+
     def _left(self) -> list[Chunk]:
         return [chunk for chunk in self._chunks if chunk.id not in self._done.results]
 
@@ -127,20 +143,17 @@ class SharedRendering:
         if new:
             found = finished_chunks(self._folder, new, self._rules, force=self._force)
             self._seen |= {chunk.id for chunk in new}
-            self._done.add(found)
-            self.reused |= found.keys()
+            self.reused |= self._done.add_fitting(found)
 
     def _look_for(self, chunks: Sequence[Chunk]) -> None:
         """Take note of the chunks that other runs have done meanwhile."""
         before = set(self._done.results)
         try:
-            self._done.look(chunks)
+            self._done.look(chunks, theirs=True)
         except StorageRefused:
             raise
         except StorageError as error:
-            if not self._warned:
-                self._warned = True
-                run_log().warning("the storage does not say what is done: %s", error)
+            self._warn_once(error)
         self.reused |= self._done.results.keys() - before
 
     def _render(self, chunks: Sequence[Chunk]) -> None:

@@ -68,14 +68,16 @@ class StoredFolder(JobFolder):
         folder = local_folder(self.job.assets_url, self.path)
         try:
             if folder is not None:
-                send_assets(self.store, folder, self.path, self._made_by_the_job(film))
+                send_assets(
+                    self.store, folder, self.path, self._made_by_the_job(*[film] if film else [])
+                )
             self.store.write("job.json", self.job.to_json().encode())
             if (track := super().audio_track()) is not None:
                 self.store.store.upload(track, self._track_key())
         except StorageError as error:
             raise SetupError(str(error)) from None
 
-    def _assets_version(self, film: Path | None) -> str:
+    def _assets_version(self, no_input: Iterable[Path | None]) -> str:
         if self.assets is None:
             return ""
         try:
@@ -137,7 +139,7 @@ class StoredFolder(JobFolder):
         """
         path = self.chunk_file(chunk)
         try:
-            result = self.store.manifest(chunk.id)
+            result = self.manifest(chunk)
             if result is None:
                 raise AssemblyError(
                     f"chunk {chunk.id} of job {self.job.title!r} is not rendered in the "

@@ -185,8 +185,10 @@ def test_halted_holder_gives_up_what_others_took(folder: JobFolder) -> None:
         assert len(folder.list_records("leases")) == 2
 
 
-def test_final_flow_run_holds_nothing(api: FarmClient, tmp_path: Path) -> None:
-    """When the server calls a run final, its chunks are free, whatever its process does."""
+def test_final_flow_run_that_is_silent_holds_nothing(
+    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that the server calls final holds its chunks as long as it gives signs of life."""
     folder = JobFolder(tmp_path, JOB)
     with process(hold_in_a_flow, folder) as (holder, pipe), Lease(folder) as mine:
         run, name, ids = pipe.recv()
@@ -194,8 +196,14 @@ def test_final_flow_run_holds_nothing(api: FarmClient, tmp_path: Path) -> None:
         assert f"run {name!r} ({run}) on machine" in mine.waiting_for(IDS)
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run, Cancelled(), force=True)
-        until(lambda: not mine.others(IDS), lease_holders._ASK_SECONDS + 5)
-        assert holder.is_alive()
+        time.sleep(lease_holders._ASK_SECONDS + 3)
+        assert mine.others(IDS) == ids
+        os.kill(holder.pid, signal.SIGSTOP)
+        try:
+            monkeypatch.setattr(lease_holders, "_FINAL_SECONDS", 2.0)
+            until(lambda: not mine.others(IDS), 10)
+        finally:
+            os.kill(holder.pid, signal.SIGCONT)
 
 
 def test_unknown_run_and_silent_server_void_nothing(tmp_path: Path) -> None:

@@ -6,18 +6,23 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
 from conftest import FarmClient
 from jobs import save_job, small_job, with_commands
+from pool_samples import make_pool
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending
 from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
-from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.chunk_file import file_sha256
-from prefect_renderfarm.flows import RenderJob, merge_job, render_job
+from prefect_renderfarm.flows import RenderJob, merge_job, merge_run, render_job
+from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import RenderReport
 
 
@@ -127,6 +132,32 @@ def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) ->
     assert again.state is not None
     assert again.state.is_completed(), again.state.message
     assert_film(tmp_path, job)
+
+
+def test_merge_run_that_never_begins(
+    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge run whose worker was killed just after it took it is lost, and another is started."""
+    monkeypatch.setattr(merge_run, "_PROCESS_STARTS_SECONDS", 1.0)
+    make_pool(api.farm, "process", "nobody")
+    run = merge_run.MergeRun("render-chunks/nobody", {"job": "x"}, JobFolder(tmp_path, small_job()))
+
+    def take() -> UUID:
+        """Take the run as a worker does that is killed then; return its id."""
+        run.start()
+        assert run._run is not None
+        with SyncPrefectClient(api.farm.api_url) as client:
+            client.set_flow_run_state(run._run.id, Pending())
+        return run._run.id
+
+    for _ in range(merge_run._MOST_LOST - 1):
+        taken = take()
+        assert run.alive()
+        wait_for(lambda: not run.alive(), 20)
+        assert api.flow_run(taken).state_name == "Crashed"
+    take()
+    with pytest.raises(AssemblyError, match="ended as Crashed: its worker took it"):
+        run.finish()
 
 
 def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import small_job, with_commands
+from jobs import save_job, small_job, with_commands
 from media_samples import frame_hashes
 from prefect_aws.s3 import S3Bucket
 from storage_samples import keys
 from test_work_pool_adapter import rendered, two_runs
 
-from prefect_renderfarm.blocks import LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.object_store import ObjectStore
-from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
+from prefect_renderfarm.flows import RenderJob, RenderReport, merge_job, render_job
+from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.job_folder import JobFolder
 
 pytestmark = pytest.mark.usefixtures("api")
 
-
-BOTH = pytest.mark.parametrize("place", ["folder", "storage"], indirect=True)
+BOTH = pytest.mark.parametrize("storage", ["folder", "storage"], indirect=True)
 
 
 @pytest.fixture(params=["folder", pytest.param("storage", marks=pytest.mark.long)])
@@ -157,6 +158,56 @@ def test_changed_input_files_render_all_again(place: Place) -> None:
     assert place.render(job)[1] == []
     scene.write_text("another")
     assert place.render(job)[1] == [0, 1, 2]
+
+
+def test_own_files_are_no_input(tmp_path: Path) -> None:
+    """The job's own file and its films may lie among the input: they change nothing."""
+    place = Place(tmp_path, None)
+    job = RenderJob.model_validate(json.loads(place.job().to_json()) | {"assetsUrl": "."})
+    path = save_job(tmp_path / "job", job)
+
+    def render(film: str) -> list[int]:
+        before = rendered(tmp_path)
+        render_job(
+            str(path), adapter=LocalAdapter(), stitcher=RemuxStitcher(), output_file=Path(film)
+        )
+        return sorted((rendered(tmp_path) - before).elements())
+
+    assert render("one.mp4") == [0, 1, 2]
+    assert render("two.mp4") == []
+    save_job(tmp_path / "job", with_commands(job, {1: f"{job.chunks[1].command} --sleep 0"}))
+    assert render("one.mp4") == [1]
+
+
+@BOTH
+def test_films_hold_no_others_chunks(place: Place) -> None:
+    """What another run rendered in another environment is not put into a film of this one."""
+    job = place.job()
+    place.render(job, adapter=LocalAdapter(environment={"QUALITY": "draft"}))
+    given = {"job_dir": place.folder / "job", "storage": place.storage}
+    film = place.folder / "film.mp4"
+    with pytest.raises(AssemblyError, match="chunk 0 of job 'small' is not rendered"):
+        merge_job(job, stitcher=RemuxStitcher(), output_file=film, environment="other", **given)
+    assert not film.exists()
+    merge_job(job, stitcher=RemuxStitcher(), output_file=film, **given)
+    assert len(frame_hashes(film)) == 12
+
+
+def test_what_another_run_did_meanwhile(tmp_path: Path) -> None:
+    """A run that was halted looks whether its next chunk has been rendered since it last looked."""
+    place = Place(tmp_path, None)
+    job = place.job()
+    folder = JobFolder(tmp_path / "job", job)
+    folder.prepare()
+    folder.identify(LocalAdapter())
+    halted = ChunkRenderer(folder, LocalAdapter())
+    place.render(job)
+    before = rendered(tmp_path)
+    assert halted.render(job.chunks[0]).frame_count == 4
+    assert rendered(tmp_path) == before
+    folder.chunk_file(job.chunks[1]).write_bytes(b"damaged")
+    assert halted.render(job.chunks[1]).frame_count == 4
+    assert (rendered(tmp_path) - before) == {1: 1}
 
 
 def test_what_failed_is_all_that_is_left(place: Place) -> None:
