@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
 
@@ -53,7 +53,7 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
-from prefect_renderfarm.flows.run_names import job_run_name, tag_run
+from prefect_renderfarm.flows.run_names import job_run_name, job_tag, tag_run
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import open_folder
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
@@ -181,10 +181,11 @@ def render_job(
             if merge_run is not None:
                 merged = merge_run.finish()
             else:
-                merged = merge_job(
-                    str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path,
-                    environment=folder.environment,
-                )  # fmt: skip
+                with tags(job_tag(spec)):  # from its creation, so that it is found if it is killed
+                    merged = merge_job(
+                        str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path,
+                        environment=folder.environment,
+                    )  # fmt: skip
         report = RenderReport(
             job=spec.title,
             key=spec.key,

@@ -11,13 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from conftest import FarmClient, free_port
 from coordinator import start_coordinator
-from farm import Farm
+from farm import ROOT, Farm
 from jobs import save_job, small_job
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Crashed, Failed, Running, Scheduled
+from prefect.states import Crashed, Failed, Pending, Running, Scheduled
 from processes_here import gone, wait_for
 from test_end_to_end import assert_film, is_final
 from test_work_pool_adapter import process_of
@@ -184,6 +185,24 @@ def own_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
         yield FarmClient(farm)
     finally:
         farm.down()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)
+def test_killed_before_its_first_heartbeat(api: FarmClient, state: State[Any]) -> None:
+    """The automation for runs from Python, in a hurry here, ends a run that never said a word."""
+    given = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())
+    automation = given["automations"][1]
+    automation |= {"name": f"in a hurry, {state.name}"}
+    automation["trigger"] |= {"within": 10}
+    with SyncPrefectClient(api.farm.api_url) as client:
+        made = api._post("/automations/", automation)
+        try:
+            run = client.create_flow_run(render_job, state=state)
+            wait_for(lambda: is_final(api, run), 120)
+        finally:
+            client._client.delete(f"/automations/{made['id']}")
+        assert client.read_flow_run(run.id).state_name == "Crashed"
 
 
 @pytest.mark.long
