@@ -24,10 +24,9 @@ LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
-# Two processes at a time, each with a farm of its own. By default pytest-xdist would keep the files
-# with few tests, which are the slow ones, for the end.
+# Two processes at a time, each with a farm of its own.
 test: check
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long

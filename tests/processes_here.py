@@ -50,4 +50,4 @@ def family(folder: Path) -> str:
 def assert_all_gone(folder: Path) -> None:
     """Check that no process of `family` is left."""
     for pid in map(int, (folder / "pids").read_text().split()):
-        wait_for(lambda pid=pid: gone(pid), 5)  # type: ignore[misc]
+        wait_for(lambda pid=pid: gone(pid), 10)  # type: ignore[misc]
