@@ -23,8 +23,8 @@ def publishing(output: Path) -> Iterator[Path]:
     Raises:
         AssemblyError: The film cannot be written; the message names the disk and its free space.
     """
-    # The inner one looks at the disk while what fills it is still there.
     remove_leftovers(output)
+    # The inner one looks at the disk while what fills it is still there.
     with _naming_errors(output), whole_file(output) as film, naming_the_disk(output):
         yield film
 

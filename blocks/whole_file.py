@@ -86,7 +86,7 @@ def _temporaries(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as found:
             return [Path(entry.path) for entry in found if is_temporary(entry.name)]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # what cannot be listed need not be tidy; who writes there will tell why
         return []
 
 

@@ -67,9 +67,10 @@ class ChunkRenderer:
             self._likeness.check(result)
 
     def render(self, chunk: Chunk) -> ChunkResult:
-        """Render a chunk, unless an earlier attempt of this run already did.
+        """Render a chunk, unless an earlier attempt of this run or another run already did.
 
-        When it fails, no file of the chunk is left under its name.
+        When it fails, no file of the chunk is left under its name, unless another run may be
+        writing one.
 
         Raises:
             WorkerError: The command failed, or its file is not what was planned.
@@ -111,7 +112,8 @@ class ChunkRenderer:
             return None
         try:
             self._likeness.check(result)
-        except ChunkFileError:
+        except ChunkFileError as error:
+            run_log().warning("%s; it is rendered again", error)
             return None
         self.done[chunk.id] = result
         return result
@@ -120,7 +122,6 @@ class ChunkRenderer:
         try:
             result = attempt.run()
         except BaseException:
-            # Else another run may have the chunk by now, and be writing its file.
             if self._lease is None or attempt.chunk.id in self._lease.mine:
                 self._rounds.clear(attempt.chunk)
             raise

@@ -65,9 +65,9 @@ class DoneChunks:
                 self._likeness.check(result)
             except ChunkFileError as error:
                 run_log().warning("%s; it is rendered again", error)
-                continue
-            self.results[number] = result
-            fitting.add(number)
+            else:
+                self.results[number] = result
+                fitting.add(number)
         return fitting
 
     def look(self, chunks: Sequence[Chunk] | None = None, *, theirs: bool = False) -> list[Chunk]:

@@ -33,9 +33,12 @@ _SHOWN = 200
 
 def file_of(source: Any) -> Path | None:
     """Return the path of the file that a job comes from; None: it does not come from a file."""
-    if not isinstance(source, str) or source.lstrip().startswith("{") or "://" in source:
-        return None
-    return Path(source.strip().removeprefix("\ufeff")).absolute()
+    text = _text(source) if isinstance(source, str) else "{"
+    return None if text.startswith("{") or "://" in text else Path(text).absolute()
+
+
+def _text(source: str) -> str:
+    return source.strip().removeprefix("\ufeff")
 
 
 def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
@@ -60,7 +63,7 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
     if not isinstance(source, str):
         return RenderJob.model_validate(source), None
     require_size(len(source), "job")
-    text = source.strip().removeprefix("\ufeff")
+    text = _text(source)
     if text.startswith("{"):
         return _parse(text, "job"), None
     # A signed URL's secret is in its query, and the name goes into messages.

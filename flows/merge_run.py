@@ -22,9 +22,9 @@ _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _PATIENCE_SECONDS = 60.0
-# A run whose worker was killed just after it took it stays Pending for ever. A process is there in
-# seconds; prefect-aws' ECS worker itself gives a container 300 s (task_start_timeout_seconds).
-_PROCESS_STARTS_SECONDS, _MACHINE_STARTS_SECONDS = 60.0, 300.0
+# A run whose worker was killed just after it took it stays Pending for ever; one whose container is
+# being fetched and started stays so for minutes.
+_STARTING_SECONDS = 300.0
 
 
 class MergeRun:
@@ -112,8 +112,7 @@ class MergeRun:
             self._pending_since = None
             return False
         self._pending_since = self._pending_since or time.monotonic()
-        pending = time.monotonic() - self._pending_since
-        return pending > _PROCESS_STARTS_SECONDS and pending > _starting_seconds(run)
+        return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def _wait(self) -> FlowRun:
         started = time.monotonic()
@@ -133,14 +132,6 @@ class MergeRun:
                     run.name, _PATIENCE_SECONDS, run.work_pool_name,
                 )  # fmt: skip
             time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
-
-
-def _starting_seconds(run: FlowRun) -> float:
-    if run.work_pool_name is None:
-        return _MACHINE_STARTS_SECONDS
-    with get_client(sync_client=True) as client:
-        process = client.read_work_pool(run.work_pool_name).type == "process"
-    return _PROCESS_STARTS_SECONDS if process else _MACHINE_STARTS_SECONDS
 
 
 def _failure(run: FlowRun) -> str:

@@ -143,7 +143,9 @@ class SharedRendering:
         if new:
             found = finished_chunks(self._folder, new, self._rules, force=self._force)
             self._seen |= {chunk.id for chunk in new}
-            self.reused |= self._done.add_fitting(found)
+            fitting = self._done.add_fitting(found)
+            self._folder.forget_chunks(c for c in new if c.id in found.keys() - fitting)
+            self.reused |= fitting
 
     def _look_for(self, chunks: Sequence[Chunk]) -> None:
         """Take note of the chunks that other runs have done meanwhile."""

@@ -21,6 +21,7 @@ from prefect_renderfarm.flows import render_job
 from prefect_renderfarm.flows.job_source import load_job
 
 
+@pytest.mark.usefixtures("api")
 def test_job_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is taken as an object, parsed JSON, JSON text or a path, with its default folder."""
     monkeypatch.chdir(tmp_path)

@@ -13,11 +13,15 @@ from http_samples import HttpWorker
 from jobs import small_job
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
 from prefect_aws.s3 import S3Bucket
+from processes_here import wait_for
+from repeating import repeating
 
 from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
 from prefect_renderfarm.blocks.rate_limit import RateLimit
 from prefect_renderfarm.flows import render_chunks, render_job
+from prefect_renderfarm.flows.stored_folder import open_folder
 
 
 def test_so_many_at_once() -> None:
@@ -85,21 +89,33 @@ def test_jobs_share_a_concurrency_limit(
         created = GlobalConcurrencyLimitCreate(name="provider", limit=1)
         client.create_global_concurrency_limit(created)
         seen: list[int] = []
-        over = threading.Event()
 
         def watch() -> None:
-            with SyncPrefectClient(api.farm.api_url) as watching:
-                while not over.wait(0.05):
-                    limit = watching.read_global_concurrency_limit_by_name("provider")
-                    seen.append(limit.active_slots)
+            seen.append(client.read_global_concurrency_limit_by_name("provider").active_slots)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
+        with repeating(watch, 0.05):
             report = render_job(small_job(), **options)  # type: ignore[arg-type]
-        finally:
-            over.set()
-            watcher.join()
         assert len(report.chunks) == 3  # type: ignore[union-attr]
         assert max(seen) == 1
         assert client.read_global_concurrency_limit_by_name("provider").active_slots == 0
+
+
+def test_job_that_waits_for_a_slot_holds_no_chunks(
+    api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
+) -> None:
+    """Else two runs of a job could wait for each other: one with the slot, one with the chunks."""
+    job, name = small_job(id="waiting"), "one-job"
+    folder = open_folder(tmp_path, job, bucket)
+    with SyncPrefectClient(api.farm.api_url) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    adapter = http_worker.adapter(concurrency_limit=name)
+    with ThreadPoolExecutor(1) as pool:
+        with concurrency(name, occupy=1):
+            waiting = pool.submit(
+                render_job, job, adapter=adapter, storage=bucket, job_dir=tmp_path, merge=False
+            )
+            wait_for(lambda: folder.read_record("job.json"), 60)
+            time.sleep(3)
+            assert folder.list_records("leases") == []
+            assert not waiting.done()
+        assert len(waiting.result(60).chunks) == 3

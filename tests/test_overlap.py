@@ -138,7 +138,7 @@ def test_merge_run_that_never_begins(
     api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A merge run whose worker was killed just after it took it is lost, and another is started."""
-    monkeypatch.setattr(merge_run, "_PROCESS_STARTS_SECONDS", 1.0)
+    monkeypatch.setattr(merge_run, "_STARTING_SECONDS", 1.0)
     make_pool(api.farm, "process", "nobody")
     run = merge_run.MergeRun("render-chunks/nobody", {"job": "x"}, JobFolder(tmp_path, small_job()))
 

@@ -37,12 +37,8 @@ from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 KINDS = ["local", "lambda", "http", "work-pool"]
 # Functions and runs on a work pool take seconds to start.
-SLOW_LATER = [
-    "local",
-    "http",
-    pytest.param("lambda", marks=pytest.mark.long),
-    pytest.param("work-pool", marks=pytest.mark.long),
-]
+LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in ("lambda", "work-pool")}
+SLOW_LATER = ["local", "http", *LATER.values()]
 REFUSED = {"bucket": "lambda", "credentials": "work-pool", "read-only": "http"}
 DISK_BYTES = 96_000_000
 
@@ -145,7 +141,7 @@ def test_broken_uploads_are_repeated(
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("kind", ["http", pytest.param("work-pool", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["http", LATER["work-pool"]])
 def test_storage_that_loses_bytes_fails_the_job(
     kind: str, adapter: WorkerAdapter, storage: FaultyStorage, work: Work, bucket: S3Bucket,
     tmp_path: Path,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from jobs import small_job
 
+from prefect_renderfarm.blocks import AssemblyError
+from prefect_renderfarm.blocks.publishing import publishing
 from prefect_renderfarm.blocks.whole_file import (
     remove_all_leftovers,
     remove_leftovers,
@@ -55,6 +58,17 @@ def test_leftovers_of_a_folder(tmp_path: Path) -> None:
     assert new.exists()
     assert own.exists()
     remove_all_leftovers(tmp_path / "missing")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    remove_all_leftovers(loop)
+
+
+def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    """What makes a film's folder unreadable is told as an error of the assembly."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(AssemblyError, match="cannot be written"), publishing(loop / "film.mp4"):
+        pass
 
 
 def test_a_run_tidies_its_job(tmp_path: Path) -> None:

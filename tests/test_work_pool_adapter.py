@@ -30,9 +30,7 @@ from prefect_renderfarm.blocks import (
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, batch_run, render_job
 from prefect_renderfarm.flows.batch_run import BatchRun
-from prefect_renderfarm.flows.chunk_queue import ChunkQueue
 from prefect_renderfarm.flows.render_chunks import render_chunks
-from prefect_renderfarm.flows.run_names import batch_name
 
 
 def job_of(chunks: int, folder: Path, extra: str = "", **options: Any) -> RenderJob:
@@ -236,14 +234,6 @@ def test_what_cannot_work_is_refused_before_any_chunk(bucket: S3Bucket, tmp_path
         two_runs().execute(WorkerJob(command="true", name="merge command"))
 
 
-def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:
-    """Return the lengths of batches, handed out to runs that all take equally long."""
-    found = []
-    while queue:
-        found.append(len(queue.next_batch(frame_seconds, 0)))
-    return found
-
-
 def test_image_and_variables_are_the_environment(api: FarmClient) -> None:
     """What the runs' machines are made of, and what their adapter sets, decides what chunks are."""
     LocalAdapter(environment={"OCIO": "one"}).save("declared", overwrite=True)
@@ -253,49 +243,3 @@ def test_image_and_variables_are_the_environment(api: FarmClient) -> None:
     ).declared_environment()
     assert plain["adapter"] == other["adapter"] == {"environment": {"OCIO": "one"}}
     assert other["runs"] == plain["runs"] | {"image": "blender:4"}
-
-
-def test_batches_last_as_long_as_wanted(tmp_path: Path) -> None:
-    """Batches are as long as wanted once a chunk is done; few chunks are shared out evenly."""
-    chunks = job_of(200, tmp_path).chunks
-    assert lengths(ChunkQueue(chunks, 30, 1.0, 2), None) == [30, 30, 30, 30, 30, 30, 20]
-    assert lengths(ChunkQueue(chunks, None, 60.0, 2), None)[0] == 25
-    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 0.5) == [30] * 6 + [20]
-    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 100.0) == [1] * 200
-    queue = ChunkQueue(chunks, None, 1e6, 2)
-    first = queue.next_batch(0.5, 0)
-    rest = queue.next_batch(0.5, 4 * len(first))
-    assert (len(first), len(rest)) == (100, 100)
-
-
-def test_a_run_is_given_more_once(tmp_path: Path) -> None:
-    """What a run may take on top fills it up to the wanted time, or to its share of the rest."""
-    chunks = job_of(200, tmp_path).chunks
-
-    def more(target: float, left: int) -> int:
-        queue = ChunkQueue(chunks, None, target, 2)
-        given = sum(chunk.frame_count for _ in range(2) for chunk in queue.next_batch(None, 0)) // 2
-        return len(queue.more(0.5, 2 * left, given, left))
-
-    assert more(1e6, 40) == 75
-    assert more(80.0, 40) == 15
-    assert more(40.0, 40) == 0
-
-
-def test_runs_are_named_after_their_chunks() -> None:
-    """A name holds ranges, and is short whatever the chunks are."""
-    assert batch_name([4], "film") == "chunk 4 of film"
-    assert batch_name([5, 3, 4, 9], "film") == "chunks 3-5, 9 of film"
-    assert batch_name(range(0, 90, 3), "film") == "chunks 0, 3, 6, 9, 12 … of film"
-
-
-def test_longest_chunks_go_first(tmp_path: Path) -> None:
-    """Longer chunks go out before shorter ones; what comes back goes out next."""
-    job = small_job(total_frames=20, chunks=3)
-    frames = [chunk.frame_count for chunk in job.chunks]
-    queue = ChunkQueue(job.chunks, 1, 1.0, 1)
-    order = [queue.next_batch(None, 0)[0] for _ in range(3)]
-    assert [chunk.frame_count for chunk in order] == sorted(frames, reverse=True)
-    queue.give_back([order[1]])
-    queue.give_back([order[2]])
-    assert queue.next_batch(None, 0) == [order[2]]

@@ -7,7 +7,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
 from farm import Farm  # noqa: E402
 from media_samples import Recipe, write_clip  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
+from repeating import repeating  # noqa: E402
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkPoolAdapter  # noqa: E402
 from prefect_renderfarm.flows import plan_job, render_job  # noqa: E402
@@ -48,29 +48,22 @@ def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
 @contextmanager
 def _looked_at(farm: Farm) -> Iterator[None]:
     """Ask the server once a second what the page of a run asks it; print what it took to answer."""
-    over, taken, failed = threading.Event(), list[float](), 0
+    taken, failed = list[float](), 0
     runs = {"sort": "START_TIME_DESC", "limit": 20}
     tasks = {"task_runs": {"name": {"like_": "chunk"}}, "sort": "EXPECTED_START_TIME_DESC"}
 
     def look() -> None:
         nonlocal failed
-        with SyncPrefectClient(farm.api_url) as client:
-            while not over.wait(1):
-                started = time.monotonic()
-                answers = [
-                    client._client.post("/flow_runs/filter", json=runs),
-                    client._client.post("/task_runs/filter", json=tasks | {"limit": 20}),
-                ]
-                taken.append(time.monotonic() - started)
-                failed += any(answer.is_error for answer in answers)
+        started = time.monotonic()
+        answers = [
+            client._client.post("/flow_runs/filter", json=runs),
+            client._client.post("/task_runs/filter", json=tasks | {"limit": 20}),
+        ]
+        taken.append(time.monotonic() - started)
+        failed += any(answer.is_error for answer in answers)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with SyncPrefectClient(farm.api_url) as client, repeating(look, 1):
         yield
-    finally:
-        over.set()
-        thread.join()
     taken.sort()
     print(
         f"the server, asked {len(taken)} times meanwhile: {statistics.median(taken):.2f} s to "

@@ -22,8 +22,9 @@ from chaos.work import CHUNKS, Clips, Work
 from prefect_renderfarm.blocks import WorkPoolAdapter
 
 _SAVED = "chaos"
-# A run that takes longer than this is stuck: it is ended as a user would, and counted.
-_MOST_SECONDS = 150.0
+# A run that takes longer than this is stuck: it is ended as a user would, and counted. A merge run
+# that its worker took and never began is replaced after 300 s.
+_MOST_SECONDS = 420.0
 _MOST_RUNS = 6
 _GRACE_SECONDS = 20.0
 

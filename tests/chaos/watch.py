@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from av.error import FFmpegError
 from media_samples import frame_hashes
 from prefect_aws.s3 import S3Bucket
+from repeating import repeating
 
 from chaos.work import CHUNKS, Work
 
@@ -40,23 +40,9 @@ class Watch:
         self._version: object = None
         self._lock = threading.Lock()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Look again and again, in a thread of its own."""
-        over = threading.Event()
-        pause = _STORAGE_SECONDS if self._bucket else _FOLDER_SECONDS
-
-        def watch() -> None:
-            while not over.wait(pause):
-                self.look()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(self.look, _STORAGE_SECONDS if self._bucket else _FOLDER_SECONDS)
 
     def look(self) -> None:
         """Look once."""

@@ -1,0 +1,62 @@
+"""How chunks are shared out among runs on a work pool."""
+
+from __future__ import annotations
+
+from jobs import small_job
+
+from prefect_renderfarm.flows.chunk_queue import ChunkQueue
+from prefect_renderfarm.flows.run_names import batch_name
+
+
+def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:
+    """Return the lengths of batches, handed out to runs that all take equally long."""
+    found = []
+    while queue:
+        found.append(len(queue.next_batch(frame_seconds, 0)))
+    return found
+
+
+def test_batches_last_as_long_as_wanted() -> None:
+    """Batches are as long as wanted once a chunk is done; few chunks are shared out evenly."""
+    chunks = small_job(total_frames=800, chunks=200).chunks
+    assert lengths(ChunkQueue(chunks, 30, 1.0, 2), None) == [30, 30, 30, 30, 30, 30, 20]
+    assert lengths(ChunkQueue(chunks, None, 60.0, 2), None)[0] == 25
+    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 0.5) == [30] * 6 + [20]
+    assert lengths(ChunkQueue(chunks, None, 60.0, 1), 100.0) == [1] * 200
+    queue = ChunkQueue(chunks, None, 1e6, 2)
+    first = queue.next_batch(0.5, 0)
+    rest = queue.next_batch(0.5, 4 * len(first))
+    assert (len(first), len(rest)) == (100, 100)
+
+
+def test_a_run_is_given_more_once() -> None:
+    """What a run may take on top fills it up to the wanted time, or to its share of the rest."""
+    chunks = small_job(total_frames=800, chunks=200).chunks
+
+    def more(target: float, left: int) -> int:
+        queue = ChunkQueue(chunks, None, target, 2)
+        given = sum(chunk.frame_count for _ in range(2) for chunk in queue.next_batch(None, 0)) // 2
+        return len(queue.more(0.5, 2 * left, given, left))
+
+    assert more(1e6, 40) == 75
+    assert more(80.0, 40) == 15
+    assert more(40.0, 40) == 0
+
+
+def test_runs_are_named_after_their_chunks() -> None:
+    """A name holds ranges, and is short whatever the chunks are."""
+    assert batch_name([4], "film") == "chunk 4 of film"
+    assert batch_name([5, 3, 4, 9], "film") == "chunks 3-5, 9 of film"
+    assert batch_name(range(0, 90, 3), "film") == "chunks 0, 3, 6, 9, 12 … of film"
+
+
+def test_longest_chunks_go_first() -> None:
+    """Longer chunks go out before shorter ones; what comes back goes out next."""
+    job = small_job(total_frames=20, chunks=3)
+    frames = [chunk.frame_count for chunk in job.chunks]
+    queue = ChunkQueue(job.chunks, 1, 1.0, 1)
+    order = [queue.next_batch(None, 0)[0] for _ in range(3)]
+    assert [chunk.frame_count for chunk in order] == sorted(frames, reverse=True)
+    queue.give_back([order[1]])
+    queue.give_back([order[2]])
+    assert queue.next_batch(None, 0) == [order[2]]

@@ -1,0 +1,135 @@
+"""A run among others: what they have done it uses, and what is theirs it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jobs import clip_command, small_job, with_commands
+from processes_here import wait_for
+
+from prefect_renderfarm.blocks import CommandFailed, LocalAdapter, StorageError
+from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.flows import RenderJob
+from prefect_renderfarm.flows.attempts import Attempts, Failures
+from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.done_chunks import DoneChunks
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.flows.shared_rendering import SharedRendering
+
+SAME = ChunkRules(may_differ=frozenset())
+
+
+class AwayFolder(JobFolder):
+    """A job folder whose records cannot be listed for a while."""
+
+    away = False
+
+    def list_records(self, folder: str) -> list[str]:
+        if self.away:
+            raise StorageError("storage 'x' cannot list: it is away")
+        return super().list_records(folder)
+
+
+def prepared(path: Path, job: RenderJob, kind: type[JobFolder] = JobFolder) -> Any:
+    """Return a job's folder, ready to render."""
+    folder = kind(path, job)
+    folder.prepare()
+    folder.identify(LocalAdapter())
+    return folder
+
+
+def render(folder: JobFolder, *chunk_ids: int) -> None:
+    """Render chunks as another run does."""
+    other = ChunkRenderer(folder, LocalAdapter())
+    for number in chunk_ids:
+        other.render(folder.job.chunks[number])
+
+
+def one_with_sound(**options: Any) -> RenderJob:
+    """Return a job of three chunks, of which the second is unlike the others: it has sound."""
+    job = small_job(output_template="chunks/{id}.mkv", **options)
+    return with_commands(job, {1: f"{job.chunks[1].command} --audio pcm_s16le"})
+
+
+def sharing(folder: JobFolder, rules: ChunkRules = ChunkRules()) -> SharedRendering:  # noqa: B008
+    """Return what a run renders all chunks of a folder with."""
+    return SharedRendering(
+        folder, folder.job.chunks, LocalAdapter(), rules, Attempts(),
+        width=1, failures=Failures(None),
+    )  # fmt: skip
+
+
+def test_who_waits_waits_for_the_storage_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A storage that is away while a run waits for others is told of once, and ends nothing."""
+    job = small_job()
+    own, others = prepared(tmp_path, job, AwayFolder), prepared(tmp_path, job)
+    with (
+        Lease(others, [0, 1, 2]),
+        caplog.at_level(logging.WARNING),
+        sharing(own) as how,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(how.render)
+        time.sleep(1.5)
+        own.away = True
+        wait_for(lambda: "it is away" in caplog.text, 10)
+        time.sleep(2.5)
+        render(others, 0, 1, 2)
+        own.away = False
+        assert [chunk.id for chunk in waiting.result(30)] == [0, 1, 2]
+    assert how.reused == {0, 1, 2}
+    assert caplog.text.count("it is away") == 1
+
+
+def test_what_others_render_is_theirs(tmp_path: Path) -> None:
+    """A chunk that does not fit is forgotten by who renders it, not by who waits for it."""
+    folder = prepared(tmp_path, one_with_sound())
+    render(folder, 0, 1)
+    done = DoneChunks(folder, folder.job.chunks, SAME, retries=1)
+    assert done.look(theirs=True) == []
+    assert done.results.keys() == {0}
+    assert folder.has_chunk(folder.job.chunks[1])
+    assert [chunk.id for chunk in done.look()] == [1]
+    assert not folder.has_chunk(folder.job.chunks[1])
+
+
+def test_found_chunk_that_does_not_fit_is_rendered_again(tmp_path: Path) -> None:
+    """What a run takes over from another must fit what it has already, else it counts no more."""
+    folder = prepared(tmp_path, one_with_sound())
+    render(folder, 0)
+    other = prepared(tmp_path, folder.job)
+    with Lease(other, [1, 2]) as lease, sharing(folder, SAME) as how:
+        assert how.reused == {0}
+        render(other, 1)
+        lease.let_go([1, 2])
+        wait_for(lambda: how._lease.take([1]) == {1}, 30)
+        how._find_finished({1})
+        assert how.reused == {0}
+        assert not folder.has_chunk(folder.job.chunks[1])
+
+
+def test_failed_attempt_clears_only_what_is_its_own(tmp_path: Path) -> None:
+    """Whoever lost its lease during an attempt does not remove what may be another run's file."""
+    command = clip_command("--sleep 1 --fail")
+    folder = prepared(tmp_path, small_job(chunks=1, total_frames=4))
+    [chunk] = with_commands(folder.job, {0: command.format(start=0, count=4, output="x")}).chunks
+    for mine, left in (({0}, False), (set(), True)):
+        lease: Any = SimpleNamespace(mine={0})
+        renderer = ChunkRenderer(folder, LocalAdapter(), lease=lease)
+        with ThreadPoolExecutor(1) as pool:
+            attempt = pool.submit(renderer.render, chunk)
+            wait_for(lambda running=renderer.running: bool(running), 10)  # type: ignore[misc]
+            folder.chunk_file(chunk).write_bytes(b"another run's")
+            lease.mine = mine
+            with pytest.raises(CommandFailed):
+                attempt.result(30)
+        assert folder.chunk_file(chunk).exists() == left
