@@ -61,6 +61,8 @@ def test_render_on_one_pool_assemble_on_another(api: FarmClient, tmp_path: Path)
     assert (worker_of(run), worker_of(merge)) == ("cloud-1", "local-1")
     assert "job:small" in run.tags
     assert "job:small" in merge.tags
+    # One that has a tag asks the server for a slot, and an error of the server then fails the job.
+    assert [task["tags"] for task in api.task_runs(run)] == [[], [], []]
     assert_film(tmp_path, job)
     assert np.array_equal(samples_of(tmp_path / "film.mp4"), sweep(0, 36_000))
     assert any("chunk 1 | rendering 6 frames" in line for line in task_logs(api, run))
