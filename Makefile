@@ -63,7 +63,7 @@ clean:
 $(VENV)/.installed: requirements.lock
 ifdef UV
 	uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 else
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
@@ -78,4 +78,6 @@ ifdef UV
 else
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
 endif
+	@# Saves 0.7 s in each process of a farm where Python may not write what it compiles.
+	@$(BIN)/python -m compileall -q build/__editable__*
 	@touch $@

@@ -137,11 +137,14 @@ def _held(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             path = temporary_name(final)
             stack.callback(_remove, path)
             make(path)
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:  # somebody took it for a leftover
+                continue
             stack.callback(os.close, descriptor)
             with suppress(OSError):  # not every network file system has locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists():  # else somebody took it for a leftover before it was locked
+            if path.exists():  # else it went before it was locked
                 break
         yield path
 

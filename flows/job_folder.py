@@ -17,7 +17,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -230,13 +230,15 @@ class JobFolder(JobRecords):
         return found if found and wanted in (None, found.identity) else None
 
     def delete_chunks(self) -> None:
-        """Delete the chunks for good: manifests and files."""
+        """Delete the chunks for good: manifests and files, and what runs wrote to each other."""
         self.forget_chunks(self.job.chunks)
+        self.delete_notes()
         for chunk in self.job.chunks:
             remove(self.chunk_file(chunk))
 
-    def remove_copies(self) -> None:
-        """Remove copies of chunks that are kept elsewhere: here, none are."""
+    def assembling(self) -> AbstractContextManager[None]:
+        """Have the chunks on this machine, as they are here."""
+        return nullcontext()
 
     def finished_chunk(self, chunk: Chunk) -> ChunkResult:
         """Return a chunk's manifest, once its file is what the manifest says.

@@ -25,7 +25,6 @@ class JobRecords:
         self.job = job
         self.records = path / RECORDS / job.key
         self.job_file = self.records / "job.json"
-        self._merge_file = self.records / "merge.json"
 
     def write_record(self, name: str, text: str) -> None:
         """Write one of the job's records, where all who work at the job can read it."""
@@ -51,28 +50,38 @@ class JobRecords:
         path.unlink(missing_ok=True)
         remove_leftovers(path)
 
+    def delete_notes(self) -> None:
+        """Delete what runs of the job wrote to each other, for when none is at it any more."""
+        for name in self.list_records("runs"):
+            self.delete_record(name)
+
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to."""
         write_whole(self.records / "report.json", report.model_dump_json())
 
-    def save_merge(self, report: MergeReport) -> None:
-        """Write how the film was assembled."""
-        write_whole(self._merge_file, report.model_dump_json())
+    def save_merge(self, report: MergeReport, run_id: str) -> None:
+        """Write how a run assembled the film."""
+        for name in (_merge_record(run_id), "merge.json"):
+            self.write_record(name, report.model_dump_json())
 
-    def forget_merge(self) -> None:
-        """Remove what an earlier assembly wrote."""
-        self._merge_file.unlink(missing_ok=True)
-
-    def load_merge(self) -> MergeReport:
-        """Return how the film was assembled.
+    def load_merge(self, run_id: str) -> MergeReport:
+        """Return how a run assembled the film.
 
         Raises:
-            SetupError: The run that assembled it wrote into another folder.
+            SetupError: It wrote elsewhere.
         """
-        try:
-            return MergeReport.model_validate_json(self._merge_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise SetupError(
-                f"job folder {str(self.path)!r} is not the folder that merge-job sees under that "
-                "path: let both work pools share it"
-            ) from None
+        text = self.read_record(_merge_record(run_id))
+        if text is None:
+            raise SetupError(self._without_merge)
+        return MergeReport.model_validate_json(text)
+
+    @property
+    def _without_merge(self) -> str:
+        return (
+            f"job folder {str(self.path)!r} is not the folder that merge-job sees under that "
+            "path: let both work pools share it"
+        )
+
+
+def _merge_record(run_id: str) -> str:
+    return f"runs/{run_id}-merge.json"

@@ -18,6 +18,10 @@ of Multiprocessor Programming, chapter 1, call it the flag principle).
 Somebody gets it. A run waits only for runs that are later than itself, so none wait in a circle;
 and each of them withdraws, holds, or dies. The earliest withdraws only where another holds.
 
+A run that puts the film together *uses* chunks: several may, but nobody may render them anew. To
+use a chunk, a run writes it into its record as used, then reads the others'. Whoever wants a used
+chunk withdraws, so the run may use it when no other wants or holds it; the reason is the same.
+
 This takes a storage that shows in lists and reads what has been written before, as S3 and Google
 Cloud Storage do. A client of NFS lists a folder anew when it has written into it, as each run has
 when it takes chunks.
@@ -102,7 +106,7 @@ class Lease:
         self._taking = threading.Lock()  # one thread at a time settles what is wanted
         self._writing = threading.Lock()  # records are written in order
         self._state = threading.Lock()  # what follows changes as a whole
-        self._wanted = self._held = _NONE
+        self._wanted = self._held = self._used = _NONE
         self._announced = (self._record.holder, _NONE)  # wanted, and written so
         self._written_at = math.inf  # when the last record that came through was begun
 
@@ -148,25 +152,62 @@ class Lease:
             if self._alone:
                 with self._state:
                     self._held |= ids
-            elif new:
+            elif new or (ids and self._thread is None):  # a run that gets nothing is seen, too
                 self._settle_all(new)
         return set(ids & self.mine)
+
+    def use(self, chunk_ids: Iterable[int]) -> set[int]:
+        """Keep other runs from rendering chunks anew, which are done; they may use them, too.
+
+        Returns:
+            Those of the chunks that no other run renders.
+
+        Raises:
+            StorageError: The storage did not answer.
+            OSError: The job folder cannot be read or written.
+        """
+        ids = frozenset(chunk_ids)
+        with self._taking:
+            self._look()
+            if self._alone:
+                return set(ids)
+            with self._state:
+                self._held -= ids
+                self._used |= ids
+            self._start()
+            self._publish()
+            while any(ids & other.wanted for other in self._look()):
+                if self._over.wait(self._folder.poll_seconds):
+                    break
+            with self._state:
+                self._used -= _NONE.union(*(other.held for other in self._others))
+            return set(ids & self._used)
 
     def let_go(self, chunk_ids: Iterable[int]) -> None:
         """Give chunks back, such as those that are done; others hear of it with the next beat."""
         ids = frozenset(chunk_ids)
         with self._state:
             self._held -= ids
+            self._used -= ids
             self._wanted -= ids
 
     def others(self, chunk_ids: Iterable[int]) -> set[int]:
-        """Return those of some chunks that another living run has, or asks for, now.
+        """Return those of some chunks that another living run has, uses or asks for, now.
 
         Raises:
             StorageError: The storage did not answer.
             OSError: The job folder cannot be read.
         """
         return set(chunks_of(self._look()).intersection(chunk_ids))
+
+    def company(self) -> list[str]:
+        """Return which other living runs render or assemble the job, for a log.
+
+        Raises:
+            StorageError: The storage did not answer.
+            OSError: The job folder cannot be read.
+        """
+        return [other.who for other in self._look()]
 
     def waiting_for(self, chunk_ids: Iterable[int]) -> str:
         """Say, for a log, which runs have some chunks, as of the last look at them."""
@@ -181,7 +222,7 @@ class Lease:
         """Give all chunks back, for good."""
         self._over.set()
         with self._state:
-            self._wanted = self._held = _NONE
+            self._wanted = self._held = self._used = _NONE
         if self._thread is not None:
             # A storage that does not answer holds up no run that ends.
             self._thread.join(_FAREWELL_SECONDS)
@@ -231,7 +272,7 @@ class Lease:
             while not self._over.is_set():
                 begun = _clock()
                 with self._state:
-                    self._record = self._record.next(self._wanted, self._held)
+                    self._record = self._record.next(self._wanted, self._held, self._used)
                 self._folder.write_record(self._name, self._record.model_dump_json())
                 if _clock() - self._written_at <= self._trusted_seconds:
                     self._written_at = begun

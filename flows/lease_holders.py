@@ -92,6 +92,7 @@ class LeaseRecord(BaseModel):
         beat: A number that grows as long as the run lives.
         wanted: Chunks that it asks for.
         held: Chunks that are its own.
+        used: Chunks that are done, and that nobody shall render anew while it uses them.
         run: Its flow run, if it has one.
         run_name: The flow run's name.
         machine: The name of its machine.
@@ -105,6 +106,7 @@ class LeaseRecord(BaseModel):
     beat: int = 0
     wanted: frozenset[int] = frozenset()
     held: frozenset[int] = frozenset()
+    used: frozenset[int] = frozenset()
     run: UUID | None = None
     run_name: str = ""
     machine: str = ""
@@ -124,9 +126,11 @@ class LeaseRecord(BaseModel):
             place=here(),
         )
 
-    def next(self, wanted: frozenset[int], held: frozenset[int]) -> LeaseRecord:
+    def next(
+        self, wanted: frozenset[int], held: frozenset[int], used: frozenset[int]
+    ) -> LeaseRecord:
         """Return the record that is written after this one."""
-        update = {"beat": self.beat + 1, "wanted": wanted, "held": held}
+        update = {"beat": self.beat + 1, "wanted": wanted, "held": held, "used": used}
         return self.model_copy(update=update)
 
     def decide(
@@ -138,7 +142,7 @@ class LeaseRecord(BaseModel):
         """
         taken, undecided = set[int](), set[int]()
         for other in others:
-            taken |= other.held
+            taken |= other.held | other.used
             if (other.since, other.holder) < (self.since, self.holder):
                 taken |= other.wanted
             else:
@@ -147,8 +151,8 @@ class LeaseRecord(BaseModel):
 
     @property
     def chunks(self) -> frozenset[int]:
-        """The chunks that it has or asks for."""
-        return self.wanted | self.held
+        """The chunks that it has, uses or asks for."""
+        return self.wanted | self.held | self.used
 
     @property
     def who(self) -> str:
@@ -158,7 +162,7 @@ class LeaseRecord(BaseModel):
 
 
 def chunks_of(records: Iterable[LeaseRecord]) -> frozenset[int]:
-    """Return the chunks that some runs have or ask for."""
+    """Return the chunks that some runs have, use or ask for."""
     return frozenset[int]().union(*(record.chunks for record in records))
 
 

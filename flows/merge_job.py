@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.client.schemas.objects import State
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
 from prefect_renderfarm.blocks import (
@@ -33,6 +33,7 @@ from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
 from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     JobParameter,
@@ -108,7 +109,6 @@ def merge_job(
     spec, job_file_folder = _find_job(job, job_dir, block, deployed)
     path = job_dir or default_folder(spec, job_file_folder)
     folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
-    folder.forget_merge()
     folder.tidy()
     folder.environment = environment or ""
     glue = None if stitcher is None else load_stitcher(stitcher)
@@ -117,27 +117,29 @@ def merge_job(
     assembly = plan_assembly(spec.merge_command, glue, film)
     arrivals = ChunkArrivals(folder, patience, why_no_more_chunks())
     tag_run(spec)
-    with ending_with_its_worker():
+    with ending_with_its_worker(), Lease(folder) as lease:
         try:
-            if assembly is Assembly.STITCHED and glue is not None and film is not None:
-                if (track := folder.audio_track()) is not None:
-                    glue = glue.with_track(track)
-                report = _stitch(folder, arrivals, glue, film)
-            elif assembly is Assembly.MERGED:
-                name = "adapter" if merge_adapter is None else "merge_adapter"
-                runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
-                check_commands(runner, [("the merge command", spec.merge_command or "")])
-                report = _run_merge_command(folder, arrivals, runner, film)
-            else:
-                report = MergeReport(assembly=assembly)
-            if place is not None and report.film is not None:
-                place.deliver(folder)
-                report = report.model_copy(update={"film": place.name})
-            folder.remove_copies()
+            if environment is None:  # else it is a render-job that keeps the chunks as they are
+                lease.use(chunk.id for chunk in spec.chunks)
+            with folder.assembling():
+                if assembly is Assembly.STITCHED and glue is not None and film is not None:
+                    if (track := folder.audio_track()) is not None:
+                        glue = glue.with_track(track)
+                    report = _stitch(folder, arrivals, glue, film)
+                elif assembly is Assembly.MERGED:
+                    name = "adapter" if merge_adapter is None else "merge_adapter"
+                    runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
+                    check_commands(runner, [("the merge command", spec.merge_command or "")])
+                    report = _run_merge_command(folder, arrivals, runner, film)
+                else:
+                    report = MergeReport(assembly=assembly)
+                if place is not None and report.film is not None:
+                    place.deliver(folder)
+                    report = report.model_copy(update={"film": place.name})
         except RenderStopped as stopped:
             return Cancelled(name=RELEASED, message=str(stopped))
     report = report.model_copy(update={"seconds": time.monotonic() - started})
-    folder.save_merge(report)
+    folder.save_merge(report, str(flow_run.id))
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
              f": {report.film}" if report.film else "")  # fmt: skip
     return report

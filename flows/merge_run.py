@@ -46,7 +46,6 @@ class MergeRun:
 
     def start(self) -> None:
         """Start the run; it waits for the chunks that are not done yet."""
-        self._folder.forget_merge()
         self._pending_since = None
         self._run = start_run(
             self._deployment,
@@ -82,7 +81,7 @@ class MergeRun:
             raise
         if ended.state is None or not ended.state.is_completed():
             raise AssemblyError(_failure(ended))
-        return self._folder.load_merge()
+        return self._folder.load_merge(str(ended.id))
 
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +157,7 @@ def render_job(
     folder.identify(chosen.adapter, film, file_of(job))
 
     tag_run(spec)
-    with ending_with_its_worker():
+    with ending_with_its_worker(), ExitStack() as stack:
         end_orphans(spec)
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
@@ -172,9 +172,11 @@ def render_job(
             width=width, failures=failures, force=force,
         )  # fmt: skip
         ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
-        # The merge run comes last: it takes for done what has a manifest.
-        with job_slot(chosen.adapter), how, ahead or nullcontext():
-            chunks = how.render()
+        with job_slot(chosen.adapter):
+            stack.enter_context(how)
+            # The merge run comes last: it takes for done what has a manifest.
+            with ahead or nullcontext():
+                chunks = how.render(kept=wanted)
         rendered = time.monotonic()
         merged: Any = MergeReport(assembly=assembly)
         if wanted:
@@ -206,7 +208,7 @@ def render_job(
         folder.save_report(report)
         publish_report(report)
         if not keep_chunks:
-            _delete_chunks(folder, report)
+            _delete_chunks(folder, report, how)
     log.info(
         "job %s: %s%s",
         spec.title,
@@ -220,13 +222,14 @@ def render_job(
 _LEAST_PATIENCE_SECONDS = 60.0
 
 
-def _delete_chunks(folder: JobFolder, report: RenderReport) -> None:
+def _delete_chunks(folder: JobFolder, report: RenderReport, how: SharedRendering) -> None:
     """Delete the chunks, now that their film is there; what cannot be deleted fails no job."""
     if report.film is None:
         run_log().warning("the chunks stay: no film is known, because output_file is empty")
         return
     try:
-        folder.delete_chunks()
+        if how.take_all():
+            folder.delete_chunks()
     except (StorageError, SetupError, OSError) as error:
         run_log().warning("the chunks cannot be deleted: %s", error)
 

@@ -19,6 +19,7 @@ from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.pace import Pace
 from prefect_renderfarm.flows.rendering import Rendering, rendering
+from prefect_renderfarm.flows.run_names import batch_name
 
 _POLL_SECONDS = 1.0
 
@@ -91,8 +92,11 @@ class SharedRendering:
         """Return how far the rendering is; may be called from another thread."""
         return self._rendering.pace()
 
-    def render(self) -> list[ChunkResult]:
+    def render(self, *, kept: bool = False) -> list[ChunkResult]:
         """Render the chunks; when one fails for good, stop the others.
+
+        Args:
+            kept: Whether no other run may render them anew before this context is left.
 
         Returns:
             The results, in the order of the chunks.
@@ -101,6 +105,33 @@ class SharedRendering:
             WorkerError: That of the first chunk that failed for good.
             StorageError: The storage did not answer.
         """
+        self._render_what_is_left()
+        while kept and (lost := self._lost()):
+            names = batch_name(sorted(lost), self._folder.job.title)
+            run_log().info("%s: taken away by another run, and done again", names)
+            self._lease.let_go([chunk.id for chunk in self._chunks])
+            for number in lost:
+                del self._done.results[number]
+            self._seen -= lost
+            self.reused -= lost
+            self._render_what_is_left()
+        return [self._done.results[chunk.id] for chunk in self._chunks]
+
+    def take_all(self) -> bool:
+        """Have all chunks for this run alone, so that they can be deleted; return whether it is so.
+
+        Raises:
+            StorageError: The storage did not answer.
+            OSError: The job folder cannot be read or written.
+        """
+        ids = {chunk.id for chunk in self._chunks}
+        self._lease.let_go(ids)
+        mine = self._lease.take(ids)
+        if company := self._lease.company():
+            run_log().info("the chunks stay: other runs are at this job: %s", "; ".join(company))
+        return mine == ids and not company
+
+    def _render_what_is_left(self) -> None:
         told = False
         while left := self._left():
             ids = [chunk.id for chunk in left]
@@ -112,10 +143,26 @@ class SharedRendering:
             if not told:
                 told = True
                 who = self._lease.waiting_for(ids)
-                run_log().info("%d chunks are rendered by other runs: %s", len(ids), who)
+                run_log().info("%d chunks are with other runs: %s", len(ids), who)
             time.sleep(_POLL_SECONDS)
             self._look_for(left)
-        return [self._done.results[chunk.id] for chunk in self._chunks]
+
+    def _lost(self) -> set[int]:
+        """Keep what is done as it is; return the chunks that other runs took away before that."""
+        ids = {chunk.id for chunk in self._chunks}
+        told = False
+        while True:
+            try:
+                kept, done = self._lease.use(ids), self._folder.done(self._chunks)
+            except (StorageError, OSError) as error:
+                self._warn_once(error)  # and goes on: the assembly looks at every chunk
+                return set()
+            if kept == ids or done != ids:
+                return ids - done
+            if not told:
+                told = True
+                run_log().info("waiting for other runs: %s", self._lease.waiting_for(ids - kept))
+            time.sleep(_POLL_SECONDS)
 
     def _take(self, ids: Collection[int], *, waiting: bool) -> Collection[int]:
         """Take the chunks that nobody has; one who waits in any case waits for the storage, too."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import fcntl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
@@ -26,9 +27,10 @@ from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
 from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.results import MergeReport, RenderReport
+from prefect_renderfarm.flows.results import RenderReport
 
 _TRACK = "track"
+_COPIES = "copies.lock"
 
 
 class StoredFolder(JobFolder):
@@ -159,12 +161,27 @@ class StoredFolder(JobFolder):
         """Delete the chunks for good: files, logs and manifests, in the storage and here."""
         self.forget_chunks(self.job.chunks)
         self.store.delete_chunks()
-        self.remove_copies()
+        self.delete_notes()
+        self._remove_copies()
 
-    def remove_copies(self) -> None:
-        """Remove this machine's copies of the chunks; the storage keeps them."""
+    @contextmanager
+    def assembling(self) -> Iterator[None]:
+        """Have copies of the chunks on this machine; the last run here that leaves removes them.
+
+        The storage keeps the chunks. Copies of a run that fails stay.
+        """
+        self.records.mkdir(parents=True, exist_ok=True)
+        with (self.records / _COPIES).open("w") as lock:
+            with suppress(OSError):  # not every network file system has locks
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+            if _last(lock):
+                self._remove_copies()
+
+    def _remove_copies(self) -> None:
         for chunk in self.job.chunks:
-            remove(self.chunk_file(chunk))
+            if not self._manifest(chunk).exists():  # else a job without a storage rendered it here
+                remove(self.chunk_file(chunk))
 
     def write_record(self, name: str, text: str) -> None:
         """Write one of the job's records, where all who work at the job can read it."""
@@ -193,30 +210,25 @@ class StoredFolder(JobFolder):
         super().save_report(report)
         self.store.write("report.json", report.model_dump_json().encode())
 
-    def save_merge(self, report: MergeReport) -> None:
-        """Write how the film was assembled."""
-        self.store.write("merge.json", report.model_dump_json().encode())
-
-    def forget_merge(self) -> None:
-        """Remove what an earlier assembly wrote."""
-        self.store.store.delete([f"{self.store.root}/merge.json"])
-
-    def load_merge(self) -> MergeReport:
-        """Return how the film was assembled.
-
-        Raises:
-            SetupError: The run that assembled it wrote to another storage.
-        """
-        data = self.store.read("merge.json")
-        if data is None:
-            raise SetupError(
-                f"merge-job has left no report in the {self.store.store.name}: let both work pools "
-                "use the same storage block"
-            )
-        return MergeReport.model_validate_json(data)
+    @property
+    def _without_merge(self) -> str:
+        return (
+            f"merge-job has left no report in the {self.store.store.name}: let both work pools "
+            "use the same storage block"
+        )
 
     def _track_key(self) -> str:
         return f"{self.store.root}/{_TRACK}/{Path(self.job.audio_track or '').name}"
+
+
+def _last(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def open_folder(path: Path, job: RenderJob, block: ObjectStorageBlock | None) -> JobFolder:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from jobs import clip_command, small_job, with_commands
+from prefect import flow
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import CommandFailed, LocalAdapter, StorageError
+from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.attempts import Attempts, Failures
@@ -50,6 +52,24 @@ def render(folder: JobFolder, *chunk_ids: int) -> None:
     other = ChunkRenderer(folder, LocalAdapter())
     for number in chunk_ids:
         other.render(folder.job.chunks[number])
+
+
+def render_in_flow(how: SharedRendering) -> list[ChunkResult]:
+    """Render all chunks as a run does that then assembles them."""
+    results: list[ChunkResult] = []
+
+    @flow
+    def rendering() -> None:
+        results.extend(how.render(kept=True))
+
+    rendering()
+    return results
+
+
+def render_all(folder: JobFolder) -> list[ChunkResult]:
+    """Be a run that renders and assembles all chunks."""
+    with sharing(folder) as how:
+        return render_in_flow(how)
 
 
 def one_with_sound(**options: Any) -> RenderJob:
@@ -133,3 +153,59 @@ def test_failed_attempt_clears_only_what_is_its_own(tmp_path: Path) -> None:
             with pytest.raises(CommandFailed):
                 attempt.result(30)
         assert folder.chunk_file(chunk).exists() == left
+
+
+@pytest.mark.usefixtures("api")
+def test_what_a_film_is_made_of_is_not_rendered_anew(tmp_path: Path) -> None:
+    """A run with another environment waits until no other uses the chunks that it will replace."""
+    folder, other = prepared(tmp_path, small_job()), prepared(tmp_path, small_job())
+    other.environment = "another"
+    with ThreadPoolExecutor(1) as pool:
+        with sharing(folder) as how:
+            kept = render_in_flow(how)
+            replacing = pool.submit(render_all, other)
+            time.sleep(3)
+            assert [folder.manifest(chunk) for chunk in folder.job.chunks] == kept
+            assert not how.take_all()
+        replaced = replacing.result(60)
+    assert [chunk.id for chunk in replaced] == [0, 1, 2]
+    assert not {chunk.identity for chunk in replaced} & {chunk.identity for chunk in kept}
+    assert [folder.manifest(chunk) for chunk in folder.job.chunks] == [None] * 3
+
+
+@pytest.mark.usefixtures("api")
+def test_what_is_taken_away_before_it_is_kept_is_rendered_again(tmp_path: Path) -> None:
+    """A chunk that was deleted is rendered again; for one that another renders anew a run waits."""
+    folder, other = prepared(tmp_path, small_job()), prepared(tmp_path, small_job())
+    with sharing(folder) as how, ThreadPoolExecutor(1) as pool:
+        render_in_flow(how)
+        other.forget_chunks(other.job.chunks[1:2])
+        assert len(render_in_flow(how)) == 3
+        assert folder.done(folder.job.chunks) == {0, 1, 2}
+        assert how.reused == set()
+        how._lease.let_go([0, 1, 2])
+        with Lease(other) as lease:
+            wait_for(lambda: lease.take([1]) == {1}, 30)
+            keeping = pool.submit(render_in_flow, how)
+            time.sleep(2)
+            other.forget_chunks(other.job.chunks[1:2])
+            time.sleep(2)
+            assert not keeping.done()
+            render(other, 1)
+            assert how._lease.others({0, 1, 2}) == {1}
+        assert [chunk.id for chunk in keeping.result(60)] == [0, 1, 2]
+    assert how.reused == {1}
+
+
+@pytest.mark.usefixtures("api")
+def test_chunks_are_deleted_by_the_last_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that would delete the chunks leaves them to another run that waits for some of them."""
+    folder, other = prepared(tmp_path, small_job()), prepared(tmp_path, small_job())
+    with sharing(folder) as how, caplog.at_level(logging.INFO):
+        render_in_flow(how)
+        with sharing(other):
+            assert not how.take_all()
+            assert "the chunks stay: other runs are at this job: " in caplog.text
+        wait_for(how.take_all, 30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,29 @@ def test_leftovers_of_a_folder(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     remove_all_leftovers(loop)
+
+
+def test_files_are_written_while_leftovers_go(tmp_path: Path) -> None:
+    """A file that was taken for a leftover before it could be locked is begun again."""
+    over = threading.Event()
+
+    def tidy() -> int:
+        times = 0
+        while not over.is_set():
+            remove_all_leftovers(tmp_path, older_than=0.0)
+            times += 1
+        return times
+
+    with ThreadPoolExecutor(2) as pool:
+        tidying = [pool.submit(tidy) for _ in range(2)]
+        try:
+            for number in range(1000):
+                with whole_file(tmp_path / "film.mp4") as held:
+                    held.write_text(str(number))
+                assert (tmp_path / "film.mp4").read_text() == str(number)
+        finally:
+            over.set()
+        assert min(times.result() for times in tidying) > 50
 
 
 def test_folder_that_cannot_be_read(tmp_path: Path) -> None:

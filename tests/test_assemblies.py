@@ -1,0 +1,124 @@
+"""Several runs that put the same job together at once, on one machine."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import small_job
+from prefect_aws.s3 import S3Bucket
+
+from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, SetupError
+from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.results import Assembly, MergeReport
+from prefect_renderfarm.flows.stored_folder import open_folder
+
+Opener = Callable[[], JobFolder]
+
+
+@pytest.fixture
+def stored(bucket: S3Bucket, tmp_path: Path) -> Opener:
+    """Return what opens a job's folder on this machine, as a run does; its chunks are stored."""
+    job = small_job()
+
+    def opened() -> JobFolder:
+        folder = open_folder(tmp_path / "here", job, bucket)
+        folder.prepare()
+        folder.environment = "same"
+        return folder
+
+    elsewhere = open_folder(tmp_path / "elsewhere", job, bucket)
+    elsewhere.prepare()
+    elsewhere.environment = "same"
+    renderer = ChunkRenderer(elsewhere, LocalAdapter())
+    for chunk in job.chunks:
+        renderer.render(chunk)
+    return opened
+
+
+def fetch_all(folder: JobFolder, but_first: Callable[[], None]) -> None:
+    """Fetch all chunks of a job, to one of which something happens after the first one."""
+    for number, chunk in enumerate(folder.job.chunks):
+        if number == 1:
+            but_first()
+        folder.finished_chunk(chunk)
+
+
+def copies(folder: JobFolder) -> set[int]:
+    """Return the chunks that have a file on this machine, by their ids."""
+    return {chunk.id for chunk in folder.job.chunks if folder.chunk_file(chunk).exists()}
+
+
+def test_the_last_run_removes_the_copies(stored: Opener) -> None:
+    """A run that is done does not take the copies away from one that is not."""
+    one, two = stored(), stored()
+    with two.assembling():
+        two.finished_chunk(two.job.chunks[0])
+        with one.assembling():
+            one.finished_chunk(one.job.chunks[1])
+            assert copies(one) == {0, 1}
+        assert copies(two) == {0, 1}
+    assert copies(two) == set()
+
+
+def test_copies_of_a_run_that_fails_stay(stored: Opener) -> None:
+    """What was fetched for a film that failed need not be fetched for the next attempt."""
+    folder = stored()
+    with pytest.raises(AssemblyError, match="not rendered"), folder.assembling():
+        fetch_all(folder, but_first=lambda: folder.forget_chunks(folder.job.chunks[1:]))
+    assert copies(folder) == {0}
+
+
+def test_without_locks_copies_go_all_the_same(
+    stored: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that has no locks each run removes them."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no locks here")
+
+    folder = stored()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with folder.assembling():
+        folder.finished_chunk(folder.job.chunks[0])
+    assert copies(folder) == set()
+
+
+def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
+    """In a folder where the job was rendered without a storage, its chunks are no copies."""
+    folder = stored()
+    local = JobFolder(folder.path, folder.job)
+    local.environment = "same"
+    ChunkRenderer(local, LocalAdapter()).render(local.job.chunks[2])
+    with folder.assembling():
+        for chunk in folder.job.chunks:
+            folder.finished_chunk(chunk)
+    assert copies(folder) == {2}
+    assert local.has_chunk(local.job.chunks[2])
+
+
+@pytest.mark.parametrize("kind", ["folder", "storage"])
+def test_each_run_has_a_report_of_its_own(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A run that begins, or is done, does not touch the report of another."""
+    opened: Opener = (
+        request.getfixturevalue("stored")
+        if kind == "storage"
+        else lambda: JobFolder(tmp_path, small_job())
+    )
+    reports = {
+        name: MergeReport(assembly=Assembly.STITCHED, film=Path(f"/{name}.mp4"))
+        for name in ("one", "two")
+    }
+    for name, report in reports.items():
+        opened().save_merge(report, name)
+    assert {name: opened().load_merge(name) for name in reports} == reports
+    with pytest.raises(SetupError, match="let both work pools"):
+        opened().load_merge("three")
+    opened().delete_notes()
+    with pytest.raises(SetupError, match="let both work pools"):
+        opened().load_merge("one")
