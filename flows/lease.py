@@ -34,30 +34,21 @@ it held; what others have taken by then is not its own any more.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from uuid import uuid4
 
-from prefect_renderfarm.blocks import JobError, RenderFarmError, SetupError, StorageRefused
-from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.blocks import JobError, SetupError, StorageRefused
 from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease_holders import LEASES, Holders, LeaseRecord, chunks_of
+from prefect_renderfarm.flows.lease_holders import Holders, LeaseRecord, chunks_of
+from prefect_renderfarm.flows.own_record import OwnRecord
 from prefect_renderfarm.flows.run_names import batch_name
 
 BEAT_SECONDS = 10.0
 # Four beats may be lost. Long enough for a storage's hiccups, short for people who wait.
 SILENT_SECONDS = 45.0
-# A record that could not be written is written again after this.
-_RETRY_SECONDS = 2.0
-_FAREWELL_SECONDS = 5.0
-# The part of the silence after which a run doubts itself: before others give it up.
-_DOUBT = 0.8
 _FAMILY = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_NONE: frozenset[int] = frozenset()
 
 
 class Lease:
@@ -93,22 +84,13 @@ class Lease:
             raise JobError(f"family {family!r} is no id of a run: give that of the first run")
         self._folder = folder
         self._first = frozenset(chunk_ids)
-        self._beat_seconds = beat_seconds
-        self._trusted_seconds = _DOUBT * silent_seconds
+        self._own = OwnRecord(
+            folder, self.family, beat_seconds, silent_seconds, self._settle_what_is_left
+        )
         self._holders = Holders(folder, self.family, silent_seconds)
         self._others: list[LeaseRecord] = []
         self._alone = False
-        self._record = LeaseRecord.of_this_run()
-        self._log = run_log()
-        self._warned: set[str] = set()
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
         self._taking = threading.Lock()  # one thread at a time settles what is wanted
-        self._writing = threading.Lock()  # records are written in order
-        self._state = threading.Lock()  # what follows changes as a whole
-        self._wanted = self._held = self._used = _NONE
-        self._announced = (self._record.holder, _NONE)  # wanted, and written so
-        self._written_at = math.inf  # when the last record that came through was begun
 
     def __enter__(self) -> Lease:
         try:
@@ -128,8 +110,7 @@ class Lease:
         Empty while others may take this run for dead: what was its own may then become another's.
         Look here before a chunk is begun.
         """
-        written_at, held = self._written_at, self._held  # in this order: see `_begin_anew`
-        return held if _clock() - written_at <= self._trusted_seconds else _NONE
+        return self._own.trusted_held()
 
     def take(self, chunk_ids: Iterable[int]) -> set[int]:
         """Take chunks, as far as no other run has them; those taken before stay.
@@ -146,13 +127,13 @@ class Lease:
         """
         ids = frozenset(chunk_ids)
         with self._taking:
-            new = ids - self._held
+            new = ids - self._own.held
             if new:
                 new -= chunks_of(self._look())
             if self._alone:
-                with self._state:
-                    self._held |= ids
-            elif new or (ids and self._thread is None):  # a run that gets nothing is seen, too
+                with self._own.state:
+                    self._own.held |= ids
+            elif new or (ids and not self._own.begun):  # a run that gets nothing is seen, too
                 self._settle_all(new)
         return set(ids & self.mine)
 
@@ -171,25 +152,24 @@ class Lease:
             self._look()
             if self._alone:
                 return set(ids)
-            with self._state:
-                self._held -= ids
-                self._used |= ids
-            self._start()
-            self._publish()
+            with self._own.state:
+                self._own.held -= ids
+                self._own.used |= ids
+            self._own.publish()
             while any(ids & other.wanted for other in self._look()):
-                if self._over.wait(self._folder.poll_seconds):
+                if self._own.pause():
                     break
-            with self._state:
-                self._used -= _NONE.union(*(other.held for other in self._others))
-            return set(ids & self._used)
+            with self._own.state:
+                self._own.used -= frozenset[int]().union(*(other.held for other in self._others))
+            return set(ids & self._own.used)
 
     def let_go(self, chunk_ids: Iterable[int]) -> None:
         """Give chunks back, such as those that are done; others hear of it with the next beat."""
         ids = frozenset(chunk_ids)
-        with self._state:
-            self._held -= ids
-            self._used -= ids
-            self._wanted -= ids
+        with self._own.state:
+            self._own.held -= ids
+            self._own.used -= ids
+            self._own.wanted -= ids
 
     def others(self, chunk_ids: Iterable[int]) -> set[int]:
         """Return those of some chunks that another living run has, uses or asks for, now.
@@ -220,16 +200,7 @@ class Lease:
 
     def release(self) -> None:
         """Give all chunks back, for good."""
-        self._over.set()
-        with self._state:
-            self._wanted = self._held = self._used = _NONE
-        if self._thread is not None:
-            # A storage that does not answer holds up no run that ends.
-            self._thread.join(_FAREWELL_SECONDS)
-
-    @property
-    def _name(self) -> str:
-        return f"{LEASES}/{self.family}.{self._record.holder}.json"
+        self._own.end()
 
     def _look(self) -> list[LeaseRecord]:
         if not self._alone:
@@ -237,103 +208,38 @@ class Lease:
                 self._others = self._holders.look()
             except (SetupError, StorageRefused) as error:
                 self._alone, self._others = True, []
-                self._warn("other runs of this job are not seen, and render it, too: %s", error)
+                self._own.warn("other runs of this job are not seen, and render it, too: %s", error)
         return self._others
 
     def _settle_all(self, new: frozenset[int]) -> None:
-        with self._state:
-            self._wanted |= new
+        with self._own.state:
+            self._own.wanted |= new
         try:
-            self._start()
-            self._publish()
-            while self._wanted and not self._over.is_set():
+            self._own.publish()
+            while self._own.wanted and not self._own.over:
                 self._settle()
-                if self._wanted:
-                    self._over.wait(self._folder.poll_seconds)
+                if self._own.wanted:
+                    self._own.pause()
         finally:
-            with self._state:
-                self._wanted -= new
+            with self._own.state:
+                self._own.wanted -= new
 
     def _settle(self) -> None:
         """Decide on the chunks that this run is known to want, as far as others let it."""
-        holder, asked = self._announced
-        won, lost = self._record.decide(asked, self._look())
-        with self._state:
-            if holder != self._record.holder:
+        holder, asked = self._own.announced
+        won, lost = self._own.record.decide(asked, self._look())
+        with self._own.state:
+            if holder != self._own.record.holder:
                 return  # it began anew meanwhile
-            self._held |= won & self._wanted
-            self._wanted -= won | lost
+            self._own.held |= won & self._own.wanted
+            self._own.wanted -= won | lost
         if won or lost:
-            self._publish()
-
-    def _publish(self) -> None:
-        """Write the record; begin anew if it came so late that others may call this run dead."""
-        with self._writing:
-            while not self._over.is_set():
-                begun = _clock()
-                with self._state:
-                    self._record = self._record.next(self._wanted, self._held, self._used)
-                self._folder.write_record(self._name, self._record.model_dump_json())
-                if _clock() - self._written_at <= self._trusted_seconds:
-                    self._written_at = begun
-                    self._announced = (self._record.holder, self._record.wanted)
-                    return
-                self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        """Take a new name, and ask for the chunks that were held."""
-        old = self._name
-        with self._state:
-            self._record = self._record.model_copy(update={"holder": uuid4().hex})
-            self._announced = (self._record.holder, _NONE)
-            self._wanted |= self._held
-            self._held = _NONE
-            self._written_at = math.inf
-        with suppress(RenderFarmError, OSError):
-            self._folder.delete_record(old)
-        self._warn(
-            "nothing was heard of this run for more than %.0f s: others may have taken its chunks",
-            self._trusted_seconds,
-        )
-
-    def _start(self) -> None:
-        if self._thread is None and not self._over.is_set():
-            self._thread = threading.Thread(target=self._live, daemon=True)
-            self._thread.start()
-
-    def _live(self) -> None:
-        """Write the record every few seconds, in a thread of its own; delete it in the end."""
-        pause = self._beat_seconds
-        while not self._over.wait(pause):
-            try:
-                self._publish()
-                self._settle_what_is_left()
-            except (Exception, SystemExit) as error:  # see `_warn`
-                self._warn("the lease cannot be renewed: %s; it is tried again", error)
-            late = self._wanted or _clock() - self._written_at > self._beat_seconds
-            pause = min(self._beat_seconds, _RETRY_SECONDS) if late else self._beat_seconds
-        try:
-            with self._writing:
-                self._folder.delete_record(self._name)
-        except Exception as error:
-            self._warn("the lease cannot be given back, and ends by itself: %s", error)
+            self._own.publish()
 
     def _settle_what_is_left(self) -> None:
         """Decide on chunks that were held before this run began anew, unless a call is at it."""
-        if self._wanted and self._taking.acquire(blocking=False):
+        if self._own.wanted and self._taking.acquire(blocking=False):
             try:
                 self._settle()
             finally:
                 self._taking.release()
-
-    def _warn(self, message: str, *arguments: object) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            # rich, which prints Prefect's log, raises SystemExit at a broken pipe.
-            with suppress(Exception, SystemExit):
-                self._log.warning(message, *arguments)
-
-
-def _clock() -> float:
-    """Return seconds that go on while this machine sleeps, where the system counts them."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
