@@ -119,7 +119,8 @@ def merge_job(
     tag_run(spec)
     with ending_with_its_worker(), Lease(folder) as lease:
         try:
-            if environment is None:  # else it is a render-job that keeps the chunks as they are
+            # A run that waits for chunks uses none; else render-job keeps them as they are.
+            if environment is None and arrivals.all_here():
                 lease.use(chunk.id for chunk in spec.chunks)
             with folder.assembling():
                 if assembly is Assembly.STITCHED and glue is not None and film is not None:

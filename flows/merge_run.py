@@ -32,7 +32,8 @@ class MergeRun:
 
     Args:
         deployment: Its name, `flow/deployment`.
-        parameters: The parameters of `merge_job`, ready for JSON.
+        parameters: The parameters of `merge_job`, ready for JSON, but for the environment, which is
+            known when the run is started.
         folder: The job's folder.
     """
 
@@ -49,7 +50,7 @@ class MergeRun:
         self._pending_since = None
         self._run = start_run(
             self._deployment,
-            self._parameters,
+            self._parameters | {"environment": self._folder.environment},
             name=f"merge {job_label(self._folder.job)}",
             tags=[job_tag(self._folder.job)],
         )

@@ -279,7 +279,6 @@ def _merge_run(
         "output_file": str(output_file) if output_file else None,
         "job_dir": str(job_dir) if job_dir else None,
         "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
-        "environment": folder.environment,
     }
     given = {key: value for key, value in parameters.items() if value is not None}
     return MergeRun(name, given, folder)

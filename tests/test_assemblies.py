@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from jobs import small_job
 from prefect_aws.s3 import S3Bucket
+from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, SetupError
+from prefect_renderfarm.flows import merge_job
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.stored_folder import open_folder
 
@@ -98,6 +102,24 @@ def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
             folder.finished_chunk(chunk)
     assert copies(folder) == {2}
     assert local.has_chunk(local.job.chunks[2])
+
+
+@pytest.mark.usefixtures("api")
+def test_merge_job_alone_keeps_the_chunks(tmp_path: Path) -> None:
+    """While a film is put together without a render-job, nobody renders its chunks anew."""
+    job = small_job().model_copy(update={"merge_command": "sleep 4"})
+    folder = JobFolder(tmp_path, job)
+    folder.prepare()
+    folder.environment = "some"
+    renderer = ChunkRenderer(folder, LocalAdapter())
+    for chunk in job.chunks:
+        renderer.render(chunk)
+    with ThreadPoolExecutor(1) as pool, Lease(folder) as lease:
+        merging = pool.submit(merge_job, job, adapter=LocalAdapter(), job_dir=tmp_path)
+        wait_for(lambda: bool(lease.others({0, 1, 2})), 30)
+        assert lease.take({0, 1, 2}) == set()
+        assert merging.result(60).assembly is Assembly.MERGED
+        assert lease.take({0, 1, 2}) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("kind", ["folder", "storage"])

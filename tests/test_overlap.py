@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, Rem
 from prefect_renderfarm.blocks.chunk_file import file_sha256
 from prefect_renderfarm.flows import RenderJob, merge_job, merge_run, render_job
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.results import RenderReport
 
 
@@ -86,6 +87,7 @@ def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Pat
     assert 0 < seconds_between(report.rendered_at, report.assembled_at) < 3
     [merge] = merge_runs(api, run)
     assert seconds_between(merge.start_time, report.rendered_at) > 0
+    assert merge.parameters["environment"]  # else it would take chunks of any input
     assert_film(tmp_path, job)
     assert leftovers(tmp_path) == []
 
@@ -162,13 +164,17 @@ def test_merge_run_that_never_begins(
 
 def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
     """A merge run that waits too long for a chunk gives its place back and says why."""
-    path = save_job(tmp_path, small_job())
-    started = time.monotonic()
-    run = api.submit("merge-job/local", job=path, patience=2, **STITCH)
-    assert time.monotonic() - started < 60
+    job = small_job()
+    path = save_job(tmp_path, job)
+    run = api.submit("merge-job/local", watch=False, job=path, patience=5, **STITCH)
+    wait_for(lambda: api.flow_run(run.id).state_name == "Running", 60)
+    time.sleep(1)
+    with Lease(JobFolder(tmp_path, job), {0, 1, 2}) as lease:
+        assert lease.mine == {0, 1, 2}  # who waits for chunks is in nobody's way
+    run = end_of(api, run)
     assert run.state is not None
     assert run.state.is_cancelled()
-    assert "chunk 0 did not come within 2 s" in (run.state.message or "")
+    assert "chunk 0 did not come within 5 s" in (run.state.message or "")
 
 
 def test_merge_again_by_report_or_id(api: FarmClient, tmp_path: Path) -> None:
