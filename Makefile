@@ -24,7 +24,7 @@ LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
-# Two processes at a time, each with a farm of its own.
+# Two processes at a time, which share a farm.
 test: check
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 

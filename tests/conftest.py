@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import socket
@@ -25,8 +26,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def said_first(name: str, value: object) -> str:
+    """Return what the first of the test processes said, which starts the others."""
+    return os.environ.setdefault(f"TESTS_OF_RENDERFARM_{name}", str(value))
+
+
 # Prefect reads its settings when it is imported, and its threads know no later ones.
-PORT = free_port()
+PORT = int(said_first("PORT", free_port()))
+FARM = Path(said_first("FARM", Path(tempfile.gettempdir(), f"renderfarm-tests-farm-{PORT}")))
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="renderfarm-tests-")
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
@@ -125,11 +132,31 @@ class FarmClient:
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
-    """Start a farm in a folder of its own, on a free port; stop it after the tests."""
-    farm = Farm(tmp_path_factory.mktemp("farm"))
+def api() -> FarmClient:
+    """Return the farm of all test processes, started by the first that wants it."""
+    FARM.mkdir(exist_ok=True)
+    with (FARM / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        farm = Farm(FARM)
+        if not farm.running():
+            farm.up(port=PORT)
+    return FarmClient(farm)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Stop the farm when all test processes have ended; what it wrote stays if a test failed."""
+    if FARM.exists() and not hasattr(session.config, "workerinput"):
+        Farm(FARM).down()
+        if exitstatus == pytest.ExitCode.OK:
+            shutil.rmtree(FARM)
+
+
+@pytest.fixture
+def own_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
+    """Start a farm of which a test may kill parts, or look for what is left over."""
+    farm = Farm(tmp_path_factory.mktemp("own-farm"))
     try:
-        farm.up(port=PORT)
+        farm.up(port=free_port())
         yield FarmClient(farm)
     finally:
         farm.down()

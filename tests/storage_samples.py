@@ -57,7 +57,7 @@ class S3Server:
 
     def new_bucket(self, folder: str = "") -> S3Bucket:
         """Make a bucket, and return a storage block for it."""
-        name = f"renders-{next(_numbers)}"
+        name = f"renders-{self.port}-{next(_numbers)}"  # test processes share a farm
         self.client().create_bucket(Bucket=name)
         return S3Bucket(bucket_name=name, bucket_folder=folder, credentials=self.credentials())
 

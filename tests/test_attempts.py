@@ -143,6 +143,7 @@ def test_slow_chunk_is_overtaken(tmp_path: Path, bucket: S3Bucket) -> None:
         render(job, tmp_path / "job", slow_chunks="duplicate")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_failed_attempts_of_batches_come_home(tmp_path: Path) -> None:
     """What failed in a flow run on a work pool is in the report of the job that started it."""

@@ -15,10 +15,10 @@ COUNTS = {"coordinator": 3, "merge": 1, "storage": 2}
 
 
 def test_every_job_is_done_in_spite_of_faults(
-    api: FarmClient, s3: S3Server, tmp_path: Path
+    own_farm: FarmClient, s3: S3Server, tmp_path: Path
 ) -> None:
     """All films are exact, no published chunk is rendered again, and nothing runs on."""
-    result = run_suite(Stage(api, s3, tmp_path / "jobs", seed=5), COUNTS, lanes=2)
+    result = run_suite(Stage(own_farm, s3, tmp_path / "jobs", seed=5), COUNTS, lanes=2)
     print(result.table())
     assert result.faults() == []
     struck = Counter(dict.fromkeys(COUNTS, 0))

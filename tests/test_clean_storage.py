@@ -174,6 +174,7 @@ def test_input_of_a_job_under_way_stays(bucket: S3Bucket, tmp_path: Path) -> Non
     assert store.read(assets["old only"]) == b"old only"
 
 
+@pytest.mark.long
 def test_clean_storage_from_its_deployment(api: FarmClient, bucket: S3Bucket) -> None:
     """The deployment is there; its run has a name, and an artifact with a row for each job."""
     JobStore(bucket, OLD).write("chunks/000000.json", b"{}")

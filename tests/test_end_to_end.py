@@ -118,6 +118,7 @@ def test_helios_job_with_its_merge_command(api: FarmClient, tmp_path: Path) -> N
     assert len(frame_hashes(tmp_path / "output.mp4")) == 15
 
 
+@pytest.mark.long
 def test_neither_stitcher_nor_merge_command(api: FarmClient, tmp_path: Path) -> None:
     """The chunks are the result; no merge run is started."""
     job = small_job()
@@ -141,7 +142,10 @@ def bad_jobs() -> dict[str, tuple[dict[str, Any], dict[str, str], list[str]]]:
     }
 
 
-@pytest.mark.parametrize("name", ["gap", "outside", "no output"])
+@pytest.mark.parametrize(
+    "name",
+    ["gap", *(pytest.param(name, marks=pytest.mark.long) for name in ("outside", "no output"))],
+)
 def test_bad_jobs_fail_before_any_chunk(api: FarmClient, tmp_path: Path, name: str) -> None:
     """A bad job fails within seconds with one clear line, and no chunk runs."""
     data, parameters, words = bad_jobs()[name]
@@ -154,6 +158,7 @@ def test_bad_jobs_fail_before_any_chunk(api: FarmClient, tmp_path: Path, name: s
     assert [file.name for file in tmp_path.iterdir()] == ["job.json"]
 
 
+@pytest.mark.long
 def test_failure_of_assembly_reaches_the_job(api: FarmClient, tmp_path: Path) -> None:
     """When the run on the other pool fails, the job fails with its message."""
     job = small_job(merge_command=f"'{sys.executable}' -c \"raise SystemExit('no glue')\"")
@@ -161,6 +166,7 @@ def test_failure_of_assembly_reaches_the_job(api: FarmClient, tmp_path: Path) ->
     assert_failed(run, "AssemblyError", "merge small", "'local'", "no glue")
 
 
+@pytest.mark.long
 def test_two_jobs_at_once(api: FarmClient, tmp_path: Path) -> None:
     """Two films at once, in one folder, do not disturb each other."""
     jobs = [
@@ -227,6 +233,7 @@ def start_long_job(api: FarmClient, folder: Path) -> tuple[FlowRun, list[int]]:
     return run, [int(pid) for file in files for pid in file.read_text().split()]
 
 
+@pytest.mark.long
 def test_cancel_ends_all_children(api: FarmClient, tmp_path: Path) -> None:
     """Cancelling on the command line ends what the job started, within seconds."""
     run, pids = start_long_job(api, tmp_path)
@@ -239,30 +246,25 @@ def test_cancel_ends_all_children(api: FarmClient, tmp_path: Path) -> None:
     assert list((tmp_path / "chunks").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "kill",
-    [pytest.param(False, id="SIGTERM"), pytest.param(True, id="SIGKILL", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kill", [False, True], ids=["SIGTERM", "SIGKILL"])
 def test_a_worker_that_ends_leaves_nothing_behind(
-    api: FarmClient, tmp_path: Path, kill: bool
+    own_farm: FarmClient, tmp_path: Path, kill: bool
 ) -> None:
     """A worker that is ended in the middle of a chunk leaves no process and no broken file."""
-    run, pids = start_long_job(api, tmp_path)
-    worker = api.farm.process("worker-cloud")
+    run, pids = start_long_job(own_farm, tmp_path)
+    worker = own_farm.farm.process("worker-cloud")
     tree = worker.children(recursive=True)
-    try:
-        if kill:
-            worker.kill()
-        else:
-            end_with_sigterm(worker)
-        psutil.wait_procs([*tree, worker], timeout=60)
-        assert [process for process in tree if process.is_running()] == []
-        assert all(gone(pid) for pid in pids)
-        assert list((tmp_path / "chunks").iterdir()) == []
-        if kill:
-            assert is_final(api, run)
-    finally:
-        api.farm.up()
+    if kill:
+        worker.kill()
+    else:
+        end_with_sigterm(worker)
+    psutil.wait_procs([*tree, worker], timeout=60)
+    assert [process for process in tree if process.is_running()] == []
+    assert all(gone(pid) for pid in pids)
+    assert list((tmp_path / "chunks").iterdir()) == []
+    if kill:
+        assert is_final(own_farm, run)
 
 
 def end_with_sigterm(worker: psutil.Process) -> None:

@@ -103,6 +103,7 @@ def test_job_in_helios_functions(
     assert all(f"team/films/{chunk.stored_as}" in keys(block) for chunk in report.chunks)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_helios_function_that_fails(
     functions: LambdaServer, helios_function: str, bucket: S3Bucket, tmp_path: Path

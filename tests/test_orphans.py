@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import FarmClient, free_port
+from conftest import FarmClient
 from coordinator import start_coordinator
-from farm import ROOT, Farm
+from farm import ROOT
 from jobs import save_job, small_job
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State
@@ -78,6 +77,7 @@ def kill_and_wait(api: FarmClient, run: FlowRun) -> None:
     print(f"noticed after {noticed - killed:.1f} s; nothing open {ended - noticed:.1f} s later")
 
 
+@pytest.mark.long
 def test_killed_while_it_assembles(api: FarmClient, tmp_path: Path) -> None:
     """A coordinator killed in the middle of the merge that it calls itself leaves no open run."""
     job = small_job(id="merging", merge_command=f"'{sys.executable}' -c \"{WAIT_ONCE}\"")
@@ -174,17 +174,6 @@ def test_automations_are_on(api: FarmClient) -> None:
     assert all(item["enabled"] for item in ours)
     api.farm._make_automations()
     assert api._post("/automations/filter", {}) == found
-
-
-@pytest.fixture
-def own_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
-    """Start a farm whose workers a test may kill."""
-    farm = Farm(tmp_path_factory.mktemp("own-farm"))
-    try:
-        farm.up(port=free_port())
-        yield FarmClient(farm)
-    finally:
-        farm.down()
 
 
 @pytest.mark.long

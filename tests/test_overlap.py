@@ -106,6 +106,7 @@ def test_failed_rendering_leaves_no_merge_run(api: FarmClient, tmp_path: Path) -
     wait_for(lambda: leftovers(tmp_path) == [], 10)
 
 
+@pytest.mark.long
 def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> None:
     """A merge run that is killed while it waits is replaced, and what it wrote is cleaned up."""
     job = gated_job(tmp_path)
@@ -121,6 +122,7 @@ def test_lost_merge_run_is_started_again(api: FarmClient, tmp_path: Path) -> Non
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.long
 def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """A merge run whose rendering is killed does not wait for ever; a new run makes the film."""
     job = gated_job(tmp_path)

@@ -221,6 +221,7 @@ def test_what_failed_is_all_that_is_left(place: Place) -> None:
     assert report.reused == (0, 1)
 
 
+@pytest.mark.long
 def test_batches_render_what_is_left(place: Place) -> None:
     """Flow runs on a work pool are given only what no run has rendered, by any adapter."""
     if place.storage is not None:

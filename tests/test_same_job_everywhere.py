@@ -48,11 +48,9 @@ def frames(job: RenderJob) -> list[str]:
     return [digest for clip in clips for digest in frame_hashes(clip)]
 
 
-# The others through the storage, too, but in smaller jobs: see test_storage and test_http_jobs.
-LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("local", "http", "work-pool")]
-
-
-@pytest.mark.parametrize("kind", ["lambda", *LONG])
+# In smaller jobs: test_storage, test_http_jobs, test_lambda and test_work_pool_adapter.
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["local", "http", "lambda", "work-pool"])
 def test_same_film_by_every_adapter(
     api: FarmClient, s3: S3Server, job: RenderJob, frames: list[str], kind: str,
     tmp_path: Path, request: pytest.FixtureRequest,

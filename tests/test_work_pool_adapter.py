@@ -115,6 +115,7 @@ def times_of(api: FarmClient) -> Callable[[FlowRun], tuple[Any, Any]]:
     return times
 
 
+@pytest.mark.long
 def test_killed_batch_renders_only_what_is_missing(api: FarmClient, tmp_path: Path) -> None:
     """When a batch's process is killed, its finished chunks stay and the others are rendered."""
     job = job_of(8, tmp_path, id="killed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -66,7 +65,7 @@ class Remains:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
             url = process.environ().get("PREFECT_API_URL")
-            return str(self._folder) in words(process) or url == os.environ["PREFECT_API_URL"]
+            return str(self._folder) in words(process) or url == self._api.farm.api_url
         return False
 
 
