@@ -66,7 +66,9 @@ ifdef UV
 	uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 else
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
+	@# On all cores, where pip compiles on one; some packages have files for other versions of Python.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compiled.log 2>&1 || true
 endif
 	@touch $@
 

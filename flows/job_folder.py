@@ -4,7 +4,7 @@ Beside the job's own files it holds `.renderfarm/<job key>/`:
 
     job.json            the job spec
     chunks/<id>.json    a chunk's manifest, a `ChunkResult`, written after its file
-    runs/<id>-*.json    between a run of `render-chunks` and the one that started it
+    runs/<id>-*.json    between a run of `render-chunks` or `merge-job` and the one that started it
     leases/*.json       which run renders which chunks, see `Lease`
     merge.json          the last `MergeReport`
     report.json         the last `RenderReport`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,8 +53,7 @@ class JobRecords:
 
     def delete_notes(self) -> None:
         """Delete what runs of the job wrote to each other, for when none is at it any more."""
-        for name in self.list_records("runs"):
-            self.delete_record(name)
+        shutil.rmtree(self.records / "runs", ignore_errors=True)
 
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to."""

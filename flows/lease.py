@@ -20,7 +20,9 @@ and each of them withdraws, holds, or dies. The earliest withdraws only where an
 
 A run that puts the film together *uses* chunks: several may, but nobody may render them anew. To
 use a chunk, a run writes it into its record as used, then reads the others'. Whoever wants a used
-chunk withdraws, so the run may use it when no other wants or holds it; the reason is the same.
+chunk withdraws, so the run may use it when no other wants or holds it; the reason is the same. A
+run that waits for chunks neither holds nor uses any: so none wait in a circle here, either. Unlike
+what is held, what is used is not asked for again by a run that was halted.
 
 This takes a storage that shows in lists and reads what has been written before, as S3 and Google
 Cloud Storage do. A client of NFS lists a folder anew when it has written into it, as each run has
@@ -37,9 +39,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from uuid import uuid4
 
-from prefect_renderfarm.blocks import JobError, SetupError, StorageRefused
+from prefect_renderfarm.blocks import JobError, RenderFarmError, SetupError, StorageRefused
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease_holders import Holders, LeaseRecord, chunks_of
 from prefect_renderfarm.flows.own_record import OwnRecord
@@ -84,9 +87,7 @@ class Lease:
             raise JobError(f"family {family!r} is no id of a run: give that of the first run")
         self._folder = folder
         self._first = frozenset(chunk_ids)
-        self._own = OwnRecord(
-            folder, self.family, beat_seconds, silent_seconds, self._settle_what_is_left
-        )
+        self._own = OwnRecord(folder, self.family, beat_seconds, silent_seconds, self._after_beat)
         self._holders = Holders(folder, self.family, silent_seconds)
         self._others: list[LeaseRecord] = []
         self._alone = False
@@ -153,15 +154,19 @@ class Lease:
             if self._alone:
                 return set(ids)
             with self._own.state:
+                self._own.wanted -= ids
                 self._own.held -= ids
                 self._own.used |= ids
             self._own.publish()
             while any(ids & other.wanted for other in self._look()):
                 if self._own.pause():
                     break
-            with self._own.state:
-                self._own.used -= frozenset[int]().union(*(other.held for other in self._others))
-            return set(ids & self._own.used)
+            theirs = ids.intersection(chunk for other in self._others for chunk in other.held)
+            if theirs:
+                with self._own.state:
+                    self._own.used -= theirs
+                self._own.publish()  # those who hold them shall not find them used
+            return set(ids - theirs)
 
     def let_go(self, chunk_ids: Iterable[int]) -> None:
         """Give chunks back, such as those that are done; others hear of it with the next beat."""
@@ -236,10 +241,17 @@ class Lease:
         if won or lost:
             self._own.publish()
 
-    def _settle_what_is_left(self) -> None:
-        """Decide on chunks that were held before this run began anew, unless a call is at it."""
+    def _after_beat(self) -> None:
+        """Decide on chunks that were held before this run began anew, unless a call is at it.
+
+        A run that uses chunks looks who lives: else the dead would be `company` after an assembly,
+        since nobody is silent but while somebody looks.
+        """
         if self._own.wanted and self._taking.acquire(blocking=False):
             try:
                 self._settle()
             finally:
                 self._taking.release()
+        elif self._own.used:
+            with suppress(RenderFarmError, OSError):
+                self._holders.look()

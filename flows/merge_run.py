@@ -44,6 +44,7 @@ class MergeRun:
         self._run: FlowRun | None = None
         self._pending_since: float | None = None
         self._lost = 0
+        self._all_done = False
 
     def start(self) -> None:
         """Start the run; it waits for the chunks that are not done yet."""
@@ -104,7 +105,8 @@ class MergeRun:
             self._lost += 1
             run_log().warning("merge-job run %r was lost: %s", run.name, state.message)
             return self._lost < _MOST_LOST
-        return state is not None and state.name == RELEASED
+        # One that was started after the last chunk gives its place back for a reason that stays.
+        return state is not None and state.name == RELEASED and not self._all_done
 
     def _never_began(self, run: FlowRun) -> bool:
         """Return whether a worker took the run so long ago that it will not begin any more."""
@@ -119,6 +121,7 @@ class MergeRun:
         warned = False
         while True:
             if not self.alive():
+                self._all_done = True
                 self.start()
             run = self._run
             assert run is not None  # noqa: S101 -- just started

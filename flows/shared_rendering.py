@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Self
 
-from prefect_renderfarm.blocks import StorageError, StorageRefused, WorkerAdapter
+from prefect_renderfarm.blocks import AssemblyError, StorageError, StorageRefused, WorkerAdapter
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
@@ -16,12 +16,13 @@ from prefect_renderfarm.flows.done_chunks import DoneChunks
 from prefect_renderfarm.flows.finished_chunks import finished_chunks
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.flows.lease import SILENT_SECONDS, Lease
 from prefect_renderfarm.flows.pace import Pace
 from prefect_renderfarm.flows.rendering import Rendering, rendering
 from prefect_renderfarm.flows.run_names import batch_name
 
 _POLL_SECONDS = 1.0
+_TRIES = 5
 
 
 class SharedRendering:
@@ -104,6 +105,7 @@ class SharedRendering:
         Raises:
             WorkerError: That of the first chunk that failed for good.
             StorageError: The storage did not answer.
+            AssemblyError: Another run has put other chunks in their place.
         """
         self._render_what_is_left()
         while kept and (lost := self._lost()):
@@ -126,10 +128,17 @@ class SharedRendering:
         """
         ids = {chunk.id for chunk in self._chunks}
         self._lease.let_go(ids)
-        mine = self._lease.take(ids)
-        if company := self._lease.company():
-            run_log().info("the chunks stay: other runs are at this job: %s", "; ".join(company))
-        return mine == ids and not company
+        for _ in range(_TRIES):
+            mine = self._lease.take(ids)
+            if company := self._lease.company():
+                who = "; ".join(company)
+                run_log().info("the chunks stay: other runs are at this job: %s", who)
+                return False
+            if mine == ids:
+                return True
+            time.sleep(_POLL_SECONDS)
+        run_log().info("the chunks stay: some were taken by another run")
+        return False
 
     def _render_what_is_left(self) -> None:
         told = False
@@ -138,31 +147,61 @@ class SharedRendering:
             if mine := self._take(ids, waiting=told):
                 self._find_finished(mine)
                 self._render([chunk for chunk in self._left() if chunk.id in mine])
-                self._lease.let_go(mine)
                 continue
+            # Others may wait for what this run has, and it for what they have.
+            self._lease.let_go(chunk.id for chunk in self._chunks)
             if not told:
                 told = True
                 who = self._lease.waiting_for(ids)
                 run_log().info("%d chunks are with other runs: %s", len(ids), who)
             time.sleep(_POLL_SECONDS)
-            self._look_for(left)
+            if not self._force:
+                self._look_for(left)
 
     def _lost(self) -> set[int]:
-        """Keep what is done as it is; return the chunks that other runs took away before that."""
+        """Keep what is done as it is; return the chunks that other runs took away before that.
+
+        Raises:
+            AssemblyError: Another run has put others in their place.
+        """
         ids = {chunk.id for chunk in self._chunks}
+        unbroken = ids <= self._lease.mine
+        deadline = time.monotonic() + SILENT_SECONDS
         told = False
-        while True:
-            try:
-                kept, done = self._lease.use(ids), self._folder.done(self._chunks)
-            except (StorageError, OSError) as error:
-                self._warn_once(error)  # and goes on: the assembly looks at every chunk
-                return set()
-            if kept == ids or done != ids:
-                return ids - done
-            if not told:
-                told = True
-                run_log().info("waiting for other runs: %s", self._lease.waiting_for(ids - kept))
-            time.sleep(_POLL_SECONDS)
+        try:
+            while True:
+                kept = self._lease.use(ids)
+                if unbroken:
+                    return set()  # held since they were done
+                # Whoever renders anew what it holds has removed the manifests long before the end.
+                if kept == ids or time.monotonic() > deadline:
+                    return self._gone()
+                if gone := ids - self._folder.done(self._chunks):
+                    return gone
+                if not told:
+                    told = True
+                    who = self._lease.waiting_for(ids - kept)
+                    run_log().info("waiting for other runs: %s", who)
+                time.sleep(_POLL_SECONDS)
+        except (StorageError, OSError) as error:
+            self._warn_once(error)  # and goes on: the assembly looks at every chunk
+            self._lease.let_go(ids)
+            return set()
+
+    def _gone(self) -> set[int]:
+        manifests = self._folder.manifests(self._chunks)
+        others = [
+            number
+            for number, result in manifests.items()
+            if result.identity != self._done.results[number].identity
+        ]
+        if others:
+            raise AssemblyError(
+                f"{batch_name(others, self._folder.job.title)}: another run has rendered them "
+                "meanwhile, from other input or in another environment: run the job again when "
+                "that one is over"
+            )
+        return self._done.results.keys() - manifests.keys()
 
     def _take(self, ids: Collection[int], *, waiting: bool) -> Collection[int]:
         """Take the chunks that nobody has; one who waits in any case waits for the storage, too."""

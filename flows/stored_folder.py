@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,12 +170,15 @@ class StoredFolder(JobFolder):
 
         The storage keeps the chunks. Copies of a run that fails stay.
         """
-        self.records.mkdir(parents=True, exist_ok=True)
-        with (self.records / _COPIES).open("w") as lock:
-            with suppress(OSError):  # not every network file system has locks
+        with ExitStack() as stack:
+            lock: IO[str] | None = None
+            # Not every network file system has locks, and the file may be another user's.
+            with suppress(OSError):
+                self.records.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.records / _COPIES).open("w"))
                 fcntl.flock(lock, fcntl.LOCK_SH)
             yield
-            if _last(lock):
+            if lock is None or _last(lock):
                 self._remove_copies()
 
     def _remove_copies(self) -> None:
@@ -200,6 +203,11 @@ class StoredFolder(JobFolder):
         """
         root = f"{self.store.root}/"
         return [found.key.removeprefix(root) for found in self.store.store.objects(root + folder)]
+
+    def delete_notes(self) -> None:
+        """Delete what runs of the job wrote to each other, for when none is at it any more."""
+        store = self.store.store
+        store.delete([found.key for found in store.objects(f"{self.store.root}/runs")])
 
     def delete_record(self, name: str) -> None:
         """Delete one of the job's records, if it is there."""

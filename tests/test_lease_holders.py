@@ -45,6 +45,19 @@ def test_killed_holder_elsewhere_is_void_when_it_is_silent(tmp_path: Path) -> No
         assert mine.take(IDS) == IDS
 
 
+def test_who_uses_chunks_hears_who_dies(tmp_path: Path) -> None:
+    """After an assembly a run knows at the first look who died meanwhile."""
+    folder = JobFolder(tmp_path, JOB)
+    with process(hold, folder, QUICK, True) as (holder, pipe), Lease(folder, **QUICK) as mine:
+        pipe.recv()
+        assert mine.use({20}) == {20}
+        assert len(mine.company()) == 1
+        holder.kill()
+        holder.join()
+        time.sleep(4 * QUICK["silent_seconds"])
+        assert mine.company() == []
+
+
 def test_who_did_not_look_has_heard_no_silence(tmp_path: Path) -> None:
     """A run that itself stood still between two looks takes nobody for dead because of that."""
     folder = JobFolder(tmp_path, JOB)

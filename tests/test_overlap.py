@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jobs import save_job, small_job, with_commands
 from pool_samples import make_pool
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Pending
+from prefect.states import Cancelled, Pending
 from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
@@ -162,6 +163,30 @@ def test_merge_run_that_never_begins(
     take()
     with pytest.raises(AssemblyError, match="ended as Crashed: its worker took it"):
         run.finish()
+
+
+def test_merge_run_that_finds_no_chunks(api: FarmClient, tmp_path: Path) -> None:
+    """A merge run that gives its place back when all chunks are done is not started for ever."""
+    make_pool(api.farm, "process", "patient")
+    run = merge_run.MergeRun(
+        "render-chunks/patient", {"job": "x"}, JobFolder(tmp_path, small_job())
+    )
+
+    def give_back() -> UUID:
+        assert run._run is not None
+        with SyncPrefectClient(api.farm.api_url) as client:
+            why = Cancelled(name=merge_run.RELEASED, message="chunk 2 did not come")
+            client.set_flow_run_state(run._run.id, why, force=True)
+        return run._run.id
+
+    run.start()
+    given_back = give_back()
+    with ThreadPoolExecutor(1) as pool:
+        finishing = pool.submit(run.finish)
+        wait_for(lambda: run._run is not None and run._run.id != given_back, 30)
+        give_back()
+        with pytest.raises(AssemblyError, match="ended as Released: chunk 2 did not come"):
+            finishing.result(30)
 
 
 def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_two_runs_at_once_share_the_work(
 
 @pytest.mark.usefixtures("api")
 def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
-    """Whoever wants all chunks anew does not withdraw what another run is rendering or has done."""
+    """Whoever wants all chunks anew takes none away from another run, and waits for it."""
     job = job_of(4, tmp_path, id="forced")
     job = with_commands(job, {3: f"{job.chunks[3].command} --wait-for '{tmp_path / 'go'}'"})
 
@@ -97,8 +97,8 @@ def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
         time.sleep(4)
         (tmp_path / "go").touch()
         reports = [first.result(120), second.result(120)]
-    assert rendered(tmp_path) == dict.fromkeys(range(4), 1)
-    assert [report.reused for report in reports] == [(), (0, 1, 2, 3)]
+    assert rendered(tmp_path) == dict.fromkeys(range(4), 2)
+    assert [report.reused for report in reports] == [(), ()]
     assert frame_hashes(tmp_path / "film-0.mp4") == frame_hashes(tmp_path / "film-1.mp4")
 
 

@@ -14,7 +14,7 @@ from jobs import clip_command, small_job, with_commands
 from prefect import flow
 from processes_here import wait_for
 
-from prefect_renderfarm.blocks import CommandFailed, LocalAdapter, StorageError
+from prefect_renderfarm.blocks import AssemblyError, CommandFailed, LocalAdapter, StorageError
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows import RenderJob
@@ -195,6 +195,19 @@ def test_what_is_taken_away_before_it_is_kept_is_rendered_again(tmp_path: Path) 
             assert how._lease.others({0, 1, 2}) == {1}
         assert [chunk.id for chunk in keeping.result(60)] == [0, 1, 2]
     assert how.reused == {1}
+
+
+@pytest.mark.usefixtures("api")
+def test_what_others_put_in_its_place_is_not_assembled(tmp_path: Path) -> None:
+    """Chunks that a run lost to one with another environment end it: else both took turns."""
+    folder, other = prepared(tmp_path, small_job()), prepared(tmp_path, small_job())
+    other.environment = "another"
+    with sharing(folder) as how:
+        render_in_flow(how)
+        how._lease.let_go([0, 1, 2])
+        render(other, 1)
+        with pytest.raises(AssemblyError, match=r"chunk 1 of .*: another run has rendered"):
+            render_in_flow(how)
 
 
 @pytest.mark.usefixtures("api")
