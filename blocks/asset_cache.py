@@ -21,6 +21,8 @@ LEAST_FREE_BYTES = 64_000_000
 # What is older, or more than this, makes room. AWS Lambda gives a function 10 GB at most.
 _MOST_BYTES = 20_000_000_000
 _MOST_SECONDS = 7 * 86_400
+# boto3 puts another file in the place of one that it has fetched, which is locked no more then.
+_LEFT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
@@ -116,7 +118,7 @@ class AssetCache:
         require_room(self.folder, size)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
-        remove_all_leftovers(self.folder, older_than=0.0)  # the disk is this machine's own
+        remove_all_leftovers(self.folder, older_than=_LEFT_SECONDS)
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if not path.name.startswith((".", "lock-")):
