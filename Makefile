@@ -26,7 +26,7 @@ demo: $(LINKED)
 
 # Two processes at a time, which share a farm.
 test: check
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long

@@ -143,6 +143,14 @@ def api() -> FarmClient:
     return FarmClient(farm)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with tests of a farm first: they take longest, and none shall be waited for."""
+    with_farm = {
+        item.path for item in items if {"api", "own_farm"} & set(getattr(item, "fixturenames", ()))
+    }
+    items.sort(key=lambda item: item.path not in with_farm)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop the farm when all test processes have ended; what it wrote stays if a test failed."""
     if FARM.exists() and not hasattr(session.config, "workerinput"):
