@@ -145,6 +145,7 @@ def test_only_what_is_old_goes(bucket: S3Bucket, tmp_path: Path) -> None:
     assert [job.key for job in clean_storage(bucket).jobs] == [YOUNG]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api", "aged")
 def test_one_job_alone(bucket: S3Bucket, tmp_path: Path) -> None:
     """Named by its key, one job is looked at; its age counts; an unknown key is refused."""

@@ -79,6 +79,7 @@ def task_logs(api: FarmClient, run: FlowRun) -> list[str]:
     return api.logs(run)
 
 
+@pytest.mark.long
 def test_relative_path_is_refused(api: FarmClient, tmp_path: Path) -> None:
     """A relative path would mean the worker's folder: the run fails and says so."""
     save_job(tmp_path, small_job())
@@ -106,6 +107,7 @@ def helios_job() -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_helios_job_with_its_merge_command(api: FarmClient, tmp_path: Path) -> None:
     """A job as Helios emits it runs as it is, `ffmpeg` in its merge command included."""
     (tmp_path / "list.txt").write_text("".join(f"file output_part_{n}.mp4\n" for n in range(3)))

@@ -24,6 +24,7 @@ PARENT = [
 ]
 
 
+@pytest.mark.long
 def test_up_again_changes_nothing(api: FarmClient) -> None:
     """`make up` on a running farm leaves its processes alone."""
     before = {

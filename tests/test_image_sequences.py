@@ -175,7 +175,9 @@ def test_choices_that_cannot_work(tmp_path: Path) -> None:
         FfmpegStitcher().stitch(chunks, tmp_path / "out" / "%d.png", fps=24)
 
 
-@pytest.mark.parametrize("output", ["frames/{id}/%05d.png", "frames/{id}/"])
+@pytest.mark.parametrize(
+    "output", ["frames/{id}/%05d.png", pytest.param("frames/{id}/", marks=pytest.mark.long)]
+)
 @pytest.mark.usefixtures("api")
 def test_job_of_images(tmp_path: Path, output: str) -> None:
     """A job whose chunks are image sequences is rendered, checked, and assembled."""

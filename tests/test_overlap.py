@@ -93,6 +93,7 @@ def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Pat
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.long
 def test_failed_rendering_leaves_no_merge_run(api: FarmClient, tmp_path: Path) -> None:
     """When a chunk fails for good the waiting merge run is cancelled, and the old film stays."""
     job = gated_job(tmp_path, chunks=8)
@@ -189,6 +190,7 @@ def test_merge_run_that_finds_no_chunks(api: FarmClient, tmp_path: Path) -> None
             finishing.result(30)
 
 
+@pytest.mark.long
 def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
     """A merge run that waits too long for a chunk gives its place back and says why."""
     job = small_job()
@@ -204,6 +206,7 @@ def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
     assert "chunk 0 did not come within 5 s" in (run.state.message or "")
 
 
+@pytest.mark.long
 def test_merge_again_by_report_or_id(api: FarmClient, tmp_path: Path) -> None:
     """What was rendered is assembled again by its report or its id, with another stitcher."""
     job = small_job()

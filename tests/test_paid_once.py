@@ -99,7 +99,6 @@ def test_a_new_run_renders_nothing_again(place: Place) -> None:
     assert len(frame_hashes(film)) == 12
 
 
-@BOTH
 def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     """A job is another one when a command changes; its other chunks are those of the first."""
     job = place.job()
@@ -160,6 +159,7 @@ def test_changed_input_files_render_all_again(place: Place) -> None:
     assert place.render(job)[1] == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_own_files_are_no_input(tmp_path: Path) -> None:
     """The job's own file and its films may lie among the input: they change nothing."""
     place = Place(tmp_path, None)
@@ -179,7 +179,6 @@ def test_own_files_are_no_input(tmp_path: Path) -> None:
     assert render("one.mp4") == [1]
 
 
-@BOTH
 def test_films_hold_no_others_chunks(place: Place) -> None:
     """What another run rendered in another environment is not put into a film of this one."""
     job = place.job()

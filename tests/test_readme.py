@@ -51,6 +51,7 @@ def lines_to_type() -> list[str]:
     return lines + [line for block in blocks(ASSEMBLY, "sh") for line in block.splitlines()]
 
 
+@pytest.mark.long
 def test_five_minutes(api: FarmClient, tmp_path: Path) -> None:
     """The first two films of the README are made as it says."""
     first = lines_to_type()[:6]

@@ -22,6 +22,7 @@ from prefect_renderfarm.flows import RenderReport, render_job
 CHUNKS = 50
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_resume_after_kill_at_ninety_percent(tmp_path: Path) -> None:
     """What was done when the coordinator was killed stays done; the next run does the rest."""

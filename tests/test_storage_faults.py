@@ -36,9 +36,7 @@ from prefect_renderfarm.flows import RenderReport, merge_job, render_job
 from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 KINDS = ["local", "lambda", "http", "work-pool"]
-# Functions and runs on a work pool take seconds to start.
-LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in ("lambda", "work-pool")}
-SLOW_LATER = ["local", "http", *LATER.values()]
+LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in KINDS}
 REFUSED = {"bucket": "lambda", "credentials": "work-pool", "read-only": "http"}
 DISK_BYTES = 96_000_000
 
@@ -121,7 +119,7 @@ def render(
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("kind", SLOW_LATER)
+@pytest.mark.parametrize("kind", [LATER["lambda"], LATER["local"], "http", LATER["work-pool"]])
 def test_broken_uploads_are_repeated(
     kind: str, adapter: WorkerAdapter, storage: FaultyStorage, work: Work, bucket: S3Bucket,
     tmp_path: Path,
@@ -156,7 +154,7 @@ def test_storage_that_loses_bytes_fails_the_job(
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("kind", SLOW_LATER)
+@pytest.mark.parametrize("kind", ["local", *(LATER[kind] for kind in KINDS[1:])])
 def test_full_disk_of_a_worker(
     kind: str, adapter: WorkerAdapter, storage: FaultyStorage, work: Work, bucket: S3Bucket,
     api: FarmClient, tmp_path: Path, caplog: pytest.LogCaptureFixture,
