@@ -2,6 +2,7 @@
 
     renderfarm/assets/<SHA-256>                  a file's content, shared by all jobs
     renderfarm/<job key>/assets.json             the job's `AssetList`, written after the files
+    renderfarm/<job key>/assets-<digest>.json    the one that belongs to an environment, for good
     renderfarm/<job key>/assets-next.json        the same, while the files are being sent
 
 A command that runs in the job folder itself (a merge command, and every command of a job without a
@@ -62,6 +63,16 @@ class _Sent:
     path: Path
     changed: tuple[int, int]
     file: AssetFile
+
+
+def list_name(environment: str) -> str:
+    """Return the name of the list of what chunks of an environment are rendered from."""
+    return f"assets-{environment}.json"
+
+
+def is_list(name: str) -> bool:
+    """Return whether an object of a job, by its name, is a list of input files."""
+    return name == ASSET_LIST or (name.startswith("assets-") and name.endswith(".json"))
 
 
 def send_assets(

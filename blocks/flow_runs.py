@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -76,6 +76,8 @@ def start_run(
             timeout=0,
             tags=list(tags),
             job_variables=dict(job_variables or {}),
+            # The client asks again when an answer is lost, and the run may be there already.
+            idempotency_key=uuid4().hex,
         )
     except PrefectHTTPStatusError as error:
         if not error.response.is_client_error:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import RenderStopped
+from prefect_renderfarm.blocks.errors import RenderStopped, StorageError, StorageRefused
+from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 
@@ -73,7 +74,7 @@ class ChunkArrivals:
 
     def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
         since = asked = time.monotonic()
-        while self._patience and not self._folder.has_chunk(chunk):
+        while self._patience and not self._is_there(chunk):
             now = time.monotonic()
             if now - asked > _SECONDS_BETWEEN_QUESTIONS:
                 asked = now
@@ -83,3 +84,13 @@ class ChunkArrivals:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
             if stop.wait(self._folder.poll_seconds):
                 raise RenderStopped("the assembly was stopped")
+
+    def _is_there(self, chunk: Chunk) -> bool:
+        try:
+            return self._folder.has_chunk(chunk)
+        except StorageRefused:
+            raise
+        except StorageError as error:
+            # Who waits for a chunk waits for the storage, too.
+            run_log().info("the storage does not say whether chunk %s is done: %s", chunk.id, error)
+            return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,11 +15,13 @@ from prefect_renderfarm.flows.attempts import Attempts, Failures
 from prefect_renderfarm.flows.chunk_rounds import rounds_in
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.flows.lease import SILENT_SECONDS, Lease
 from prefect_renderfarm.flows.likeness import Likeness
 from prefect_renderfarm.flows.pace import Pace
 from prefect_renderfarm.flows.running_attempt import RunningAttempt
 from prefect_renderfarm.flows.stop_switch import StopSwitch
+
+_DOUBT_POLL_SECONDS = 0.5
 
 
 class ChunkRenderer:
@@ -82,7 +85,7 @@ class ChunkRenderer:
         if self._tried[chunk.id]:
             self._wait_before_retry(chunk)
         self._tried[chunk.id] += 1
-        if self._lease is not None and chunk.id not in self._lease.mine:
+        if not self._may_begin(chunk):
             raise WorkerLost(
                 f"chunk {chunk.id}: not begun, because nothing was heard of this run for so long "
                 "that another one may have taken it"
@@ -104,6 +107,20 @@ class ChunkRenderer:
         result = self._rounds.publish(chunk, result)
         self.done[chunk.id] = result
         return result
+
+    def tried_enough(self, chunk: Chunk) -> bool:
+        """Return whether a chunk has had its last attempt."""
+        return self._tried[chunk.id] > self.attempts.retries
+
+    def _may_begin(self, chunk: Chunk) -> bool:
+        """Return whether the chunk is this run's; one in doubt may be so again in a moment."""
+        deadline = time.monotonic() + SILENT_SECONDS
+        while self._lease is not None and chunk.id not in self._lease.mine:
+            if chunk.id not in self._lease.hoped_for or time.monotonic() > deadline:
+                return False
+            if self.stop.wait(_DOUBT_POLL_SECONDS):
+                raise WorkStopped(f"chunk {chunk.id}: not started, because its job was stopped")
+        return True
 
     def _published(self, chunk: Chunk) -> ChunkResult | None:
         """Return what another run has done while this one was halted, if it fits the others."""

@@ -175,7 +175,14 @@ class ChunkRuns:
             self._watch(run)
 
     def _take_failures(self, run: BatchRun) -> None:
-        self._failures.take(RunNotes(self._folder, str(run.run.id)).failed_attempts())
+        try:
+            failed = RunNotes(self._folder, str(run.run.id)).failed_attempts()
+        except StorageRefused:
+            raise
+        except (StorageError, OSError) as error:
+            self._warn("the storage does not say what failed in a run: %s", error)
+        else:
+            self._failures.take(failed)
 
     def _states(self) -> dict[UUID, FlowRun]:
         try:

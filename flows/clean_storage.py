@@ -13,8 +13,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks import JobError, SetupError
-from prefect_renderfarm.blocks.asset_url import ASSET_LIST
-from prefect_renderfarm.blocks.assets import ASSETS, NEXT_LIST, read_list
+from prefect_renderfarm.blocks.assets import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.job_store import KNOWN, ROOT
 from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
@@ -147,13 +146,9 @@ def _by_job(store: ObjectStore) -> dict[str, list[StoredObject]]:
 
 def _named(store: ObjectStore, objects: Sequence[StoredObject]) -> set[str]:
     """Return the keys of the input files that the lists among some objects name."""
-    lists = [item.key for item in objects if item.key.endswith((f"/{ASSET_LIST}", f"/{NEXT_LIST}"))]
-    return {
-        file.key
-        for key in lists
-        if key.count("/") == 2  # a job's own, and no chunk of that name
-        for file in read_list(store, key).files
-    }
+    # A job's own, and no chunk of that name: there the third part of the key has folders.
+    lists = [item.key for item in objects if is_list(item.key.split("/", 2)[-1])]
+    return {file.key for key in lists for file in read_list(store, key).files}
 
 
 def _leftover(

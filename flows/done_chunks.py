@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from types import MappingProxyType
 
-from prefect_renderfarm.blocks import ChunkFileError
+from prefect_renderfarm.blocks import ChunkFileError, StorageError, StorageRefused
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
@@ -89,28 +89,41 @@ class DoneChunks:
         done = self._folder.done(unknown)
         odd = []
         for chunk in unknown:
-            result = self._folder.manifest(chunk) if chunk.id in done else None
-            if result is None:
+            if chunk.id not in done:
                 continue
             try:
-                self._likeness.check(result)
-            except ChunkFileError as error:
-                if theirs:
-                    continue
-                self._folder.forget_chunks([chunk])
-                self.refused[chunk.id] += 1
-                if self.refused[chunk.id] > self._retries:
+                if not self._fits(chunk, theirs):
+                    odd.append(chunk)
+            except StorageRefused:
+                raise
+            except StorageError:
+                if not odd:
                     raise
-                run_log().warning("%s; it is rendered again", error)
-                odd.append(chunk)
-                continue
-            self.results[chunk.id] = result
-            run_log().info(
-                "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
-                chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
-                f"{result.size:,}",
-            )  # fmt: skip
+                break  # the others next time, but whoever asked must hear of these
         return odd
+
+    def _fits(self, chunk: Chunk, theirs: bool) -> bool:
+        """Take note of a chunk that is done; return False if it is to be rendered again."""
+        if (result := self._folder.manifest(chunk)) is None:
+            return True
+        try:
+            self._likeness.check(result)
+        except ChunkFileError as error:
+            if theirs:
+                return True
+            self._folder.forget_chunks([chunk])
+            self.refused[chunk.id] += 1
+            if self.refused[chunk.id] > self._retries:
+                raise
+            run_log().warning("%s; it is rendered again", error)
+            return False
+        self.results[chunk.id] = result
+        run_log().info(
+            "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
+            chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
+            f"{result.size:,}",
+        )  # fmt: skip
+        return True
 
     def frame_seconds(self) -> float | None:
         """Return how many seconds a frame takes; None: no chunk is done yet."""

@@ -50,13 +50,16 @@ class JobFolder(JobRecords):
     # How often to look for a manifest, in seconds; and how many chunks to check at once.
     poll_seconds = 0.05
     fetched_ahead = 1
-    # What workers are told of the job's input files; None: nothing, they see the folder.
-    assets: str | None = None
 
     def __init__(self, path: Path, job: RenderJob) -> None:
         super().__init__(path, job)
         # What else than their own lines decides what the chunks are; set by `identify`.
         self.environment = ""
+
+    @property
+    def assets(self) -> str | None:
+        """What workers are told of the job's input files; None: nothing, they see the folder."""
+        return None
 
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make the folder and write the job spec into it.

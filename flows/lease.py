@@ -113,6 +113,12 @@ class Lease:
         """
         return self._own.trusted_held()
 
+    @property
+    def hoped_for(self) -> frozenset[int]:
+        """The chunks that are this run's own, or may be so again in a moment; asks nobody."""
+        with self._own.state:
+            return self._own.held | self._own.wanted
+
     def take(self, chunk_ids: Iterable[int]) -> set[int]:
         """Take chunks, as far as no other run has them; those taken before stay.
 

@@ -10,11 +10,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
 from prefect.futures import as_completed
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.utilities.annotations import unmapped
 
 from prefect_renderfarm.blocks import WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
@@ -41,39 +39,34 @@ class ChunkBatch:
 
 
 @task(name="render-chunk", task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)
-def render_chunk(
-    label: str, batch: ChunkBatch, last_attempt: int
-) -> list[ChunkResult] | State[Any]:
+def render_chunk(label: str, batch: ChunkBatch) -> list[ChunkResult] | State[Any]:
     """Render the chunks of a batch. Ends as Cancelled if the job was stopped meanwhile.
 
     Args:
         label: The task run's name.
         batch: The chunks, and who renders them.
-        last_attempt: Number of the attempt after which a failure is for good.
     """
     try:
         return [_render_and_log(batch.renderer, chunk) for chunk in batch.chunks]
     except WorkStopped as stopped:
         return Cancelled(message=str(stopped))
-    except Exception as error:
-        # Here, and not where the flow waits: by then a freed thread would have begun another chunk.
-        if not worth_another_attempt(error) or _attempt() >= last_attempt:
-            batch.renderer.give_up(error)
-        raise
 
 
 def _render_and_log(renderer: ChunkRenderer, chunk: Chunk) -> ChunkResult:
-    result = renderer.render(chunk)
+    try:
+        result = renderer.render(chunk)
+    except WorkStopped:
+        raise
+    except Exception as error:
+        # Here, and not where the flow waits: by then a freed thread would have begun another chunk.
+        if not worth_another_attempt(error) or renderer.tried_enough(chunk):
+            renderer.give_up(error)
+        raise
     run_log().info(
         "chunk %s: frames %s-%s done in %.1f s, %s bytes",
         chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, f"{result.size:,}",
     )  # fmt: skip
     return result
-
-
-def _attempt() -> int:
-    context = TaskRunContext.get()
-    return context.task_run.run_count if context is not None else 1
 
 
 def render_all(
@@ -99,7 +92,8 @@ def render_all(
     """
     batches = _batches([chunk for chunk in chunks if chunk.id not in renderer.done])
     attempt = render_chunk.with_options(
-        retries=renderer.attempts.retries,
+        # Each chunk's own; the renderer gives up when one of them has had its last.
+        retries=renderer.attempts.retries * max(map(len, batches), default=1),
         retry_condition_fn=lambda _task, _run, state: (
             not renderer.stop.is_set()
             and worth_another_attempt(state.result(raise_on_failure=False))
@@ -114,7 +108,6 @@ def render_all(
             {
                 "label": [_label(batch) for batch in batches],
                 "batch": [ChunkBatch(batch, renderer) for batch in batches],
-                "last_attempt": unmapped(renderer.attempts.retries + 1),
             },
         )
         for future in as_completed(list(futures)):

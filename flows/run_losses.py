@@ -72,7 +72,12 @@ class RunLosses:
         run_log().warning("%s was lost: %s; its unfinished chunks are given out again", where, why)
 
     def _word_of_failure(self, run: BatchRun, instead: str) -> str:
-        error = RunNotes(self._folder, str(run.run.id)).failure()
+        try:
+            error = RunNotes(self._folder, str(run.run.id)).failure()
+        except StorageRefused:
+            raise
+        except (StorageError, OSError) as unread:
+            return f"{instead}; its word cannot be read: {unread}"
         if error is None:
             raise SetupError(instead)
         if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):

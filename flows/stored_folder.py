@@ -16,15 +16,17 @@ from prefect_renderfarm.blocks import (
     SetupError,
     StorageError,
     StorageRefused,
+    WorkerAdapter,
     WorkerError,
 )
-from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
-from prefect_renderfarm.blocks.assets import assets_version, send_assets
+from prefect_renderfarm.blocks.asset_url import ASSET_LIST, local_folder, where_assets_are
+from prefect_renderfarm.blocks.assets import assets_version, list_name, send_assets
 from prefect_renderfarm.blocks.chunk_file import remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.blocks.run_log import run_log
+from prefect_renderfarm.flows.chunk_identity import environment_digest
 from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.results import RenderReport
@@ -48,7 +50,7 @@ class StoredFolder(JobFolder):
     def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock) -> None:
         super().__init__(path, job)
         self.store = JobStore(block, job.key)
-        self.assets = where_assets_are(job.assets_url, self.store.root)
+        self._assets = where_assets_are(job.assets_url, self.store.root)
 
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make this machine's folder; send spec, audio track and input files to the storage.
@@ -79,16 +81,41 @@ class StoredFolder(JobFolder):
         except StorageError as error:
             raise SetupError(str(error)) from None
 
+    @property
+    def assets(self) -> str | None:
+        """What workers are told of the job's input files.
+
+        Once the environment is known that is a list which stays as it is: another run of the job
+        may send other files meanwhile.
+        """
+        if self._sends_files and self.environment:
+            return f"{self.store.root}/{list_name(self.environment)}"
+        return self._assets
+
+    @property
+    def _sends_files(self) -> bool:
+        return self._assets == f"{self.store.root}/{ASSET_LIST}"
+
+    def identify(self, adapter: WorkerAdapter, *no_input: Path | None) -> None:
+        """Take note of what decides what the chunks are, and keep the list of the input files."""
+        version = self._assets_version(no_input)
+        self.environment = environment_digest(adapter, version)
+        if self._sends_files:
+            try:
+                self.store.write(list_name(self.environment), version.encode())
+            except StorageError as error:
+                raise SetupError(str(error)) from None
+
     def _assets_version(self, no_input: Iterable[Path | None]) -> str:
-        if self.assets is None:
+        if self._assets is None:
             return ""
         try:
-            return assets_version(self.assets, self.store.store)
+            return assets_version(self._assets, self.store.store)
         except StorageRefused as error:
             # Only workers may read that bucket.
             run_log().warning("input files that change under the same address are not noticed: %s",
                               error)  # fmt: skip
-            return self.assets
+            return self._assets
         except (StorageError, WorkerError) as error:
             raise SetupError(str(error)) from None
 

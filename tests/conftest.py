@@ -146,7 +146,10 @@ def api() -> FarmClient:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files with tests of a farm first: they take longest, and none shall be waited for."""
     with_farm = {
-        item.path for item in items if {"api", "own_farm"} & set(getattr(item, "fixturenames", ()))
+        item.path
+        for item in items
+        if {"api", "own_farm"} & set(getattr(item, "fixturenames", ()))
+        or item.get_closest_marker("farm")
     }
     items.sort(key=lambda item: item.path not in with_farm)
 

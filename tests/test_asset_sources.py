@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from asset_samples import Travels, contents, workspace, write
@@ -35,6 +36,7 @@ from prefect_renderfarm.blocks.archive import unpack
 from prefect_renderfarm.blocks.assets import lay_out, read_list
 from prefect_renderfarm.blocks.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderJob, plan_job, render_chunks, render_job
+from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
@@ -249,3 +251,19 @@ def test_what_the_job_makes_is_no_input(bucket: S3Bucket, tmp_path: Path) -> Non
     listed = read_list(ObjectStore(bucket), f"renderfarm/{report.key}/assets.json")
     assert [file.path for file in listed.files] == ["chunks/look.txt", "scene.txt"]
     assert (job_dir / "film.mp4").read_bytes() != b"old"
+
+
+def test_each_run_renders_its_own_input(bucket: S3Bucket, tmp_path: Path) -> None:
+    """What a later run of the same job sends does not reach the workers of an earlier one."""
+    job = small_job().model_copy(update={"assets_url": "in"})
+    first, second, batch = (StoredFolder(tmp_path / "job", job, bucket) for _ in range(3))
+    for folder, data in ((first, b"old"), (second, b"new")):
+        write(tmp_path / "job" / "in", {"texture": data})
+        folder.prepare()
+        folder.identify(LocalAdapter())
+    batch.environment = first.environment  # as render-job tells its runs on work pools
+    for folder, data in ((first, b"old"), (second, b"new"), (batch, b"old")):
+        here = tmp_path / uuid4().hex
+        here.mkdir()
+        lay_out(folder.assets or "", folder.store.store, here, threading.Event())
+        assert (here / "in" / "texture").read_bytes() == data

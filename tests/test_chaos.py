@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RUN = Path(__file__).resolve().parent / "chaos" / "run.py"
 # `make chaos` does 200, and kills batches, workers and the server, too.
 KINDS = ["coordinator", "merge", "storage"]
 
 
+@pytest.mark.farm
 def test_every_job_is_done_in_spite_of_faults() -> None:
     """All films are exact, no published chunk is rendered again, and nothing runs on."""
     own = {

@@ -164,13 +164,15 @@ def test_concurrency_is_kept(tmp_path: Path) -> None:
 def test_many_chunks_share_task_runs(
     tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the limit a task run renders several chunks, and retries only those not done."""
+    """Beyond the limit a task run renders several chunks, each of which has its retries."""
     monkeypatch.setattr(render_chunk_module_of(), "MAX_TASK_RUNS", 3)
-    job = bad_chunk(small_job(total_frames=8, chunks=8), 4, f"--fail-once '{tmp_path / 'failed'}'")
+    job = small_job(total_frames=8, chunks=8)
+    for number in (4, 5):
+        job = bad_chunk(job, number, f"--fail-once '{tmp_path / f'failed-{number}'}'")
     report = render_job(
         job, adapter=SlowAdapter(), job_dir=tmp_path, retries=1, retry_delay=0, concurrency=1
     )
-    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1, 2, 1, 1, 1]
+    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1, 2, 2, 1, 1]
     run = last_run(fresh, tmp_path)
     deadline = time.monotonic() + 20
     while len(fresh.task_runs(run)) < 3 and time.monotonic() < deadline:
