@@ -55,10 +55,12 @@ from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tag_run
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.stored_job import find_stored_job
+from prefect_renderfarm.flows.taking_turns import taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 # How a merge run ends that gave its place on the work pool back; its render-job starts another.
 RELEASED = "Released"
+_TURN_SECONDS = 60.0
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -115,14 +117,20 @@ def merge_job(
     place = film_place(folder, output_file)
     film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, glue, film)
-    arrivals = ChunkArrivals(folder, patience, why_no_more_chunks())
+    why_not = why_no_more_chunks()
+    arrivals = ChunkArrivals(folder, patience, why_not)
     tag_run(spec)
     with ending_with_its_worker(), Lease(folder) as lease:
         try:
             # A run that waits for chunks uses none; else render-job keeps them as they are.
             if environment is None and arrivals.all_here():
                 lease.use(chunk.id for chunk in spec.chunks)
-            with folder.assembling():
+            # A job without a storage has its turn already, and one that waits keeps a worker busy.
+            patience_for_turn = _TURN_SECONDS if block is None else None
+            with (
+                taking_turns(folder, patience=patience_for_turn, why_not=why_not),
+                folder.assembling(),
+            ):
                 if assembly is Assembly.STITCHED and glue is not None and film is not None:
                     if (track := folder.audio_track()) is not None:
                         glue = glue.with_track(track)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from prefect import flow
 from prefect.runtime import deployment, flow_run
@@ -45,6 +45,7 @@ from prefect_renderfarm.flows.run_names import batch_run_name, tag_run
 from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
+from prefect_renderfarm.flows.taking_turns import taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -121,6 +122,7 @@ def render_chunks(
     with (
         ending_with_its_worker(),
         _leaving_word(folder),
+        taking_turns(folder) if block is None else nullcontext(),
         job_slot(runner),
     ):
         results: list[ChunkResult] = []

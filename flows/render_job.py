@@ -56,6 +56,7 @@ from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, job_tag, tag_run
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.taking_turns import taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -159,6 +160,8 @@ def render_job(
     tag_run(spec)
     with ending_with_its_worker(), ExitStack() as stack:
         end_orphans(spec)
+        if chosen.storage is None:  # else only the assembly has files in the folder
+            stack.enter_context(taking_turns(folder))
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
