@@ -54,6 +54,7 @@ def start_run(
     name: str,
     tags: Iterable[str],
     job_variables: Mapping[str, Any] | None = None,
+    idempotency_key: str | None = None,
 ) -> FlowRun:
     """Have the server start a run, as a child of the current flow run; do not wait for it.
 
@@ -63,6 +64,7 @@ def start_run(
         name: The run's name.
         tags: The run's tags.
         job_variables: What this run's infrastructure has other than the work pool's own.
+        idempotency_key: Asked with the same one again, the server starts no second run.
 
     Raises:
         SetupError: The server refuses the run, such as for a job variable of the wrong type.
@@ -77,7 +79,7 @@ def start_run(
             tags=list(tags),
             job_variables=dict(job_variables or {}),
             # The client asks again when an answer is lost, and the run may be there already.
-            idempotency_key=uuid4().hex,
+            idempotency_key=idempotency_key or uuid4().hex,
         )
     except PrefectHTTPStatusError as error:
         if not error.response.is_client_error:

@@ -173,21 +173,25 @@ class WorkPoolAdapter(WorkerAdapter):
             "name a merge_adapter, such as 'local-adapter/default', or a stitcher"
         )
 
-    def start(self, parameters: dict[str, Any], name: str, tags: list[str]) -> FlowRun:
+    def start(
+        self, parameters: dict[str, Any], name: str, tags: list[str], key: str | None = None
+    ) -> FlowRun:
         """Start a run of the deployment, as a child of the current flow run.
 
         Args:
             parameters: The parameters of `render_chunks` that tell of the job and its chunks.
             name: The run's name.
             tags: The run's tags.
+            key: Asked with the same one again, the server starts no second run.
 
         Raises:
             SetupError: The server refuses the run.
         """
         given = parameters | {"adapter": self.worker_adapter, "concurrency": self.chunks_at_once}
         return start_run(
-            self.deployment, given, name=name, tags=tags, job_variables=self.job_variables
-        )
+            self.deployment, given, name=name, tags=tags, job_variables=self.job_variables,
+            idempotency_key=key,
+        )  # fmt: skip
 
     def lost_seconds(self, longest_chunk: float | None, *, starting: bool) -> float | None:
         """Return after how many seconds of silence a run is lost; None: nobody can tell yet.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.schemas.objects import FlowRun
@@ -85,6 +85,7 @@ class ChunkRuns:
         self._losses = RunLosses(folder, attempts.retries)
         self._failures = failures
         self._runs: list[BatchRun] = []
+        self._unanswered: list[tuple[Sequence[Chunk], bool, str]] = []
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
         self._queue = ChunkQueue(self._left(), adapter.chunks_per_run, target, width)
         self._warned: set[str] = set()
@@ -216,7 +217,10 @@ class ChunkRuns:
             if self._queue and run.wants_more:
                 left = run.frames_left
                 self._extend(run, self._queue.more(each, self._frames_left(), run.frames, left))
-        for _ in range(self._width - len(self._runs)):
+        unanswered, self._unanswered = self._unanswered, []
+        for chunks, again, key in unanswered:
+            self._start(chunks, again, key)
+        for _ in range(self._width - len(self._runs) - len(self._unanswered)):
             if self._queue:
                 self._start(self._queue.next_batch(each, self._frames_left()))
             elif straggler := self._straggler():
@@ -235,15 +239,17 @@ class ChunkRuns:
             self._queue.give_back(chunks)
             self._warn("a run cannot be given more chunks: %s", error)
 
-    def _start(self, chunks: Sequence[Chunk], again: bool = False) -> None:
+    def _start(self, chunks: Sequence[Chunk], again: bool = False, key: str = "") -> None:
+        key = key or uuid4().hex
         ids = [chunk.id for chunk in chunks]
         parameters = self._parameters | {"chunk_ids": ids}
         name = batch_name(ids, self._folder.job.title)
         try:
-            run = self._adapter.start(parameters, name, [job_tag(self._folder.job)])
+            run = self._adapter.start(parameters, name, [job_tag(self._folder.job)], key)
         except httpx.TransportError as error:
+            # Perhaps only the answer was lost: so the very same run is asked for again.
             self._warn("the server does not start a run: %s; it is asked again", error)
-            self._queue.give_back([] if again else chunks)
+            self._unanswered.append((chunks, again, key))
         else:
             self._runs.append(BatchRun(run, chunks, again))
 

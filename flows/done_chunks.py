@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from types import MappingProxyType
 
-from prefect_renderfarm.blocks import ChunkFileError, StorageError, StorageRefused
+from prefect_renderfarm.blocks import ChunkFileError
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
@@ -41,6 +41,7 @@ class DoneChunks:
     ) -> None:
         self.results: dict[int, ChunkResult] = {}
         self.refused: Counter[int] = Counter()
+        self._odd: list[Chunk] = []
         self._folder = folder
         self._chunks = chunks
         self._likeness = Likeness(rules)
@@ -82,48 +83,39 @@ class DoneChunks:
 
         Raises:
             ChunkFileError: A chunk does not fit the others, however often it is rendered.
-            StorageError: The storage did not answer.
+            StorageError: The storage did not answer; chunks that do not fit are told the next time.
         """
         looked_for = self._chunks if chunks is None else chunks
         unknown = [chunk for chunk in looked_for if chunk.id not in self.results]
         done = self._folder.done(unknown)
-        odd = []
         for chunk in unknown:
-            if chunk.id not in done:
-                continue
-            try:
-                if not self._fits(chunk, theirs):
-                    odd.append(chunk)
-            except StorageRefused:
-                raise
-            except StorageError:
-                if not odd:
-                    raise
-                break  # the others next time, but whoever asked must hear of these
+            if chunk.id in done:
+                self._look_at(chunk, theirs)
+        odd, self._odd = self._odd, []
         return odd
 
-    def _fits(self, chunk: Chunk, theirs: bool) -> bool:
-        """Take note of a chunk that is done; return False if it is to be rendered again."""
+    def _look_at(self, chunk: Chunk, theirs: bool) -> None:
         if (result := self._folder.manifest(chunk)) is None:
-            return True
+            return
         try:
             self._likeness.check(result)
         except ChunkFileError as error:
             if theirs:
-                return True
+                return
+            if chunk not in self._odd:  # before all else: who asks must hear of it, if not now
+                self._odd.append(chunk)
             self._folder.forget_chunks([chunk])
             self.refused[chunk.id] += 1
             if self.refused[chunk.id] > self._retries:
                 raise
             run_log().warning("%s; it is rendered again", error)
-            return False
+            return
         self.results[chunk.id] = result
         run_log().info(
             "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
             chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
             f"{result.size:,}",
         )  # fmt: skip
-        return True
 
     def frame_seconds(self) -> float | None:
         """Return how many seconds a frame takes; None: no chunk is done yet."""

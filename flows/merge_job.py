@@ -55,12 +55,11 @@ from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tag_run
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
 from prefect_renderfarm.flows.stored_job import find_stored_job
-from prefect_renderfarm.flows.taking_turns import taking_turns
+from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 # How a merge run ends that gave its place on the work pool back; its render-job starts another.
 RELEASED = "Released"
-_TURN_SECONDS = 60.0
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -125,12 +124,9 @@ def merge_job(
             # A run that waits for chunks uses none; else render-job keeps them as they are.
             if environment is None and arrivals.all_here():
                 lease.use(chunk.id for chunk in spec.chunks)
-            # A job without a storage has its turn already, and one that waits keeps a worker busy.
-            patience_for_turn = _TURN_SECONDS if block is None else None
-            with (
-                taking_turns(folder, patience=patience_for_turn, why_not=why_not),
-                folder.assembling(),
-            ):
+            # Without a storage the render-job has had its turn; with one, who is at it is at work.
+            longest = BUSY_SECONDS if block is None else None
+            with taking_turns(folder, patience=longest, why_not=why_not), folder.assembling():
                 if assembly is Assembly.STITCHED and glue is not None and film is not None:
                     if (track := folder.audio_track()) is not None:
                         glue = glue.with_track(track)

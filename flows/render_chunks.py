@@ -41,11 +41,12 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
     load_storage,
 )
+from prefect_renderfarm.flows.render_watch import why_no_more_chunks
 from prefect_renderfarm.flows.run_names import batch_run_name, tag_run
 from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
 from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
-from prefect_renderfarm.flows.taking_turns import taking_turns
+from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
 
@@ -109,22 +110,23 @@ def render_chunks(
     runner = load_adapter(adapter)
     check_adapter(runner, folder)
     folder.prepare(sent=found is not None)
-    if environment is None:
-        folder.identify(runner, file_of(job))
-    else:
-        folder.environment = environment
     rules = ChunkRules(verify=verify)
     attempts = Attempts(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
     check_attempts(attempts, block)
     tag_run(spec)
+    why_not = why_no_more_chunks()
     with (
         ending_with_its_worker(),
         _leaving_word(folder),
-        taking_turns(folder) if block is None else nullcontext(),
+        nullcontext() if block else taking_turns(folder, patience=BUSY_SECONDS, why_not=why_not),
         job_slot(runner),
     ):
+        if environment is None:
+            folder.identify(runner, file_of(job))
+        else:
+            folder.environment = environment
         results: list[ChunkResult] = []
         given = {chunk.id for chunk in chunks}
         failures = Failures(max_failures, _tell_failures(folder))

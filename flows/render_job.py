@@ -155,13 +155,13 @@ def render_job(
     check_attempts(attempts, chosen.storage)
     check_adapter(chosen.adapter, folder)
     folder.prepare(film=film)
-    folder.identify(chosen.adapter, film, file_of(job))
 
     tag_run(spec)
     with ending_with_its_worker(), ExitStack() as stack:
         end_orphans(spec)
         if chosen.storage is None:  # else only the assembly has files in the folder
             stack.enter_context(taking_turns(folder))
+        folder.identify(chosen.adapter, film, file_of(job))
         width = concurrency or chosen.adapter.default_concurrency()
         log.info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",

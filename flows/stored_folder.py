@@ -185,11 +185,10 @@ class StoredFolder(JobFolder):
         return result.model_copy(update={"path": path})
 
     def delete_chunks(self) -> None:
-        """Delete the chunks for good: files, logs and manifests, in the storage and here."""
+        """Delete the chunks for good: files, logs and manifests in the storage."""
         self.forget_chunks(self.job.chunks)
         self.store.delete_chunks()
         self.delete_notes()
-        self._remove_copies()
 
     @contextmanager
     def assembling(self) -> Iterator[None]:
@@ -202,7 +201,7 @@ class StoredFolder(JobFolder):
             # Not every network file system has locks, and the file may be another user's.
             with suppress(OSError):
                 self.records.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.records / _COPIES).open("w"))
+                lock = stack.enter_context((self.records / _COPIES).open("a+"))
                 fcntl.flock(lock, fcntl.LOCK_SH)
             yield
             if lock is None or _last(lock):

@@ -17,6 +17,8 @@ from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.job_files import RECORDS
 from prefect_renderfarm.flows.job_folder import JobFolder
 
+# Patience of a run that keeps a worker busy, which the other job may be waiting for.
+BUSY_SECONDS = 60.0
 _LOCK = "files.lock"
 
 
@@ -68,11 +70,14 @@ def _lock(folder: JobFolder) -> IO[str] | None:
         folder.records.mkdir(parents=True, exist_ok=True)
         if not folder.job_file.exists():  # others look there which files it has
             write_whole(folder.job_file, folder.job.to_json())
-        lock = stack.enter_context((folder.records / _LOCK).open("w"))
+        # For reading, too: NFS gives shared locks to readers, and locks of its own to writers.
+        lock = stack.enter_context((folder.records / _LOCK).open("a+"))
         fcntl.flock(lock, fcntl.LOCK_SH)
         stack.pop_all()
         return lock
-    return None  # another user's folder, or a file system without locks
+    run_log().warning("job folder %r cannot be locked: other jobs with the same files are not seen",
+                      str(folder.path))  # fmt: skip
+    return None
 
 
 def _others(folder: JobFolder) -> list[str]:
@@ -96,11 +101,13 @@ def _files(job: RenderJob) -> set[PurePosixPath]:
 
 
 def _is_free(path: Path) -> bool:
-    try:
-        with path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
+    for mode in ("a", "r"):  # another user's can be read at least
+        try:
+            with path.open(mode) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            continue
+        break
     return True
