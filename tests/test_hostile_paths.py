@@ -206,7 +206,8 @@ WORDS = st.lists(st.lists(PIECES, min_size=1, max_size=3).map("".join), min_size
 @given(WORDS, st.sampled_from([" ", "  ", "\t", " \\\n ", "\\\n "]))
 def test_words_are_those_of_a_shell(words: list[str], between: str) -> None:
     """Whatever is quoted in whichever way, a POSIX shell makes the same words of it."""
-    line = f"printf %s\\\\0{between}{between.join(words)}"
+    # With no word at all, printf would write as if there were an empty one.
+    line = f"printf %s\\\\0{between}{between.join(words)}{between}end"
     done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
     assert [word.encode() for word in split_command(line)[2:]] == done.stdout.split(b"\0")[:-1]
 
