@@ -123,3 +123,11 @@ def declare_crashed(run_id: UUID, reason: str) -> None:
     """Give a run its end for which no worker is left that could."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run_id, Crashed(message=reason), force=True)
+
+
+def declare_lost(run_id: UUID, reason: str) -> None:
+    """Give a run its end that has none and that no worker started, which would see to it."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        if run.deployment_id is None and not (run.state and run.state.is_final()):
+            client.set_flow_run_state(run_id, Crashed(message=reason), force=True)

@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_renderfarm.blocks.errors import RenderFarmError
-from prefect_renderfarm.blocks.flow_runs import read_runs
+from prefect_renderfarm.blocks.flow_runs import declare_lost, read_runs
 from prefect_renderfarm.flows.job_folder import JobFolder
 
 LEASES = "leases"
@@ -215,6 +215,7 @@ class Holders:
             for name in dead:
                 with suppress(RenderFarmError, OSError):
                     self._folder.delete_record(name)
+                self._tell_the_server(found[name])
             return [record for name, record in found.items() if name not in dead]
 
     def _read(self) -> dict[str, LeaseRecord]:
@@ -252,6 +253,12 @@ class Holders:
                 if run.state and run.state.is_final():
                     self._final.add(number)
         self._ask_at = time.monotonic() + _ASK_SECONDS
+
+    def _tell_the_server(self, record: LeaseRecord) -> None:
+        """End the flow run of a process that is gone for sure, if no worker is there to do so."""
+        if record.run and record.place is not None and record.place.is_gone(self._here):
+            with suppress(Exception):  # it is for people to look at
+                declare_lost(record.run, f"its process on {record.machine} is gone")
 
     def _is_dead(self, name: str, record: LeaseRecord) -> bool:
         return (

@@ -106,9 +106,8 @@ def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
     assert frame_hashes(tmp_path / "film-0.mp4") == frame_hashes(tmp_path / "film-1.mp4")
 
 
-@pytest.mark.usefixtures("api")
-def test_a_crash_hands_over_what_is_left(tmp_path: Path) -> None:
-    """A run that waits for another takes over its chunks when that one is killed."""
+def test_a_crash_hands_over_what_is_left(api: FarmClient, tmp_path: Path) -> None:
+    """A run that waits for another takes over its chunks when that one is killed, and ends it."""
     job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'go'}'", id="handed-over")
     folder = tmp_path / "job"
     coordinator = start_coordinator(job, folder)
@@ -125,6 +124,10 @@ def test_a_crash_hands_over_what_is_left(tmp_path: Path) -> None:
         report = second.result(120)
     assert [chunk.id for chunk in report.chunks] == [0, 1, 2, 3]
     assert rendered(tmp_path) == {0: 2, 1: 2, 2: 1, 3: 1}
+    body = {"flow_runs": {"tags": {"all_": ["job:handed-over"]}}}
+    states = [run["state"] for run in api._post("/flow_runs/filter", body)]
+    assert sorted(state["name"] for state in states) == ["Completed", "Crashed"]
+    assert any("is gone" in (state["message"] or "") for state in states)
 
 
 def test_flow_run_retry_renders_what_failed(api: FarmClient, tmp_path: Path) -> None:
