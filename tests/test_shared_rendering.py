@@ -174,7 +174,9 @@ def test_what_a_film_is_made_of_is_not_rendered_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("api")
-def test_what_is_taken_away_before_it_is_kept_is_rendered_again(tmp_path: Path) -> None:
+def test_what_is_taken_away_before_it_is_kept_is_rendered_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A chunk that was deleted is rendered again; for one that another renders anew a run waits."""
     folder, other = prepared(tmp_path, small_job()), prepared(tmp_path, small_job())
     with sharing(folder) as how, ThreadPoolExecutor(1) as pool:
@@ -184,12 +186,12 @@ def test_what_is_taken_away_before_it_is_kept_is_rendered_again(tmp_path: Path) 
         assert folder.done(folder.job.chunks) == {0, 1, 2}
         assert how.reused == set()
         how._lease.let_go([0, 1, 2])
-        with Lease(other) as lease:
+        with caplog.at_level(logging.INFO), Lease(other) as lease:
             wait_for(lambda: lease.take([1]) == {1}, 30)
             keeping = pool.submit(render_in_flow, how)
-            time.sleep(2)
+            wait_for(lambda: "waiting for other runs: chunk 1" in caplog.text, 60)
             other.forget_chunks(other.job.chunks[1:2])
-            time.sleep(2)
+            wait_for(lambda: "1 chunks are with other runs: chunk 1" in caplog.text, 60)
             assert not keeping.done()
             render(other, 1)
             assert how._lease.others({0, 1, 2}) == {1}
