@@ -25,7 +25,12 @@ from pydantic import ValidationError
 
 from prefect_renderfarm.blocks.chunk_file import content
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import SetupError, StorageError, StorageRefused
+from prefect_renderfarm.blocks.errors import (
+    AssemblyError,
+    SetupError,
+    StorageError,
+    StorageRefused,
+)
 from prefect_renderfarm.blocks.image_sequence import IMAGE_ENDINGS, list_images
 from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
 
@@ -224,7 +229,8 @@ class JobStore:
         A chunk whose file is not what was rendered does not count as done any more.
 
         Raises:
-            StorageError: They could not be fetched, or are not what the manifest says.
+            AssemblyError: They are not what the manifest says.
+            StorageError: They could not be fetched.
             OSError: This machine's disk is full, or cannot be written to.
         """
         wanted = (result.size, result.sha256)
@@ -236,7 +242,7 @@ class JobStore:
                 return
         with suppress(SetupError, StorageError):
             self.forget({result.id: result.identity})
-        raise StorageError(
+        raise AssemblyError(
             f"{self.store.name} returned {found} as size and SHA-256 of "
             f"{result.stored_as!r}, not {wanted}: run render-job again, which renders it anew"
         )

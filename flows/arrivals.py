@@ -8,14 +8,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.errors import RenderStopped, StorageError, StorageRefused
+from prefect_renderfarm.blocks.errors import (
+    AssemblyError,
+    RenderStopped,
+    StorageError,
+    StorageRefused,
+)
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 
 _SECONDS_BETWEEN_QUESTIONS = 2.0
+# What the storage does not give is asked for again after these; its own client has repeated each
+# request before.
+_SECONDS_BETWEEN_REPEATS = (1.0, 2.0, 4.0, 8.0)
+
+_Answer = TypeVar("_Answer")
 
 
 class ChunkArrivals:
@@ -39,8 +51,9 @@ class ChunkArrivals:
         self._checked: dict[int, ChunkResult] = {}
 
     def all_here(self) -> bool:
-        """Return whether every chunk counts as done."""
-        return self._folder.chunks_done(self._folder.job.chunks)
+        """Return whether every chunk counts as done. Raises: AssemblyError."""
+        done = partial(self._folder.chunks_done, self._folder.job.chunks)
+        return self._patiently(done, "the chunks that are done", threading.Event())
 
     def __iter__(self) -> Iterator[ChunkResult]:
         """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
@@ -69,8 +82,23 @@ class ChunkArrivals:
     def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         if chunk.id not in self._checked:
             self._wait(chunk, stop)
-            self._checked[chunk.id] = self._folder.finished_chunk(chunk)
+            self._checked[chunk.id] = self._patiently(
+                partial(self._folder.finished_chunk, chunk), f"chunk {chunk.id}", stop
+            )
         return self._checked[chunk.id]
+
+    def _patiently(self, ask: Callable[[], _Answer], what: str, stop: threading.Event) -> _Answer:
+        pauses = iter(_SECONDS_BETWEEN_REPEATS)
+        while True:
+            try:
+                return ask()
+            except StorageError as error:
+                pause = None if isinstance(error, StorageRefused) else next(pauses, None)
+                if pause is None:
+                    raise AssemblyError(f"{what}: {error}") from None
+                run_log().info("%s: asked for again in %g s: %s", what, pause, error)
+            if stop.wait(pause):
+                raise RenderStopped("the assembly was stopped")
 
     def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
         since = asked = time.monotonic()

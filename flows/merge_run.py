@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from uuid import uuid4
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
@@ -22,6 +24,7 @@ _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _PATIENCE_SECONDS = 60.0
+_SILENT_SERVER_SECONDS = 120.0
 # A run whose worker was killed just after it took it stays Pending for ever; one whose container is
 # being fetched and started stays so for minutes.
 _STARTING_SECONDS = 300.0
@@ -42,18 +45,30 @@ class MergeRun:
         self._parameters = parameters
         self._folder = folder
         self._run: FlowRun | None = None
+        self._key: str | None = None
         self._pending_since: float | None = None
         self._lost = 0
         self._all_done = False
 
     def start(self) -> None:
-        """Start the run; it waits for the chunks that are not done yet."""
+        """Start the run; it waits for the chunks that are not done yet.
+
+        A run of which the server's answer was lost is found when it is started again.
+        """
         self._pending_since = None
-        self._run = start_run(
+        asked_before, self._key = self._key is not None, self._key or uuid4().hex
+        run = self._start(self._key)
+        if asked_before and run.state is not None and run.state.is_final():
+            run = self._start(uuid4().hex)
+        self._run, self._key = run, None
+
+    def _start(self, key: str) -> FlowRun:
+        return start_run(
             self._deployment,
             self._parameters | {"environment": self._folder.environment},
             name=f"merge {job_label(self._folder.job)}",
             tags=[job_tag(self._folder.job)],
+            idempotency_key=key,
         )
 
     def alive(self) -> bool:
@@ -117,17 +132,23 @@ class MergeRun:
         return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def _wait(self) -> FlowRun:
-        started = time.monotonic()
+        started = heard = time.monotonic()
         warned = False
         while True:
-            if not self.alive():
-                self._all_done = True
-                self.start()
-            run = self._run
-            assert run is not None  # noqa: S101 -- just started
+            now = time.monotonic()
+            try:
+                run = self._look()
+                heard = now
+            except httpx.TransportError as error:
+                # A server that is started again costs no film: the run goes on without it.
+                if now - heard > _SILENT_SERVER_SECONDS:
+                    raise
+                run_log().warning("the server does not say how the merge run is: %s", error)
+                time.sleep(_SLOW_POLL_SECONDS)
+                continue
             if run.state is not None and run.state.is_final():
                 return run
-            waited = time.monotonic() - started
+            waited = now - started
             if run.start_time is None and waited > _PATIENCE_SECONDS and not warned:
                 warned = True
                 run_log().warning(
@@ -135,6 +156,15 @@ class MergeRun:
                     run.name, _PATIENCE_SECONDS, run.work_pool_name,
                 )  # fmt: skip
             time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
+
+    def _look(self) -> FlowRun:
+        """Return the run as it is now, all chunks being done; start it if there is none."""
+        if not self.alive():
+            self._all_done = True
+            self.start()
+        run = self._run
+        assert run is not None  # noqa: S101 -- just started
+        return run
 
 
 def _failure(run: FlowRun) -> str:

@@ -164,18 +164,19 @@ class StoredFolder(JobFolder):
         """Fetch a chunk's file, checked against its manifest.
 
         Raises:
-            AssemblyError: The chunk is not done, or its file cannot be fetched whole.
+            AssemblyError: The chunk is not done, or its file is not what was rendered.
+            StorageError: It cannot be fetched; perhaps another time.
         """
         path = self.chunk_file(chunk)
+        result = self.manifest(chunk)
+        if result is None:
+            raise AssemblyError(
+                f"chunk {chunk.id} of job {self.job.title!r} is not rendered in the "
+                f"{self.store.store.name}: run render-job"
+            )
         try:
-            result = self.manifest(chunk)
-            if result is None:
-                raise AssemblyError(
-                    f"chunk {chunk.id} of job {self.job.title!r} is not rendered in the "
-                    f"{self.store.store.name}: run render-job"
-                )
             self.store.fetch(result, path)
-        except StorageError as error:
+        except AssemblyError as error:
             raise AssemblyError(f"chunk {chunk.id}: {error}") from None
         except OSError as error:
             raise AssemblyError(

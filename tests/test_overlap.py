@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 from conftest import FarmClient
@@ -16,7 +17,7 @@ from jobs import save_job, small_job, with_commands
 from pool_samples import make_pool
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Pending
+from prefect.states import Cancelled, Failed, Pending
 from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
@@ -188,6 +189,34 @@ def test_merge_run_that_finds_no_chunks(api: FarmClient, tmp_path: Path) -> None
         give_back()
         with pytest.raises(AssemblyError, match="ended as Released: chunk 2 did not come"):
             finishing.result(30)
+
+
+def test_merge_run_whose_answer_is_lost(
+    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge run of whose start nothing was heard is found, and waited for."""
+    make_pool(api.farm, "process", "mute")
+    start, lost = merge_run.start_run, []
+
+    def losing(*given: Any, **options: Any) -> FlowRun:
+        started = start(*given, **options)
+        if len(lost) < 2:
+            lost.append(started.id)
+            raise httpx.ReadError("the answer is lost")
+        return started
+
+    monkeypatch.setattr(merge_run, "start_run", losing)
+    run = merge_run.MergeRun("render-chunks/mute", {"job": "x"}, JobFolder(tmp_path, small_job()))
+    with pytest.raises(httpx.ReadError):
+        run.start()
+    with ThreadPoolExecutor(1) as pool:
+        finishing = pool.submit(run.finish)
+        wait_for(lambda: run._run is not None, 30)
+        with SyncPrefectClient(api.farm.api_url) as client:
+            client.set_flow_run_state(lost[0], Failed(message="so it is this one"), force=True)
+        with pytest.raises(AssemblyError, match="so it is this one"):
+            finishing.result(30)
+    assert set(lost) == {lost[0]}
 
 
 @pytest.mark.long

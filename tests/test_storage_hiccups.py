@@ -15,8 +15,15 @@ from lease_samples import FailingFolder, until
 from prefect.states import Failed
 from test_shared_rendering import SAME, one_with_sound, prepared, render
 
-from prefect_renderfarm.blocks import LocalAdapter, StorageError, StorageRefused, WorkerLost
+from prefect_renderfarm.blocks import (
+    AssemblyError,
+    LocalAdapter,
+    StorageError,
+    StorageRefused,
+    WorkerLost,
+)
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.flows import arrivals
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.batch_run import BatchRun
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
@@ -61,11 +68,29 @@ def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.troubled = 1
-    arrivals = ChunkArrivals(folder, 60, lambda: None)
-    assert [result.id for result in arrivals] == [0, 1, 2]
+    waiting = ChunkArrivals(folder, 60, lambda: None)
+    assert [result.id for result in waiting] == [0, 1, 2]
     folder.errors = iter([StorageRefused("no key for you")])
     with pytest.raises(StorageRefused):
         list(ChunkArrivals(folder, 60, lambda: None))
+
+
+def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is done, and that the storage does not give, is asked for again, for a while."""
+    monkeypatch.setattr(arrivals, "_SECONDS_BETWEEN_REPEATS", (0.1, 0.1))
+    folder = away(tmp_path, AWAY, AWAY)
+    render(folder, 0, 1, 2)
+    folder.troubled = 1
+    all_there = ChunkArrivals(folder, 0, lambda: None)
+    assert [result.id for result in all_there] == [0, 1, 2]
+    folder.errors = iter([AWAY, AWAY])
+    assert all_there.all_here()
+    folder.errors = iter([AWAY] * 3)
+    with pytest.raises(AssemblyError, match=r"^chunk 1: storage .x. does not answer"):
+        list(ChunkArrivals(folder, 0, lambda: None))
+    folder.errors = iter([StorageRefused("no key for you")])
+    with pytest.raises(AssemblyError, match=r"^chunk 1: no key for you"):
+        list(ChunkArrivals(folder, 0, lambda: None))
 
 
 def failed_run(folder: JobFolder) -> BatchRun:
