@@ -47,6 +47,7 @@ from http_samples import HttpWorker, working  # noqa: E402
 from lambda_server import LambdaServer, serving_functions  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
 from prefect_aws.s3 import S3Bucket  # noqa: E402
 from storage_samples import S3Server, serving  # noqa: E402
 
@@ -129,6 +130,16 @@ class FarmClient:
             answer = client._client.post(path, json=body)
             answer.raise_for_status()
             return answer.json()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_heartbeats() -> Iterator[None]:
+    """Let no flow run of this process wait at its end for the thread of its heartbeats, up to 1 s.
+
+    They come every 180 s, and no test is that long; runs of other processes have theirs.
+    """
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 @pytest.fixture(scope="session")
