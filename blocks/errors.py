@@ -15,6 +15,9 @@
     │       ├── RepeatedFault       its file was wrong twice in the same way
     │       ├── TooManyFailures     the job's attempts have failed more often than it allows
     │       └── WorkStopped         it was ended because its job was
+    ├── StorageError        a storage did not do what it was asked; it may, another time
+    │   ├── StorageRefused      it will not, however often it is asked
+    │   └── ObjectMissing       it has no such object
     ├── MediaFault          what is wrong with a media file; a part of the errors above and below
     └── AssemblyError       the film could not be put together; the chunks are still there
         ├── StitchInputError    a chunk does not fit the plan or the other chunks
@@ -122,6 +125,10 @@ class StorageError(RenderFarmError):
 
 class StorageRefused(StorageError):
     """A storage will not do what it is asked: wrong credentials, no such bucket."""
+
+
+class ObjectMissing(StorageError):
+    """A storage has no such object."""
 
 
 class MediaFault(RenderFarmError):

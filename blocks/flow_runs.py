@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
@@ -68,6 +69,7 @@ def start_run(
 
     Raises:
         SetupError: The server refuses the run, such as for a job variable of the wrong type.
+        httpx.TransportError, PrefectHTTPStatusError: It does not answer; see `is_away`.
     """
     try:
         run: FlowRun = in_sync(
@@ -88,6 +90,13 @@ def start_run(
             f"deployment {deployment!r}: the server refuses a run of it: {error.response.text}"
         ) from None
     return run
+
+
+def is_away(error: Exception) -> bool:
+    """Return whether an error says that the server does not answer, or not to us, for now."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return bool(error.response.is_server_error)
+    return isinstance(error, httpx.TransportError)
 
 
 def read_runs(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:

@@ -18,7 +18,12 @@ from botocore.exceptions import ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws.s3 import S3Bucket
 
-from prefect_renderfarm.blocks.errors import SetupError, StorageError, StorageRefused
+from prefect_renderfarm.blocks.errors import (
+    ObjectMissing,
+    SetupError,
+    StorageError,
+    StorageRefused,
+)
 from prefect_renderfarm.blocks.in_sync import in_sync
 from prefect_renderfarm.blocks.whole_file import whole_file
 
@@ -111,14 +116,15 @@ class ObjectStore:
         """Fetch an object into a file, which appears whole or not at all.
 
         Raises:
-            StorageError: It is not there, or the storage did not answer.
+            ObjectMissing: It is not there.
+            StorageError: The storage did not answer.
             OSError: This machine's disk is full, or cannot be written to; with the file's name.
         """
         try:
             with whole_file(path) as temporary, self._errors(f"read {key!r}"):
                 _out_of_the_log(self.block.download_object_to_path, key, temporary)
         except _MissingError:
-            raise StorageError(f"{self.name} has no object {key!r}") from None
+            raise ObjectMissing(f"{self.name} has no object {key!r}") from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
@@ -126,7 +132,8 @@ class ObjectStore:
         """Copy an object, without it leaving S3; from other storages by way of this machine.
 
         Raises:
-            StorageError: It is not there, or cannot be copied.
+            ObjectMissing: It is not there.
+            StorageError: It cannot be copied.
         """
         if isinstance(self.block, S3Bucket):
             client: Any = self.block.credentials.get_s3_client()
@@ -135,7 +142,7 @@ class ObjectStore:
                 with self._errors(f"copy {key!r}"):
                     client.copy(source, self.bucket, self.absolute(other))
             except _MissingError:
-                raise StorageError(f"{self.name} has no object {key!r}") from None
+                raise ObjectMissing(f"{self.name} has no object {key!r}") from None
             return
         with tempfile.TemporaryDirectory(prefix="renderfarm-") as folder:
             path = Path(folder) / "copy"

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
 
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.errors import (
@@ -21,13 +20,10 @@ from prefect_renderfarm.blocks.errors import (
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.patience import patiently
 
 _SECONDS_BETWEEN_QUESTIONS = 2.0
-# What the storage does not give is asked for again after these; its own client has repeated each
-# request before.
-_SECONDS_BETWEEN_REPEATS = (1.0, 2.0, 4.0, 8.0)
-
-_Answer = TypeVar("_Answer")
+_STOPPED = "the assembly was stopped"
 
 
 class ChunkArrivals:
@@ -51,9 +47,20 @@ class ChunkArrivals:
         self._checked: dict[int, ChunkResult] = {}
 
     def all_here(self) -> bool:
-        """Return whether every chunk counts as done. Raises: AssemblyError."""
-        done = partial(self._folder.chunks_done, self._folder.job.chunks)
-        return self._patiently(done, "the chunks that are done", threading.Event())
+        """Return whether every chunk counts as done.
+
+        Raises:
+            StorageError: The storage does not say, and no chunk is waited for.
+        """
+        ask = partial(self._folder.chunks_done, self._folder.job.chunks)
+        try:
+            return patiently(ask, "which chunks are done")
+        except StorageRefused:
+            raise
+        except StorageError:
+            if not self._patience:
+                raise
+            return False
 
     def __iter__(self) -> Iterator[ChunkResult]:
         """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
@@ -82,23 +89,19 @@ class ChunkArrivals:
     def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         if chunk.id not in self._checked:
             self._wait(chunk, stop)
-            self._checked[chunk.id] = self._patiently(
-                partial(self._folder.finished_chunk, chunk), f"chunk {chunk.id}", stop
-            )
+            self._checked[chunk.id] = self._fetch(chunk, stop)
         return self._checked[chunk.id]
 
-    def _patiently(self, ask: Callable[[], _Answer], what: str, stop: threading.Event) -> _Answer:
-        pauses = iter(_SECONDS_BETWEEN_REPEATS)
-        while True:
-            try:
-                return ask()
-            except StorageError as error:
-                pause = None if isinstance(error, StorageRefused) else next(pauses, None)
-                if pause is None:
-                    raise AssemblyError(f"{what}: {error}") from None
-                run_log().info("%s: asked for again in %g s: %s", what, pause, error)
-            if stop.wait(pause):
-                raise RenderStopped("the assembly was stopped")
+    def _fetch(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
+        def wait(seconds: float) -> None:
+            if stop.wait(seconds):
+                raise RenderStopped(_STOPPED)
+
+        fetch = partial(self._folder.finished_chunk, chunk)
+        try:
+            return patiently(fetch, f"chunk {chunk.id}", wait)
+        except StorageError as error:
+            raise AssemblyError(f"chunk {chunk.id}: {error}") from None
 
     def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
         since = asked = time.monotonic()
@@ -111,7 +114,7 @@ class ChunkArrivals:
             if now - since > self._patience:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
             if stop.wait(self._folder.poll_seconds):
-                raise RenderStopped("the assembly was stopped")
+                raise RenderStopped(_STOPPED)
 
     def _is_there(self, chunk: Chunk) -> bool:
         try:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from uuid import UUID, uuid4
 
-import httpx
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_renderfarm.blocks import StorageError, StorageRefused, WorkPoolAdapter
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.flow_runs import read_runs
+from prefect_renderfarm.blocks.flow_runs import is_away, read_runs
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks
@@ -129,7 +128,7 @@ class ChunkRuns:
                     self._look()
                     progress.show(len(self._done.results))
             except BaseException as error:
-                end_all(self._runs, "its job was stopped")
+                self._end_all()
                 if isinstance(error, Exception):
                     wait_for_ends(self._runs)
                 raise
@@ -217,9 +216,8 @@ class ChunkRuns:
             if self._queue and run.wants_more:
                 left = run.frames_left
                 self._extend(run, self._queue.more(each, self._frames_left(), run.frames, left))
-        unanswered, self._unanswered = self._unanswered, []
-        for chunks, again, key in unanswered:
-            self._start(chunks, again, key)
+        for asked in list(self._unanswered):
+            self._start(*asked)
         for _ in range(self._width - len(self._runs) - len(self._unanswered)):
             if self._queue:
                 self._start(self._queue.next_batch(each, self._frames_left()))
@@ -240,18 +238,36 @@ class ChunkRuns:
             self._warn("a run cannot be given more chunks: %s", error)
 
     def _start(self, chunks: Sequence[Chunk], again: bool = False, key: str = "") -> None:
-        key = key or uuid4().hex
-        ids = [chunk.id for chunk in chunks]
-        parameters = self._parameters | {"chunk_ids": ids}
-        name = batch_name(ids, self._folder.job.title)
+        asked = chunks, again, key or uuid4().hex
+        if not key:
+            self._unanswered.append(asked)
         try:
-            run = self._adapter.start(parameters, name, [job_tag(self._folder.job)], key)
-        except httpx.TransportError as error:
+            run = self._ask_for(*asked)
+        except Exception as error:
+            if not is_away(error):
+                self._unanswered.remove(asked)
+                raise
             # Perhaps only the answer was lost: so the very same run is asked for again.
             self._warn("the server does not start a run: %s; it is asked again", error)
-            self._unanswered.append((chunks, again, key))
         else:
-            self._runs.append(BatchRun(run, chunks, again))
+            self._runs.append(run)
+            self._unanswered.remove(asked)
+
+    def _ask_for(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
+        ids = [chunk.id for chunk in chunks]
+        name, tags = batch_name(ids, self._folder.job.title), [job_tag(self._folder.job)]
+        run = self._adapter.start(self._parameters | {"chunk_ids": ids}, name, tags, key)
+        return BatchRun(run, chunks, again)
+
+    def _end_all(self) -> None:
+        """End all runs, also those that the server may have started and did not tell of."""
+        runs = list(self._runs)
+        for asked in self._unanswered:
+            try:
+                runs.append(self._ask_for(*asked))
+            except Exception as error:
+                self._warn("a run may be left that the server did not tell of: %s", error)
+        end_all(runs, "its job was stopped")
 
     def _straggler(self) -> BatchRun | None:
         """Return the run that is longest at a chunk, if that is too long."""

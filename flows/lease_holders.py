@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
+import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -244,21 +246,23 @@ class Holders:
         }
 
     def _ask(self, records: Iterable[LeaseRecord]) -> None:
-        """Ask the server which flow runs are final."""
+        """Have the server asked which flow runs are final; the next looks know."""
         runs = {record.run for record in records if record.run} - self._final
-        if not runs or time.monotonic() < self._ask_at:
-            return
-        with suppress(Exception):  # a server that does not answer says nothing of a run
-            for number, run in read_runs(runs).items():
-                if run.state and run.state.is_final():
-                    self._final.add(number)
-        self._ask_at = time.monotonic() + _ASK_SECONDS
+        if runs and time.monotonic() >= self._ask_at:
+            self._ask_at = math.inf
+            _aside(self._find_final, runs)
+
+    def _find_final(self, runs: set[UUID]) -> None:
+        try:
+            found = read_runs(runs)
+            self._final |= {key for key, run in found.items() if run.state and run.state.is_final()}
+        finally:
+            self._ask_at = time.monotonic() + _ASK_SECONDS
 
     def _tell_the_server(self, record: LeaseRecord) -> None:
         """End the flow run of a process that is gone for sure, if no worker is there to do so."""
         if record.run and record.place is not None and record.place.is_gone(self._here):
-            with suppress(Exception):  # it is for people to look at
-                declare_lost(record.run, f"its process on {record.machine} is gone")
+            _aside(declare_lost, record.run, f"its process on {record.machine} is gone")
 
     def _is_dead(self, name: str, record: LeaseRecord) -> bool:
         return (
@@ -266,3 +270,18 @@ class Holders:
             or (record.place is not None and record.place.is_gone(self._here))
             or self._silence[name] >= self._silent_seconds
         )
+
+
+def _aside(call: Callable[..., None], *arguments: object) -> None:
+    """Speak to the server in a thread of its own: who waits for it gives no sign of life.
+
+    A server that does not answer says nothing of a run, and what it is not told is for people to
+    look at.
+    """
+
+    def quietly() -> None:
+        with suppress(Exception):
+            call(*arguments)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(quietly,), daemon=True).start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from prefect_renderfarm.flows.adapter_use import check_commands
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.assembly import plan_assembly
 from prefect_renderfarm.flows.chunk_rounds import require_success
+from prefect_renderfarm.flows.chunks_in_use import chunks_in_use
 from prefect_renderfarm.flows.film_place import film_place
 from prefect_renderfarm.flows.job import RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
@@ -48,13 +51,14 @@ from prefect_renderfarm.flows.parameters import (
     load_stitcher,
     load_storage,
 )
+from prefect_renderfarm.flows.patience import patiently
 from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.render_watch import why_no_more_chunks
 from prefect_renderfarm.flows.report import human_size
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.run_names import job_run_name, tag_run
-from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
-from prefect_renderfarm.flows.stored_job import find_stored_job
+from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.stored_job import find_in_storage, find_stored_job
 from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
@@ -124,18 +128,19 @@ def merge_job(
             # A run that waits for chunks uses none; else render-job keeps them as they are.
             if environment is None and arrivals.all_here():
                 lease.use(chunk.id for chunk in spec.chunks)
+            in_use = chunks_in_use(lease, [chunk.id for chunk in spec.chunks])
             # Without a storage the render-job has had its turn; with one, who is at it is at work.
             longest = BUSY_SECONDS if block is None else None
             with taking_turns(folder, patience=longest, why_not=why_not), folder.assembling():
                 if assembly is Assembly.STITCHED and glue is not None and film is not None:
                     if (track := folder.audio_track()) is not None:
                         glue = glue.with_track(track)
-                    report = _stitch(folder, arrivals, glue, film)
+                    report = _stitch(folder, arrivals, glue, film, in_use)
                 elif assembly is Assembly.MERGED:
                     name = "adapter" if merge_adapter is None else "merge_adapter"
                     runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
                     check_commands(runner, [("the merge command", spec.merge_command or "")])
-                    report = _run_merge_command(folder, arrivals, runner, film)
+                    report = _run_merge_command(folder, arrivals, runner, film, in_use)
                 else:
                     report = MergeReport(assembly=assembly)
                 if place is not None and report.film is not None:
@@ -144,7 +149,8 @@ def merge_job(
         except RenderStopped as stopped:
             return Cancelled(name=RELEASED, message=str(stopped))
     report = report.model_copy(update={"seconds": time.monotonic() - started})
-    folder.save_merge(report, str(flow_run.id))
+    save = partial(folder.save_merge, report, str(flow_run.id))
+    patiently(save, "the report of the assembly")
     log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
              f": {report.film}" if report.film else "")  # fmt: skip
     return report
@@ -160,7 +166,11 @@ def _find_job(
 
 
 def _stitch(
-    folder: JobFolder, arrivals: ChunkArrivals, stitcher: VideoStitcher, film: Path
+    folder: JobFolder,
+    arrivals: ChunkArrivals,
+    stitcher: VideoStitcher,
+    film: Path,
+    in_use: AbstractContextManager[None],
 ) -> MergeReport:
     """Stitch the chunks, each as it comes where the stitcher can and not all are there already."""
     chunks = folder.job.chunks
@@ -187,7 +197,7 @@ def _stitch(
         for _ in arrivals:
             pass
         before = _identity(film)
-        with watching(show):
+        with in_use, watching(show):
             report = stitcher.stitch(inputs, film, fps=fps, frame_counts=frame_counts)
         _require_new(film, before, type(stitcher).__name__)
         show(report.frames, report.size)
@@ -195,14 +205,19 @@ def _stitch(
 
 
 def _run_merge_command(
-    folder: JobFolder, arrivals: ChunkArrivals, adapter: WorkerAdapter, film: Path | None
+    folder: JobFolder,
+    arrivals: ChunkArrivals,
+    adapter: WorkerAdapter,
+    film: Path | None,
+    in_use: AbstractContextManager[None],
 ) -> MergeReport:
     for _ in arrivals:
         pass
     before = _identity(film)
     command = folder.job.merge_command or ""
     try:
-        result = adapter.execute(WorkerJob(command=command, cwd=folder.path, name="merge"))
+        with in_use:
+            result = adapter.execute(WorkerJob(command=command, cwd=folder.path, name="merge"))
         require_success(result, "merge")
     except WorkerError as error:
         raise AssemblyError(str(error)) from error

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_renderfarm.blocks import AssemblyError
-from prefect_renderfarm.blocks.flow_runs import declare_crashed, end_run, start_run
+from prefect_renderfarm.blocks.flow_runs import declare_crashed, end_run, is_away, start_run
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.merge_job import RELEASED
+from prefect_renderfarm.flows.patience import patiently
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.run_names import job_label, job_tag
 
@@ -48,7 +49,7 @@ class MergeRun:
         self._key: str | None = None
         self._pending_since: float | None = None
         self._lost = 0
-        self._all_done = False
+        self._all_done = self._finishing = False
 
     def start(self) -> None:
         """Start the run; it waits for the chunks that are not done yet.
@@ -98,10 +99,12 @@ class MergeRun:
             raise
         if ended.state is None or not ended.state.is_completed():
             raise AssemblyError(_failure(ended))
-        return self._folder.load_merge(str(ended.id))
+        return patiently(partial(self._folder.load_merge, str(ended.id)), "the merge run's report")
 
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker."""
+        if self._run is None and self._key is not None:
+            self._run = self._start(self._key)  # whose answer was not heard
         if self._run is not None:
             end_run(self._run.id, reason)
 
@@ -139,9 +142,9 @@ class MergeRun:
             try:
                 run = self._look()
                 heard = now
-            except httpx.TransportError as error:
+            except Exception as error:
                 # A server that is started again costs no film: the run goes on without it.
-                if now - heard > _SILENT_SERVER_SECONDS:
+                if not is_away(error) or now - heard > _SILENT_SERVER_SECONDS:
                     raise
                 run_log().warning("the server does not say how the merge run is: %s", error)
                 time.sleep(_SLOW_POLL_SECONDS)
@@ -159,12 +162,22 @@ class MergeRun:
 
     def _look(self) -> FlowRun:
         """Return the run as it is now, all chunks being done; start it if there is none."""
-        if not self.alive():
+        alive = self.alive()
+        if not self._finishing and self._run is not None and _has_failed(self._run):
+            # What it met while it waited for chunks may be over, such as a storage that was away.
+            run_log().warning("it is started again: %s", _failure(self._run))
+            alive = False
+        self._finishing = True
+        if not alive:
             self._all_done = True
             self.start()
         run = self._run
         assert run is not None  # noqa: S101 -- just started
         return run
+
+
+def _has_failed(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_failed()
 
 
 def _failure(run: FlowRun) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from prefect import flow
 from prefect.runtime import deployment, flow_run
 
-from prefect_renderfarm.blocks import JobError, StorageError
+from prefect_renderfarm.blocks import JobError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.media import Verify
 from prefect_renderfarm.blocks.run_log import run_log
@@ -45,7 +45,8 @@ from prefect_renderfarm.flows.render_watch import why_no_more_chunks
 from prefect_renderfarm.flows.run_names import batch_run_name, tag_run
 from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.shared_rendering import SharedRendering
-from prefect_renderfarm.flows.stored_folder import find_in_storage, open_folder
+from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.stored_job import find_in_storage
 from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
 from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
 
@@ -98,7 +99,7 @@ def render_chunks(
     Raises:
         JobError: The job is not valid, or has no such chunk; nothing has run.
         SetupError: A block is missing or of the wrong kind; nothing has run.
-        WorkerError: A chunk failed for good.
+        WorkerError: A chunk failed for good, or the run that started this one has ended.
     """
     block = load_storage(storage)
     deployed = deployment.id is not None
@@ -117,6 +118,8 @@ def render_chunks(
     check_attempts(attempts, block)
     tag_run(spec)
     why_not = why_no_more_chunks()
+    if reason := why_not():
+        raise WorkStopped(f"no chunk is begun: {reason}")
     with (
         ending_with_its_worker(),
         _leaving_word(folder),

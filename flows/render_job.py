@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ from prefect_renderfarm.flows.parameters import (
     load_storage,
     reference,
 )
+from prefect_renderfarm.flows.patience import patiently
 from prefect_renderfarm.flows.report import publish_report
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.run_names import job_run_name, job_tag, tag_run
@@ -208,7 +210,7 @@ def render_job(
             rendered_at=max(chunk.published_at for chunk in chunks if chunk.published_at),
             assembled_at=merged.finished_at,
         )
-        folder.save_report(report)
+        _save_report(folder, report)
         publish_report(report)
         if not keep_chunks:
             _delete_chunks(folder, report, how)
@@ -223,6 +225,14 @@ def render_job(
 
 # A merge run that waits longer than this for one chunk gives its place on the work pool back.
 _LEAST_PATIENCE_SECONDS = 60.0
+
+
+def _save_report(folder: JobFolder, report: RenderReport) -> None:
+    """Keep the report, now that the film is there; a storage that does not take it fails no job."""
+    try:
+        patiently(partial(folder.save_report, report), "the report")
+    except StorageError as error:
+        run_log().warning("the report is not in the storage: %s", error)
 
 
 def _delete_chunks(folder: JobFolder, report: RenderReport, how: SharedRendering) -> None:

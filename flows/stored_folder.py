@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
-    JobError,
     SetupError,
     StorageError,
     StorageRefused,
@@ -23,12 +23,14 @@ from prefect_renderfarm.blocks.asset_url import ASSET_LIST, local_folder, where_
 from prefect_renderfarm.blocks.assets import assets_version, list_name, send_assets
 from prefect_renderfarm.blocks.chunk_file import remove
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.errors import ObjectMissing
 from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.chunk_identity import environment_digest
-from prefect_renderfarm.flows.job import Chunk, RenderJob, is_key
+from prefect_renderfarm.flows.job import Chunk, RenderJob
 from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.patience import patiently
 from prefect_renderfarm.flows.results import RenderReport
 
 _TRACK = "track"
@@ -76,7 +78,7 @@ class StoredFolder(JobFolder):
                     self.store, folder, self.path, self._made_by_the_job(*[film] if film else [])
                 )
             self.store.write("job.json", self.job.to_json().encode())
-            if (track := super().audio_track()) is not None:
+            if (track := self.audio_track()) is not None and track != self._track_copy:
                 self.store.store.upload(track, self._track_key())
         except StorageError as error:
             raise SetupError(str(error)) from None
@@ -120,13 +122,27 @@ class StoredFolder(JobFolder):
             raise SetupError(str(error)) from None
 
     def audio_track(self) -> Path | None:
-        """Return the path of the whole film's sound, fetched from the storage if need be."""
+        """Return the path of the whole film's sound: in the job folder, or of a fresh copy.
+
+        A copy lies among the records, where no run takes it for the job's own file, which may have
+        changed since.
+
+        Raises:
+            JobError: It is nowhere, or a symbolic link leads out of the job folder.
+            SetupError: The storage does not give it.
+        """
         name = self.job.audio_track
         if name is None or (self.path / name).is_file():
             return super().audio_track()
-        with suppress(StorageError):
-            self.store.store.download(self._track_key(), self.path / name)
-        return super().audio_track()
+        copy = self._track_copy
+        fetch = partial(self.store.store.download, self._track_key(), copy)
+        try:
+            patiently(fetch, "the audio track")
+        except ObjectMissing:
+            return super().audio_track()
+        except (StorageError, OSError) as error:
+            raise SetupError(f"the job's audio track {name!r}: {error}") from None
+        return copy
 
     def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
         """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
@@ -146,10 +162,16 @@ class StoredFolder(JobFolder):
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this storage."""
+        known = partial(self.store.known, self.identity(chunk))
+        what = f"whether chunk {chunk.id} is known"
         try:
-            found = self.store.known(self.identity(chunk))
-            return None if found is None else self.store.take_over(found, chunk.id)
-        except StorageError:
+            if (found := patiently(known, what)) is None:
+                return None
+            return patiently(partial(self.store.take_over, found, chunk.id), what)
+        except ObjectMissing:
+            return None
+        except StorageError as error:
+            run_log().warning("chunk %s is rendered, perhaps again: %s", chunk.id, error)
             return None
 
     def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
@@ -209,6 +231,7 @@ class StoredFolder(JobFolder):
                 self._remove_copies()
 
     def _remove_copies(self) -> None:
+        remove(self._track_copy)
         for chunk in self.job.chunks:
             if not self._manifest(chunk).exists():  # else a job without a storage rendered it here
                 remove(self.chunk_file(chunk))
@@ -253,7 +276,11 @@ class StoredFolder(JobFolder):
         )
 
     def _track_key(self) -> str:
-        return f"{self.store.root}/{_TRACK}/{Path(self.job.audio_track or '').name}"
+        return f"{self.store.root}/{_TRACK}/{self._track_copy.name}"
+
+    @property
+    def _track_copy(self) -> Path:
+        return self.records / _TRACK / Path(self.job.audio_track or "none").name
 
 
 def _last(lock: IO[str]) -> bool:
@@ -269,27 +296,3 @@ def _last(lock: IO[str]) -> bool:
 def open_folder(path: Path, job: RenderJob, block: ObjectStorageBlock | None) -> JobFolder:
     """Return a job's folder, with its place in a storage if it has one."""
     return JobFolder(path, job) if block is None else StoredFolder(path, job, block)
-
-
-def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:
-    """Find the job that a key stands for; None if `job` is something else.
-
-    Args:
-        job: The key of a job that was rendered through the storage, such as `film-1a2b3c4d5e6f`.
-        block: The storage block; None: there is none.
-
-    Raises:
-        JobError: It is no spec that is found there.
-    """
-    if block is None or not isinstance(job, str) or not is_key(job.strip()):
-        return None
-    job = job.strip()
-    store = JobStore(block, job)
-    data = store.read("job.json")
-    if data is None:
-        raise JobError(
-            f"job {job!r}: no such job was rendered through this storage, {store.store.name}, as "
-            "it is reached from here: check the name of the bucket, and the credentials, region "
-            "and endpoint of this machine"
-        )
-    return RenderJob.model_validate_json(data)

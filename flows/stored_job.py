@@ -1,4 +1,4 @@
-"""Jobs that were rendered before, found again by their report or their id."""
+"""Jobs that were rendered before, found again by their report, their id or their key."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prefect.blocks.abstract import ObjectStorageBlock
+
 from prefect_renderfarm.blocks import JobError
 from prefect_renderfarm.blocks.excerpt import excerpt, one_line
+from prefect_renderfarm.blocks.job_store import JobStore
 from prefect_renderfarm.flows.job import RenderJob, is_key
 from prefect_renderfarm.flows.job_files import RECORDS
 from prefect_renderfarm.flows.job_source import read_limited
@@ -15,6 +18,30 @@ from prefect_renderfarm.flows.job_text import parse_spec
 from prefect_renderfarm.flows.results import RenderReport
 
 _BEGINNING = 4000
+
+
+def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:
+    """Find the job that a key stands for; None if `job` is something else.
+
+    Args:
+        job: The key of a job that was rendered through the storage, such as `film-1a2b3c4d5e6f`.
+        block: The storage block; None: there is none.
+
+    Raises:
+        JobError: It is no spec that is found there.
+    """
+    if block is None or not isinstance(job, str) or not is_key(job.strip()):
+        return None
+    job = job.strip()
+    store = JobStore(block, job)
+    data = store.read("job.json")
+    if data is None:
+        raise JobError(
+            f"job {job!r}: no such job was rendered through this storage, {store.store.name}, as "
+            "it is reached from here: check the name of the bucket, and the credentials, region "
+            "and endpoint of this machine"
+        )
+    return RenderJob.model_validate_json(data)
 
 
 def find_stored_job(job: Any, job_dir: Path | None) -> tuple[RenderJob, Path] | None:

@@ -12,7 +12,7 @@ from jobs import small_job
 from prefect_aws.s3 import S3Bucket
 from processes_here import wait_for
 
-from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, SetupError
+from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, SetupError
 from prefect_renderfarm.flows import merge_job
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.job_folder import JobFolder
@@ -105,8 +105,9 @@ def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
 
 
 @pytest.mark.usefixtures("api")
-def test_merge_job_alone_keeps_the_chunks(tmp_path: Path) -> None:
-    """While a film is put together without a render-job, nobody renders its chunks anew."""
+@pytest.mark.parametrize("environment", [None, "some"])
+def test_merge_job_alone_keeps_the_chunks(tmp_path: Path, environment: str | None) -> None:
+    """While a film is put together nobody renders its chunks anew, if its render-job died, too."""
     job = small_job().model_copy(update={"merge_command": "sleep 4"})
     folder = JobFolder(tmp_path, job)
     folder.prepare()
@@ -115,11 +116,32 @@ def test_merge_job_alone_keeps_the_chunks(tmp_path: Path) -> None:
     for chunk in job.chunks:
         renderer.render(chunk)
     with ThreadPoolExecutor(1) as pool, Lease(folder) as lease:
-        merging = pool.submit(merge_job, job, adapter=LocalAdapter(), job_dir=tmp_path)
+        merging = pool.submit(
+            merge_job, job, adapter=LocalAdapter(), job_dir=tmp_path, environment=environment
+        )
         wait_for(lambda: bool(lease.others({0, 1, 2})), 30)
         assert lease.take({0, 1, 2}) == set()
         assert merging.result(60).assembly is Assembly.MERGED
         assert lease.take({0, 1, 2}) == {0, 1, 2}
+
+
+def test_each_run_fetches_the_audio_track(bucket: S3Bucket, tmp_path: Path) -> None:
+    """A track that was changed since a machine fetched it is fetched again; one's own is used."""
+    job = small_job().model_copy(update={"audio_track": "track.wav"})
+    rendering, merging = (open_folder(tmp_path / name, job, bucket) for name in ("one", "two"))
+    with pytest.raises(JobError, match=r"audioTrack 'track\.wav', which is no file"):
+        merging.audio_track()
+    for sound in (b"first", b"second"):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / "track.wav").write_bytes(sound)
+        rendering.prepare()
+        assert rendering.audio_track() == tmp_path / "one" / "track.wav"
+        with merging.assembling():
+            copy = merging.audio_track()
+            assert copy is not None
+            assert copy.read_bytes() == sound
+        assert not copy.exists()
+    assert not (tmp_path / "two" / "track.wav").exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "storage"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from conftest import FarmClient
@@ -21,6 +22,7 @@ from lease_samples import (
     until,
 )
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
 
@@ -100,6 +102,36 @@ def test_unknown_run_and_silent_server_void_nothing(tmp_path: Path) -> None:
     folder.write_record("leases/other.b.json", "no record")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), Lease(folder) as mine:
         assert mine.take({0, 1}) == {1}
+
+
+def test_silent_server_delays_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server lets a run wait for an answer, the run goes on to say that it lives."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def read_runs(_: object) -> dict[UUID, FlowRun]:
+        asked.set()
+        answer.wait(60)
+        return {}
+
+    monkeypatch.setattr(lease_holders, "read_runs", read_runs)
+    folder = JobFolder(tmp_path, JOB)
+    other = lease_holders.LeaseRecord(holder="a", since=0, held={0}, run=uuid4())
+    folder.write_record("leases/other.a.json", other.model_dump_json())
+    with Lease(folder, **QUICK) as mine:
+        assert mine.use({1}) == {1}
+        assert asked.wait(10)
+        [name] = set(folder.list_records("leases")) - {"leases/other.a.json"}
+
+        def beat() -> int:
+            return lease_holders.LeaseRecord.model_validate_json(
+                folder.read_record(name) or ""
+            ).beat
+
+        first = beat()
+        until(lambda: beat() > first + 3, 30)
+        answer.set()
 
 
 def test_place_tells_of_a_process_that_has_ended() -> None:

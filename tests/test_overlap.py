@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import httpx
 import psutil
 import pytest
 from conftest import FarmClient
 from jobs import save_job, small_job, with_commands
-from pool_samples import make_pool
-from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Failed, Pending
 from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
-from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.chunk_file import file_sha256
-from prefect_renderfarm.flows import RenderJob, merge_job, merge_run, render_job
+from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.results import RenderReport
@@ -139,84 +133,6 @@ def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) ->
     assert again.state is not None
     assert again.state.is_completed(), again.state.message
     assert_film(tmp_path, job)
-
-
-def test_merge_run_that_never_begins(
-    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A merge run whose worker was killed just after it took it is lost, and another is started."""
-    monkeypatch.setattr(merge_run, "_STARTING_SECONDS", 1.0)
-    make_pool(api.farm, "process", "nobody")
-    run = merge_run.MergeRun("render-chunks/nobody", {"job": "x"}, JobFolder(tmp_path, small_job()))
-
-    def take() -> UUID:
-        """Take the run as a worker does that is killed then; return its id."""
-        run.start()
-        assert run._run is not None
-        with SyncPrefectClient(api.farm.api_url) as client:
-            client.set_flow_run_state(run._run.id, Pending())
-        return run._run.id
-
-    for _ in range(merge_run._MOST_LOST - 1):
-        taken = take()
-        assert run.alive()
-        wait_for(lambda: not run.alive(), 20)
-        assert api.flow_run(taken).state_name == "Crashed"
-    take()
-    with pytest.raises(AssemblyError, match="ended as Crashed: its worker took it"):
-        run.finish()
-
-
-def test_merge_run_that_finds_no_chunks(api: FarmClient, tmp_path: Path) -> None:
-    """A merge run that gives its place back when all chunks are done is not started for ever."""
-    make_pool(api.farm, "process", "patient")
-    run = merge_run.MergeRun(
-        "render-chunks/patient", {"job": "x"}, JobFolder(tmp_path, small_job())
-    )
-
-    def give_back() -> UUID:
-        assert run._run is not None
-        with SyncPrefectClient(api.farm.api_url) as client:
-            why = Cancelled(name=merge_run.RELEASED, message="chunk 2 did not come")
-            client.set_flow_run_state(run._run.id, why, force=True)
-        return run._run.id
-
-    run.start()
-    given_back = give_back()
-    with ThreadPoolExecutor(1) as pool:
-        finishing = pool.submit(run.finish)
-        wait_for(lambda: run._run is not None and run._run.id != given_back, 30)
-        give_back()
-        with pytest.raises(AssemblyError, match="ended as Released: chunk 2 did not come"):
-            finishing.result(30)
-
-
-def test_merge_run_whose_answer_is_lost(
-    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A merge run of whose start nothing was heard is found, and waited for."""
-    make_pool(api.farm, "process", "mute")
-    start, lost = merge_run.start_run, []
-
-    def losing(*given: Any, **options: Any) -> FlowRun:
-        started = start(*given, **options)
-        if len(lost) < 2:
-            lost.append(started.id)
-            raise httpx.ReadError("the answer is lost")
-        return started
-
-    monkeypatch.setattr(merge_run, "start_run", losing)
-    run = merge_run.MergeRun("render-chunks/mute", {"job": "x"}, JobFolder(tmp_path, small_job()))
-    with pytest.raises(httpx.ReadError):
-        run.start()
-    with ThreadPoolExecutor(1) as pool:
-        finishing = pool.submit(run.finish)
-        wait_for(lambda: run._run is not None, 30)
-        with SyncPrefectClient(api.farm.api_url) as client:
-            client.set_flow_run_state(lost[0], Failed(message="so it is this one"), force=True)
-        with pytest.raises(AssemblyError, match="so it is this one"):
-            finishing.result(30)
-    assert set(lost) == {lost[0]}
 
 
 @pytest.mark.long

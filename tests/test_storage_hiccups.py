@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from jobs import small_job
 from lease_samples import FailingFolder, until
 from prefect.states import Failed
+from prefect_aws.s3 import S3Bucket
 from test_shared_rendering import SAME, one_with_sound, prepared, render
 
 from prefect_renderfarm.blocks import (
@@ -23,7 +25,8 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
 )
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.flows import arrivals
+from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.flows import patience
 from prefect_renderfarm.flows.arrivals import ChunkArrivals
 from prefect_renderfarm.flows.batch_run import BatchRun
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
@@ -32,6 +35,7 @@ from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.run_losses import _LEAST_LOST, RunLosses
+from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 AWAY = StorageError("storage 'x' does not answer")
 
@@ -41,6 +45,12 @@ class AwayFolder(JobFolder):
 
     errors: Iterator[Exception]
     troubled: int | None = None
+    lists: bool = True
+
+    def done(self, chunks: Iterable[Chunk]) -> set[int]:
+        if not self.lists:
+            self._fail()
+        return super().done(chunks)
 
     def manifest(self, chunk: Chunk) -> ChunkResult | None:
         if chunk.id == self.troubled:
@@ -77,20 +87,65 @@ def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
 
 def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that is done, and that the storage does not give, is asked for again, for a while."""
-    monkeypatch.setattr(arrivals, "_SECONDS_BETWEEN_REPEATS", (0.1, 0.1))
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.troubled = 1
     all_there = ChunkArrivals(folder, 0, lambda: None)
     assert [result.id for result in all_there] == [0, 1, 2]
-    folder.errors = iter([AWAY, AWAY])
-    assert all_there.all_here()
     folder.errors = iter([AWAY] * 3)
     with pytest.raises(AssemblyError, match=r"^chunk 1: storage .x. does not answer"):
         list(ChunkArrivals(folder, 0, lambda: None))
     folder.errors = iter([StorageRefused("no key for you")])
     with pytest.raises(AssemblyError, match=r"^chunk 1: no key for you"):
         list(ChunkArrivals(folder, 0, lambda: None))
+
+
+def test_assembly_asks_again_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all chunks are there is asked again; who waits for chunks can do without."""
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    folder = away(tmp_path, AWAY, AWAY)
+    render(folder, 0, 1, 2)
+    folder.lists = False
+    assert ChunkArrivals(folder, 0, lambda: None).all_here()
+    assert next(folder.errors, None) is None
+    folder.errors = iter([AWAY] * 3)
+    with pytest.raises(StorageError):
+        ChunkArrivals(folder, 0, lambda: None).all_here()
+    folder.errors = iter([AWAY] * 3)
+    assert not ChunkArrivals(folder, 60, lambda: None).all_here()
+    folder.errors = iter([StorageRefused("no key for you")])
+    with pytest.raises(StorageRefused):
+        ChunkArrivals(folder, 60, lambda: None).all_here()
+
+
+def test_known_chunk_is_asked_for_again(
+    bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of another job is taken over though the storage fails first; not one that is gone."""
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    first, second = (
+        prepared(tmp_path / name, small_job(id=name), partial(StoredFolder, block=bucket))
+        for name in ("one", "two")
+    )
+    render(first, 0, 1)
+    errors = iter([AWAY, AWAY])
+    copy = ObjectStore.copy
+
+    def failing(self: ObjectStore, key: str, other: str) -> None:
+        if error := next(errors, None):
+            raise error
+        copy(self, key, other)
+
+    monkeypatch.setattr(ObjectStore, "copy", failing)
+    taken = second.take_over(second.job.chunks[0])
+    assert taken is not None
+    assert second.done(second.job.chunks) == {0}
+    gone = first.manifest(first.job.chunks[1])
+    assert gone is not None
+    first.store.store.delete([str(gone.stored_as)])
+    assert second.take_over(second.job.chunks[1]) is None
+    assert second.take_over(second.job.chunks[2]) is None
 
 
 def failed_run(folder: JobFolder) -> BatchRun:

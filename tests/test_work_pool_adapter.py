@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from conftest import FarmClient
@@ -151,28 +150,6 @@ def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
         "chunks 0-2 of failing": "Cancelled",
         "chunks 3-5 of failing": "Failed",
     }
-
-
-@pytest.mark.long
-def test_lost_answers_start_no_second_run(
-    api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that the server has started, and whose answer was lost, is found and not repeated."""
-    start, lost = WorkPoolAdapter.start, []
-
-    def losing(*given: Any) -> FlowRun:
-        run = start(*given)
-        if len(lost) < 2:
-            lost.append(run.id)
-            raise httpx.ReadError("the answer is lost")
-        return run
-
-    monkeypatch.setattr(WorkPoolAdapter, "start", losing)
-    job = job_of(4, tmp_path, id="lost-answers")
-    report = render_job(job, adapter=two_runs(chunks_per_run=2), job_dir=tmp_path, merge=False)
-    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1]
-    assert rendered(tmp_path) == Counter(range(4))
-    assert {run.id for run in batches(api, "lost-answers")} == set(lost)
 
 
 @pytest.mark.long
