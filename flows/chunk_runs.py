@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_renderfarm.blocks import StorageError, StorageRefused, WorkPoolAdapter
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.flow_runs import is_away, read_runs
+from prefect_renderfarm.blocks.flow_runs import read_runs
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.video_stitcher import ChunkRules
 from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.batch_run import BatchRun, end_all, wait_for_ends
+from prefect_renderfarm.flows.batch_starts import BatchStarts
 from prefect_renderfarm.flows.chunk_queue import ChunkQueue
 from prefect_renderfarm.flows.done_chunks import DoneChunks
 from prefect_renderfarm.flows.job import Chunk
@@ -27,12 +28,13 @@ from prefect_renderfarm.flows.pace import Pace
 from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.run_losses import RunLosses
-from prefect_renderfarm.flows.run_names import batch_name, job_tag
+from prefect_renderfarm.flows.run_names import job_tag
 from prefect_renderfarm.flows.run_notes import RunNotes
 from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 # A run that no worker has taken by then is worth a warning.
 _PATIENCE_SECONDS = 60.0
+_STOPPED = "its job was stopped"
 _DONE_ELSEWHERE = "its chunks are done by another run"
 
 
@@ -67,7 +69,7 @@ class ChunkRuns:
         failures: Failures,
         family: str,
     ) -> None:
-        self._parameters = (
+        parameters = (
             _place(folder)
             | attempts.parameters()
             | {
@@ -76,6 +78,8 @@ class ChunkRuns:
                 "verify": rules.verify.value,
             }
         )
+        job = folder.job
+        self._starts = BatchStarts(adapter, parameters, job.title, job_tag(job))
         self._folder = folder
         self._chunks = chunks
         self._adapter = adapter
@@ -84,7 +88,6 @@ class ChunkRuns:
         self._losses = RunLosses(folder, attempts.retries)
         self._failures = failures
         self._runs: list[BatchRun] = []
-        self._unanswered: list[tuple[Sequence[Chunk], bool, str]] = []
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
         self._queue = ChunkQueue(self._left(), adapter.chunks_per_run, target, width)
         self._warned: set[str] = set()
@@ -216,15 +219,15 @@ class ChunkRuns:
             if self._queue and run.wants_more:
                 left = run.frames_left
                 self._extend(run, self._queue.more(each, self._frames_left(), run.frames, left))
-        for asked in list(self._unanswered):
-            self._start(*asked)
-        for _ in range(self._width - len(self._runs) - len(self._unanswered)):
+        self._runs += self._starts.repeat()
+        for _ in range(self._width - len(self._runs) - len(self._starts)):
             if self._queue:
-                self._start(self._queue.next_batch(each, self._frames_left()))
+                batch = self._queue.next_batch(each, self._frames_left())
+                self._runs += self._starts.start(batch)
             elif straggler := self._straggler():
                 straggler.doubled = True
                 run_log().info("run %r is slow: its chunks are given out once more", straggler.name)
-                self._start(straggler.chunks, again=True)
+                self._runs += self._starts.start(straggler.chunks, again=True)
 
     def _frames_left(self) -> int:
         return sum(run.frames_left for run in self._runs)
@@ -237,37 +240,12 @@ class ChunkRuns:
             self._queue.give_back(chunks)
             self._warn("a run cannot be given more chunks: %s", error)
 
-    def _start(self, chunks: Sequence[Chunk], again: bool = False, key: str = "") -> None:
-        asked = chunks, again, key or uuid4().hex
-        if not key:
-            self._unanswered.append(asked)
-        try:
-            run = self._ask_for(*asked)
-        except Exception as error:
-            if not is_away(error):
-                self._unanswered.remove(asked)
-                raise
-            # Perhaps only the answer was lost: so the very same run is asked for again.
-            self._warn("the server does not start a run: %s; it is asked again", error)
-        else:
-            self._runs.append(run)
-            self._unanswered.remove(asked)
-
-    def _ask_for(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
-        ids = [chunk.id for chunk in chunks]
-        name, tags = batch_name(ids, self._folder.job.title), [job_tag(self._folder.job)]
-        run = self._adapter.start(self._parameters | {"chunk_ids": ids}, name, tags, key)
-        return BatchRun(run, chunks, again)
-
     def _end_all(self) -> None:
-        """End all runs, also those that the server may have started and did not tell of."""
-        runs = list(self._runs)
-        for asked in self._unanswered:
-            try:
-                runs.append(self._ask_for(*asked))
-            except Exception as error:
-                self._warn("a run may be left that the server did not tell of: %s", error)
-        end_all(runs, "its job was stopped")
+        """End all runs: first those that are known, for which less must be asked."""
+        end_all(self._runs, _STOPPED)
+        found = self._starts.find()
+        end_all(found, _STOPPED)
+        self._runs += found
 
     def _straggler(self) -> BatchRun | None:
         """Return the run that is longest at a chunk, if that is too long."""

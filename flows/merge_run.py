@@ -58,18 +58,24 @@ class MergeRun:
         """
         self._pending_since = None
         asked_before, self._key = self._key is not None, self._key or uuid4().hex
-        run = self._start(self._key)
-        if asked_before and run.state is not None and run.state.is_final():
-            run = self._start(uuid4().hex)
+        try:
+            run = self._start()
+            if asked_before and _came_to_an_end(run):
+                self._key = uuid4().hex
+                run = self._start()
+        except Exception as error:
+            if not is_away(error):
+                self._key = None
+            raise
         self._run, self._key = run, None
 
-    def _start(self, key: str) -> FlowRun:
+    def _start(self) -> FlowRun:
         return start_run(
             self._deployment,
             self._parameters | {"environment": self._folder.environment},
             name=f"merge {job_label(self._folder.job)}",
             tags=[job_tag(self._folder.job)],
-            idempotency_key=key,
+            idempotency_key=self._key,
         )
 
     def alive(self) -> bool:
@@ -104,7 +110,10 @@ class MergeRun:
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker."""
         if self._run is None and self._key is not None:
-            self._run = self._start(self._key)  # whose answer was not heard
+            try:
+                self._run = self._start()
+            except Exception as error:
+                run_log().warning("a merge run may be left of which nothing was heard: %s", error)
         if self._run is not None:
             end_run(self._run.id, reason)
 
@@ -166,7 +175,7 @@ class MergeRun:
         if not self._finishing and self._run is not None and _has_failed(self._run):
             # What it met while it waited for chunks may be over, such as a storage that was away.
             run_log().warning("it is started again: %s", _failure(self._run))
-            alive = False
+            alive, self._run = False, None
         self._finishing = True
         if not alive:
             self._all_done = True
@@ -178,6 +187,10 @@ class MergeRun:
 
 def _has_failed(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_failed()
+
+
+def _came_to_an_end(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final() and not run.state.is_completed()
 
 
 def _failure(run: FlowRun) -> str:

@@ -118,7 +118,7 @@ def render_chunks(
     check_attempts(attempts, block)
     tag_run(spec)
     why_not = why_no_more_chunks()
-    if reason := why_not():
+    if family is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
     with (
         ending_with_its_worker(),

@@ -52,13 +52,13 @@ class StoredFolder(JobFolder):
     def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock) -> None:
         super().__init__(path, job)
         self.store = JobStore(block, job.key)
+        self._patient = True
         self._assets = where_assets_are(job.assets_url, self.store.root)
 
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make this machine's folder; send spec, audio track and input files to the storage.
 
-        The chunks, the film, and the records in `.renderfarm` are no input files, even if they lie
-        in the folder that the job's `assetsUrl` names.
+        What the job itself makes is no input, even in the folder that its `assetsUrl` names.
 
         Args:
             film: The film that will be made, if its path is known.
@@ -87,8 +87,7 @@ class StoredFolder(JobFolder):
     def assets(self) -> str | None:
         """What workers are told of the job's input files.
 
-        Once the environment is known that is a list which stays as it is: another run of the job
-        may send other files meanwhile.
+        Once the environment is known it is a list that stays as it is; other runs have others.
         """
         if self._sends_files and self.environment:
             return f"{self.store.root}/{list_name(self.environment)}"
@@ -124,8 +123,7 @@ class StoredFolder(JobFolder):
     def audio_track(self) -> Path | None:
         """Return the path of the whole film's sound: in the job folder, or of a fresh copy.
 
-        A copy lies among the records, where no run takes it for the job's own file, which may have
-        changed since.
+        A copy lies among the records, where no run takes it for the job's own file.
 
         Raises:
             JobError: It is nowhere, or a symbolic link leads out of the job folder.
@@ -162,16 +160,20 @@ class StoredFolder(JobFolder):
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this storage."""
-        known = partial(self.store.known, self.identity(chunk))
-        what = f"whether chunk {chunk.id} is known"
+
+        def find() -> ChunkResult | None:
+            known = self.store.known(self.identity(chunk))
+            return None if known is None else self.store.take_over(known, chunk.id)
+
         try:
-            if (found := patiently(known, what)) is None:
-                return None
-            return patiently(partial(self.store.take_over, found, chunk.id), what)
+            # What was waited for in vain is not waited for at each of a thousand chunks.
+            return patiently(find, f"chunk {chunk.id}") if self._patient else find()
         except ObjectMissing:
             return None
         except StorageError as error:
-            run_log().warning("chunk %s is rendered, perhaps again: %s", chunk.id, error)
+            if self._patient:
+                run_log().warning("chunks are rendered that may be known: %s", error)
+            self._patient = False
             return None
 
     def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:

@@ -14,8 +14,8 @@ from jobs import small_job
 from pool_samples import make_pool
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Cancelled, Failed, Pending
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled, Completed, Failed, Pending
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError
@@ -138,8 +138,37 @@ def test_merge_run_that_nobody_heard_of_is_cancelled(
     assert api.flow_run(lost[0]).state_name == "Cancelled"
 
 
+def test_merge_run_that_is_done_before_it_was_heard_of(
+    api: FarmClient, run: merge_run.MergeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge run of whose start nothing was heard, and that is done, is not started once more."""
+    lost = losing(monkeypatch, httpx.ReadError("the answer is lost"))
+    with pytest.raises(httpx.ReadError):
+        run.start()
+    with SyncPrefectClient(api.farm.api_url) as client:
+        client.set_flow_run_state(lost[0], Completed(), force=True)
+    run.start()
+    assert run._run is not None
+    assert run._run.id == lost[0]
+
+
+def test_refused_merge_run_hides_no_error(
+    run: merge_run.MergeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that fails after its merge run could not be started fails for its own reason."""
+    monkeypatch.setattr(run, "_deployment", "render-chunks/none")
+    with pytest.raises(ObjectNotFound):
+        run.start()
+    run.cancel("its job has failed")
+    losing(monkeypatch, httpx.ReadError("lost"), httpx.ReadError("lost again"))
+    monkeypatch.setattr(run, "_deployment", "render-chunks/nobody")
+    with pytest.raises(httpx.ReadError):
+        run.start()
+    run.cancel("its job has failed")
+
+
 def test_merge_run_that_failed_ahead_is_started_again(
-    api: FarmClient, run: merge_run.MergeRun
+    api: FarmClient, run: merge_run.MergeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a merge run met while it waited for chunks may be over: once, another is started."""
     run.start()
@@ -147,6 +176,7 @@ def test_merge_run_that_failed_ahead_is_started_again(
     first = run._run.id
     fail(api, first, "the storage was away")
     assert run.alive()
+    losing(monkeypatch, bad_gateway())
     with ThreadPoolExecutor(1) as pool:
         finishing = pool.submit(run.finish)
         wait_for(lambda: run._run is not None and run._run.id != first, 30)

@@ -70,7 +70,7 @@ def test_run_whose_job_has_failed_begins_nothing(api: FarmClient, tmp_path: Path
 
     @flow(name="failing")
     def failing() -> None:
-        parameters = {"job": str(path), "job_dir": str(tmp_path)}
+        parameters = {"job": str(path), "job_dir": str(tmp_path), "family": "f"}
         start_run("render-chunks/cloud", parameters, name="chunks too late", tags=["job:too-late"])
         raise RuntimeError("it has failed")
 
