@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from uuid import uuid4
 
 from prefect_renderfarm.blocks import WorkPoolAdapter
@@ -56,16 +56,16 @@ class BatchStarts:
         self._open.append((chunks, again, uuid4().hex))
         return self._ask(self._open[-1])
 
-    def repeat(self) -> list[BatchRun]:
-        """Ask again for the runs of which nothing was heard; return those that are known now.
+    def repeat(self) -> Iterator[BatchRun]:
+        """Ask again for the runs of which nothing was heard; give those that are known now.
 
         Raises:
             SetupError: The server refuses one.
             httpx.TransportError, PrefectHTTPStatusError: It has not answered for too long.
         """
-        if time.monotonic() - self._asked_at < _SECONDS_BETWEEN_REPEATS:
-            return []
-        return [run for asked in list(self._open) for run in self._ask(asked)]
+        if time.monotonic() - self._asked_at >= _SECONDS_BETWEEN_REPEATS:
+            for asked in list(self._open):
+                yield from self._ask(asked)
 
     def find(self) -> list[BatchRun]:
         """Return the runs of which nothing was heard, for them to be ended."""

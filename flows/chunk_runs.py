@@ -219,7 +219,8 @@ class ChunkRuns:
             if self._queue and run.wants_more:
                 left = run.frames_left
                 self._extend(run, self._queue.more(each, self._frames_left(), run.frames, left))
-        self._runs += self._starts.repeat()
+        for run in self._starts.repeat():
+            self._runs.append(run)
         for _ in range(self._width - len(self._runs) - len(self._starts)):
             if self._queue:
                 batch = self._queue.next_batch(each, self._frames_left())
