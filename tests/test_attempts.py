@@ -105,6 +105,7 @@ def test_timeout_of_a_job(tmp_path: Path, bucket: S3Bucket) -> None:
         assert rendered(folder) == {0: 2, 1: 1, 2: 1}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_slow_chunk_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A chunk that takes many times as long as the others is named while it runs."""

@@ -193,6 +193,7 @@ def test_two_jobs_at_once(api: FarmClient, tmp_path: Path) -> None:
         assert_film(tmp_path, job, f"{job.id}.mp4")
 
 
+@pytest.mark.long
 def test_parameters_as_the_ui_sends_them(api: FarmClient, tmp_path: Path) -> None:
     """References to saved blocks, by id and by name, are taken as the UI and the API send them."""
     job = small_job()

@@ -31,6 +31,10 @@ from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.stored_folder import open_folder
 
+IN_A_BUCKET_LATER = pytest.mark.parametrize(
+    "folder", ["folder", pytest.param("bucket", marks=pytest.mark.long)], indirect=True
+)
+
 
 @pytest.fixture(params=["folder", "bucket"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> JobFolder:
@@ -39,6 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> JobFolder:
     return open_folder(tmp_path, JOB, block)
 
 
+@IN_A_BUCKET_LATER
 def test_two_processes_race_for_chunks(folder: JobFolder) -> None:
     """Of two processes that take all chunks at once, one gets each chunk, and both get some."""
     rounds, sizes = 3, []
@@ -156,6 +161,7 @@ def test_earlier_waits_for_one_that_is_deciding(tmp_path: Path) -> None:
         assert waiting.result() == set()
 
 
+@IN_A_BUCKET_LATER
 def test_halted_holder_gives_up_what_others_took(folder: JobFolder) -> None:
     """A process that stood still keeps of its chunks only those that nobody took meanwhile."""
     patient = {"beat_seconds": 0.5, "silent_seconds": 6.0}  # on a busy machine, all halt at times

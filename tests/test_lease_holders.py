@@ -47,6 +47,7 @@ def test_killed_holder_elsewhere_is_void_when_it_is_silent(tmp_path: Path) -> No
         assert mine.take(IDS) == IDS
 
 
+@pytest.mark.long
 def test_who_uses_chunks_hears_who_dies(tmp_path: Path) -> None:
     """After an assembly a run knows at the first look who died meanwhile."""
     folder = JobFolder(tmp_path, JOB)

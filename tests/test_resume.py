@@ -82,6 +82,7 @@ def test_two_runs_at_once_share_the_work(
     assert shas[0] == shas[1]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
     """Whoever wants all chunks anew takes none away from another run, and waits for it."""

@@ -63,6 +63,7 @@ def test_run_that_nobody_heard_of_is_ended(
     assert api.flow_run(run.id).state_name == "Cancelled"
 
 
+@pytest.mark.long
 def test_run_whose_job_has_failed_begins_nothing(api: FarmClient, tmp_path: Path) -> None:
     """A batch that is late, and whose job is over, renders no chunk, and says why."""
     job = job_of(2, tmp_path, id="too-late")

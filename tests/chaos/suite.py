@@ -16,7 +16,7 @@ from chaos.trial import Outcome, Stage
 # Of 200 trials. Those of the last two kinds strike all jobs of the farm, so each has it to itself.
 SHARES = {"coordinator": 80, "batch": 20, "merge": 30, "storage": 40, "worker": 10, "server": 20}
 # The kinds take turns, so that a suite that is cut short has some of each.
-_TURNS = 20
+_MOST_TURNS = 20
 _ALONE = ("worker", "server")
 # A merge run that waits for chunks of a job that was killed gives up after 60 s.
 _GRACE_SECONDS = 90.0
@@ -104,9 +104,10 @@ def run_suite(
     result = Result(stage.seed)
     remains = Remains(stage.api, stage.folder)
     begun = time.monotonic()
-    for turn, kind in itertools.product(range(_TURNS), counts):
+    turns = max(1, min(_MOST_TURNS, max(counts.values()) // lanes))  # each fills the lanes
+    for turn, kind in itertools.product(range(turns), counts):
         started = time.monotonic()
-        numbers = range(turn, counts[kind], _TURNS)
+        numbers = range(turn, counts[kind], turns)
         if started - begun > seconds or not numbers:
             continue
         with ThreadPoolExecutor(1 if kind in _ALONE else lanes) as pool:
