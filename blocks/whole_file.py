@@ -50,6 +50,25 @@ def write_whole(final: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def link_whole(source: Path, final: Path) -> None:
+    """Give a file another name, in one step: by a hard link, or where there are none by a copy.
+
+    A link is not flushed: after a power failure the name may be missing, never the file half there.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(final)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_whole(final, source.read_text(encoding="utf-8"))
+        return
+    try:
+        temporary.replace(final)
+    finally:
+        # POSIX rename() leaves it if both names are links to the same file.
+        temporary.unlink(missing_ok=True)
+
+
 def temporary_name(final: Path) -> Path:
     """Return a new temporary name beside `final`."""
     return final.with_name(f"{_stem(final)}{uuid4().hex}.part{final.suffix}")

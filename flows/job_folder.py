@@ -31,7 +31,7 @@ from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.image_sequence import has_number, list_images
 from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.url_guard import public_part
-from prefect_renderfarm.blocks.whole_file import remove_all_leftovers, write_whole
+from prefect_renderfarm.blocks.whole_file import link_whole, remove_all_leftovers, write_whole
 from prefect_renderfarm.flows.chunk_identity import chunk_identity, environment_digest
 from prefect_renderfarm.flows.job import Chunk, RenderJob, job_file_path, require_inside
 from prefect_renderfarm.flows.job_files import RECORDS
@@ -177,10 +177,9 @@ class JobFolder(JobRecords):
         self._make_folder(chunk)
 
     def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
-        """Write a chunk's manifest: from here on it counts as done."""
-        manifest = result.model_dump_json()
-        write_whole(self._known(chunk), manifest)
-        write_whole(self._manifest(chunk), manifest)
+        """Write a chunk's manifest: from here on it counts as done, for this job and others."""
+        write_whole(self._manifest(chunk), result.model_dump_json())
+        link_whole(self._manifest(chunk), self._known(chunk))
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this folder.

@@ -13,10 +13,12 @@ from jobs import small_job
 from prefect_renderfarm.blocks import AssemblyError
 from prefect_renderfarm.blocks.publishing import publishing
 from prefect_renderfarm.blocks.whole_file import (
+    link_whole,
     remove_all_leftovers,
     remove_leftovers,
     temporary_name,
     whole_file,
+    write_whole,
 )
 from prefect_renderfarm.flows.job_folder import JobFolder
 
@@ -29,6 +31,26 @@ def left_over(final: Path, *, hours: float = 0.0) -> Path:
     moment = path.stat().st_mtime - 3600 * hours
     os.utime(path, (moment, moment))
     return path
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """A file takes a second name from whatever had it, with links and without; twice, too."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    one, other = tmp_path / "one.json", tmp_path / "known" / "other.json"
+    for text in ("first", "second", "second"):
+        write_whole(one, text)
+        link_whole(one, other)
+        link_whole(one, other)
+        assert (one.read_text(), other.read_text()) == (text, text)
+    write_whole(one, "third")
+    assert other.read_text() == "second"
+    assert [path.name for path in other.parent.iterdir()] == ["other.json"]
 
 
 def test_leftovers_of_one_file(tmp_path: Path) -> None:

@@ -17,13 +17,17 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
 
 from farm import Farm  # noqa: E402
 from media_samples import Recipe, write_clip  # noqa: E402
+from prefect import flow, task  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
+from prefect.futures import wait  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from repeating import repeating  # noqa: E402
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkPoolAdapter  # noqa: E402
 from prefect_renderfarm.flows import plan_job, render_job  # noqa: E402
 
 CHUNKS, WIDTH = 10_000, 2
+PEERS = 1_000  # Prefect is meant for about as many task runs
 
 
 def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
@@ -33,7 +37,7 @@ def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
     farm = Farm(folder / "farm")
     try:
         farm.up(port=PORT)
-        for way in ("tasks", "runs"):
+        for way in ("peer", "tasks", "runs"):
             command = [sys.executable, __file__, str(folder / way), way, str(chunks)]
             with (folder / "log").open("ab") as log, _looked_at(farm):
                 done = subprocess.run(
@@ -76,10 +80,22 @@ def coordinate(folder: Path, way: str, chunks: int) -> None:
     """Render in this process, and say what that took of it."""
     folder.mkdir(parents=True)
     clip = write_clip(folder / "clip.mp4", 0, 1, Recipe())
-    job = plan_job(
-        chunks, 24, chunks=chunks, id=f"scale-{way}",
-        command_template=f"cp {shlex.quote(str(clip))} {{output}}",
-    )  # fmt: skip
+    command = f"cp {shlex.quote(str(clip))} {{output}}"
+    work = _plain_tasks(folder, command) if way == "peer" else _job(folder, command, way, chunks)
+    count = PEERS if way == "peer" else chunks
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        f"{count:6,} chunks by {way:5}: {time.monotonic() - started:6.0f} s of wall time, "
+        f"{1000 * cpu / count:5.1f} ms of CPU a chunk (aim: 10), "
+        f"at most {after.ru_maxrss / 1000:,.0f} MB (aim: 500)"
+    )
+
+
+def _job(folder: Path, command: str, way: str, chunks: int) -> Callable[[], None]:
+    job = plan_job(chunks, 24, chunks=chunks, id=f"scale-{way}", command_template=command)
     # Prefect takes 512 kB of parameters, which are some 3,000 chunks: so the job is a file.
     file = folder / "job.json"
     file.write_text(job.to_json())
@@ -88,16 +104,29 @@ def coordinate(folder: Path, way: str, chunks: int) -> None:
         if way == "tasks"
         else WorkPoolAdapter(max_runs=WIDTH, target_minutes=2, poll_seconds=1)
     )
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
-    report = render_job(str(file), adapter=adapter, job_dir=folder, concurrency=WIDTH, merge=False)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    assert len(report.chunks) == chunks
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(
-        f"{chunks:,} chunks by {way:5}: {time.monotonic() - started:6.0f} s of wall time, "
-        f"{1000 * cpu / chunks:5.1f} ms of CPU a chunk (aim: 10), "
-        f"at most {after.ru_maxrss / 1000:,.0f} MB (aim: 500)"
-    )
+
+    def work() -> None:
+        report = render_job(
+            str(file), adapter=adapter, job_dir=folder, concurrency=WIDTH, merge=False
+        )
+        assert len(report.chunks) == chunks
+
+    return work
+
+
+def _plain_tasks(folder: Path, command: str) -> Callable[[], None]:
+    """Return a flow that runs each command as a task of Prefect's, and looks at nothing."""
+
+    @task(name="copy")
+    def copy(number: int) -> None:
+        words = shlex.split(command.format(output=folder / f"{number}.mp4"))
+        subprocess.run(words, check=True, capture_output=True)
+
+    @flow(name="plain-tasks", task_runner=ThreadPoolTaskRunner(max_workers=WIDTH))
+    def plain_tasks() -> None:
+        wait(copy.map(range(PEERS)))
+
+    return plain_tasks
 
 
 BENCHES: dict[str, Callable[[Path], None]] = {"scale": bench_scale}
