@@ -81,17 +81,21 @@ class BatchStarts:
         try:
             run = self._start(*asked)
         except Exception as error:
-            now = self._asked_at = time.monotonic()
+            if not is_away(error) or self._silent_for() > _SILENT_SERVER_SECONDS:
+                self._open.remove(asked)
+                raise
+            # Perhaps only the answer was lost.
             if self._away_since is None:
-                self._away_since = now
+                self._away_since = time.monotonic()
                 run_log().warning("the server starts no run: %s; it is asked again", error)
-            if is_away(error) and now - self._away_since <= _SILENT_SERVER_SECONDS:
-                return []  # perhaps only the answer was lost
-            self._open.remove(asked)
-            raise
+            self._asked_at = time.monotonic()
+            return []
         self._away_since = None
         self._open.remove(asked)
         return [run]
+
+    def _silent_for(self) -> float:
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
 
     def _start(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
         ids = [chunk.id for chunk in chunks]

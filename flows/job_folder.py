@@ -179,7 +179,10 @@ class JobFolder(JobRecords):
     def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
         """Write a chunk's manifest: from here on it counts as done, for this job and others."""
         write_whole(self._manifest(chunk), result.model_dump_json())
-        link_whole(self._manifest(chunk), self._known(chunk))
+        try:
+            link_whole(self._manifest(chunk), self._known(chunk))
+        except OSError as error:  # it is done all the same
+            run_log().warning("chunk %s is not known to other jobs: %s", chunk.id, error)
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this folder.

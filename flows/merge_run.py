@@ -108,14 +108,17 @@ class MergeRun:
         return patiently(partial(self._folder.load_merge, str(ended.id)), "the merge run's report")
 
     def cancel(self, reason: str) -> None:
-        """End the run, if there is one: one that has not begun at once, others by their worker."""
-        if self._run is None and self._key is not None:
-            try:
+        """End the run, if there is one: one that has not begun at once, others by their worker.
+
+        A server that does not answer hides no error for which the run is ended.
+        """
+        try:
+            if self._run is None and self._key is not None:
                 self._run = self._start()
-            except Exception as error:
-                run_log().warning("a merge run may be left of which nothing was heard: %s", error)
-        if self._run is not None:
-            end_run(self._run.id, reason)
+            if self._run is not None:
+                end_run(self._run.id, reason)
+        except Exception as error:
+            run_log().warning("a merge run may be left that could not be ended: %s", error)
 
     def _came_to_nothing(self, run: FlowRun) -> bool:
         state = run.state
@@ -145,17 +148,19 @@ class MergeRun:
 
     def _wait(self) -> FlowRun:
         started = heard = time.monotonic()
-        warned = False
+        warned = silent = False
         while True:
             now = time.monotonic()
             try:
                 run = self._look()
-                heard = now
+                heard, silent = now, False
             except Exception as error:
                 # A server that is started again costs no film: the run goes on without it.
                 if not is_away(error) or now - heard > _SILENT_SERVER_SECONDS:
                     raise
-                run_log().warning("the server does not say how the merge run is: %s", error)
+                if not silent:
+                    run_log().warning("the server does not say how the merge run is: %s", error)
+                silent = True
                 time.sleep(_SLOW_POLL_SECONDS)
                 continue
             if run.state is not None and run.state.is_final():

@@ -109,11 +109,12 @@ def test_silent_server_delays_no_sign_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server lets a run wait for an answer, the run goes on to say that it lives."""
-    asked, answer = threading.Event(), threading.Event()
+    asked, answer, answered = threading.Event(), threading.Event(), threading.Event()
 
     def read_runs(_: object) -> dict[UUID, FlowRun]:
         asked.set()
         answer.wait(60)
+        answered.set()
         return {}
 
     monkeypatch.setattr(lease_holders, "read_runs", read_runs)
@@ -132,6 +133,7 @@ def test_silent_server_delays_no_sign_of_life(
 
         first = beat()
         until(lambda: beat() > first + 3, 30)
+        assert not answered.is_set()
         answer.set()
 
 

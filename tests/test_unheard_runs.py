@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from conftest import FarmClient
-from jobs import save_job
+from jobs import save_job, small_job
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun
 from processes_here import wait_for
 from test_end_to_end import assert_failed, is_final
 from test_work_pool_adapter import batches, job_of, rendered, two_runs
 
-from prefect_renderfarm.blocks import WorkPoolAdapter
+from prefect_renderfarm.blocks import SetupError, WorkPoolAdapter
 from prefect_renderfarm.blocks.flow_runs import start_run
-from prefect_renderfarm.flows import render_job
+from prefect_renderfarm.flows import batch_starts, render_job
+from prefect_renderfarm.flows.batch_starts import BatchStarts
 
 
 @pytest.mark.long
@@ -61,6 +64,36 @@ def test_run_that_nobody_heard_of_is_ended(
     [run] = batches(api, "unheard-of")
     wait_for(lambda: is_final(api, run), 20)
     assert api.flow_run(run.id).state_name == "Cancelled"
+
+
+def test_server_is_asked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not answered is asked again by the same key, not for ever; a refusal ends it."""
+    monkeypatch.setattr(batch_starts, "_SECONDS_BETWEEN_REPEATS", 0.0)
+    keys: list[str] = []
+    errors: list[Exception] = [httpx.ReadError("lost")] * 2
+
+    def start(_: object, name: str, tags: list[str], key: str) -> FlowRun:
+        keys.append(key)
+        if errors:
+            raise errors.pop()
+        return FlowRun(flow_id=uuid4(), name=name, tags=tags)
+
+    adapter: Any = SimpleNamespace(start=start)
+    starts = BatchStarts(adapter, {}, "film", "job:film")
+    chunks = small_job().chunks
+    assert (starts.start(chunks), len(starts)) == ([], 1)
+    assert list(starts.repeat()) == []
+    assert [run.ids for run in starts.repeat()] == [[0, 1, 2]]
+    assert (len(keys), len(set(keys)), len(starts)) == (3, 1, 0)
+    errors += [SetupError("refused")]
+    with pytest.raises(SetupError):
+        starts.start(chunks)
+    errors += [httpx.ReadError("lost")] * 2
+    assert starts.start(chunks) == []
+    monkeypatch.setattr(batch_starts, "_SILENT_SERVER_SECONDS", 0.0)
+    with pytest.raises(httpx.ReadError):
+        list(starts.repeat())
+    assert (len(starts), starts.find()) == (0, [])
 
 
 @pytest.mark.long
