@@ -22,6 +22,7 @@ from prefect_renderfarm.blocks.asset_files import disk_errors
 from prefect_renderfarm.blocks.assets import lay_out
 from prefect_renderfarm.blocks.chunk_file import content, remove
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder
+from prefect_renderfarm.blocks.chunk_reader import ChunkReader
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -30,8 +31,6 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
 )
 from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.blocks.media import Verify
-from prefect_renderfarm.blocks.media_reader import read_media
 from prefect_renderfarm.blocks.publishing import disk_of
 from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
 
@@ -144,7 +143,7 @@ def measure_order(order: ChunkOrder, path: Path, worker: str, started: float) ->
         frame_count=order.frame_count,
         output_file=order.output_file,
         fps=Fraction(order.fps),
-        verify=order.verify,
+        reader=ChunkReader(order.verify),
         worker=worker,
         started=started,
     )
@@ -159,7 +158,7 @@ def measure(
     frame_count: int,
     output_file: str,
     fps: Fraction,
-    verify: Verify,
+    reader: ChunkReader,
     worker: str,
     started: float,
 ) -> ChunkResult:
@@ -173,7 +172,7 @@ def measure(
         frame_count: Number of frames that are planned.
         output_file: Its file, as the job names it.
         fps: Frames a second that are planned.
-        verify: How closely to look.
+        reader: Reads it.
         worker: Who rendered it.
         started: When that began, by `time.monotonic`.
 
@@ -181,7 +180,7 @@ def measure(
         ChunkFileError: It is missing, damaged, or has other frames than planned.
     """
     try:
-        media = read_media(path, fps, verify=verify)
+        media = reader.read(path, fps)
         if media.frames != frame_count:
             raise MediaFault(f"has {media.frames} frames, not the planned {frame_count}")  # noqa: TRY301
     except MediaFault as fault:

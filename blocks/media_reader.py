@@ -66,12 +66,38 @@ def read_media(
     """
     if is_image_sequence(path):
         return _read_sequence(path, fps, verify)
-    media = (like and _read_alike(path, fps, like)) or _read_packets(
+    media = (like and read_alike(path, fps, like)) or _read_packets(
         path, fps, like=like, planned=planned if verify is Verify.HEADER else None
     )
     if verify is Verify.DECODE:
         decode_frames(path, media.frames)
     return media
+
+
+def read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
+    """Read a file by its sample table alone, if it is coded like another one.
+
+    Args:
+        path: The file.
+        fps: Frames a second that are planned; None: those of the other.
+        like: The other, which has been read in full.
+
+    Returns:
+        What it holds; None: that cannot be told in this way, and nothing is said of the file.
+    """
+    known, table = like.table, None if like.table is None else video_table(path)
+    rate = fps or like.fps
+    if known is None or table is None:
+        return None
+    told = (known.description, known.matrix, known.timescale)
+    if told != (table.description, table.matrix, table.timescale):
+        return None
+    try:
+        order = frame_order(table.shown, Fraction(1, table.timescale), rate)
+    except MediaFault:
+        return None
+    return replace(like, path=path, frames=len(order), first_time=0, fps=rate,
+                   reorder=reorder_depth(order), table=table)  # fmt: skip
 
 
 def decode_frames(path: Path, frames: int) -> None:
@@ -113,23 +139,6 @@ def _read_sequence(path: Path, fps: Fraction | None, verify: Verify) -> Media:
         raise MediaFault(f"has {len(images)} images, which tell no frame rate: give fps")
     signature = read_images(images, decode=verify is not Verify.HEADER)
     return Media(path, len(images), 0, fps, 0, signature, images=images)
-
-
-def _read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
-    """Take a file by its sample table if it is coded like another; None if that cannot be told."""
-    known, table = like.table, None if like.table is None else video_table(path)
-    rate = fps or like.fps
-    if known is None or table is None:
-        return None
-    told = (known.description, known.matrix, known.timescale)
-    if told != (table.description, table.matrix, table.timescale):
-        return None
-    try:
-        order = frame_order(table.shown, Fraction(1, table.timescale), rate)
-    except MediaFault:
-        return None
-    return replace(like, path=path, frames=len(order), first_time=0, fps=rate,
-                   reorder=reorder_depth(order), table=table)  # fmt: skip
 
 
 def _read_packets(

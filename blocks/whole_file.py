@@ -28,10 +28,9 @@ def whole_file(final: Path) -> Iterator[Path]:
     removed and `final` is as it was. The temporary name keeps the ending of `final`. For what a
     killed process leaves of such names, see `remove_leftovers` and `remove_all_leftovers`.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with _held(final, Path.touch) as temporary:
+    with _held(final, _new_file) as (temporary, _):
         yield temporary
-        _flush(temporary)
+        _flush(temporary)  # by its name: a program may have put another file there
         temporary.replace(final)
         _flush(final.parent)
 
@@ -39,15 +38,18 @@ def whole_file(final: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_folder(final: Path) -> Iterator[Path]:
     """Give an empty folder beside `final` for files that are needed while `final` is made."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with _held(final, Path.mkdir) as folder:
+    with _held(final, _new_folder) as (folder, _):
         yield folder
 
 
 def write_whole(final: Path, text: str) -> None:
     """Write a text file in UTF-8 so that it appears whole or not at all."""
-    with whole_file(final) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with _held(final, _new_file) as (temporary, descriptor):
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+            file.write(text)
+        os.fsync(descriptor)
+        temporary.replace(final)
+        _flush(final.parent)
 
 
 def link_whole(source: Path, final: Path) -> None:
@@ -55,6 +57,9 @@ def link_whole(source: Path, final: Path) -> None:
 
     A link is not flushed: after a power failure the name may be missing, never the file half there.
     """
+    with suppress(OSError):  # there is no such folder yet, or such a name already, or no links
+        os.link(source, final)
+        return
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(final)
     try:
@@ -149,23 +154,38 @@ def _stem(final: Path) -> str:
 
 
 @contextmanager
-def _held(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """Make a temporary file or folder and lock it, so that others see that somebody is at work."""
+def _held(final: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int]]:
+    """Make a temporary file or folder and lock it, so that others see that somebody is at work.
+
+    Args:
+        final: What it is for.
+        make: Makes it, and returns its descriptor; None: somebody took it for a leftover.
+    """
+    if not final.parent.is_dir():
+        final.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         while True:
             path = temporary_name(final)
             stack.callback(_remove, path)
-            make(path)
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:  # somebody took it for a leftover
+            if (descriptor := make(path)) is None:
                 continue
             stack.callback(os.close, descriptor)
             with suppress(OSError):  # not every network file system has locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if path.exists():  # else it went before it was locked
                 break
-        yield path
+        yield path, descriptor
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int | None:
+    path.mkdir()
+    with suppress(FileNotFoundError):
+        return os.open(path, os.O_RDONLY)
+    return None
 
 
 def _remove(path: Path) -> None:
@@ -177,10 +197,12 @@ def _remove(path: Path) -> None:
 
 
 def _remove_once(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    try:
         path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):  # Linux' and macOS' word for a folder
+        if not path.is_dir():
+            raise
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

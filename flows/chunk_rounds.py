@@ -19,6 +19,7 @@ from prefect_renderfarm.blocks import (
     WorkerResult,
 )
 from prefect_renderfarm.blocks.chunk_order import ChunkOrder, StorageAddress
+from prefect_renderfarm.blocks.chunk_reader import ChunkReader
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
 from prefect_renderfarm.blocks.chunk_round import measure
 from prefect_renderfarm.blocks.run_log import run_log
@@ -49,6 +50,7 @@ class ChunkRounds(ABC):
         self._adapter = adapter
         self._rules = rules
         self._timeout = timeout
+        self._reader = ChunkReader(rules.verify)
 
     def published(self, chunk: Chunk) -> ChunkResult | None:
         """Return the manifest of a chunk that another run has done meanwhile, if it is whole."""
@@ -117,7 +119,7 @@ class _SharedRounds(ChunkRounds):
             frame_count=chunk.frame_count,
             output_file=chunk.output_file,
             fps=self._folder.job.metadata.rate,
-            verify=self._rules.verify,
+            reader=self._reader,
             worker=result.worker,
             started=started,
         )

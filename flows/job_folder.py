@@ -83,7 +83,7 @@ class JobFolder(JobRecords):
         try:
             write_whole(self.job_file, self.job.to_json())
             for chunk in self.job.chunks:
-                self._make_folder(chunk)
+                _make_folder(chunk, self.path / chunk.output_file)
         except OSError as error:
             raise SetupError(
                 f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
@@ -173,8 +173,9 @@ class JobFolder(JobRecords):
     def drop_chunk(self, chunk: Chunk) -> None:
         """Remove a chunk's manifest, then its file or its images."""
         self.forget_chunks([chunk])
-        remove(self.chunk_file(chunk))
-        self._make_folder(chunk)
+        path = self.chunk_file(chunk)
+        remove(path)
+        _make_folder(chunk, path)
 
     def publish_chunk(self, chunk: Chunk, result: ChunkResult) -> None:
         """Write a chunk's manifest: from here on it counts as done, for this job and others."""
@@ -231,8 +232,9 @@ class JobFolder(JobRecords):
     def manifest(self, chunk: Chunk) -> ChunkResult | None:
         """Return a chunk's manifest; None: it is not done. Its file is not looked at."""
         found = _read_manifest(self._manifest(chunk))
-        wanted = self.identity(chunk) if self.environment else None
-        return found if found and wanted in (None, found.identity) else None
+        if found is not None and self.environment and found.identity != self.identity(chunk):
+            return None
+        return found
 
     def delete_chunks(self) -> None:
         """Delete the chunks for good: manifests and files, and what runs wrote to each other."""
@@ -265,17 +267,18 @@ class JobFolder(JobRecords):
             )
         return result.model_copy(update={"path": path})
 
-    def _make_folder(self, chunk: Chunk) -> None:
-        """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
-        path = self.chunk_file(chunk)
-        folder = path if chunk.output_file.endswith("/") else path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-
     def _known(self, chunk: Chunk) -> Path:
         return self.path / RECORDS / "known" / f"{self.identity(chunk)}.json"
 
     def _manifest(self, chunk: Chunk) -> Path:
         return self.records / "chunks" / f"{chunk.id:06d}.json"
+
+
+def _make_folder(chunk: Chunk, path: Path) -> None:
+    """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
+    folder = path if chunk.output_file.endswith("/") else path.parent
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _read_manifest(path: Path) -> ChunkResult | None:

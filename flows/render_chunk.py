@@ -16,9 +16,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_renderfarm.blocks import WorkStopped
 from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.flows.attempts import worth_another_attempt
 from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.done_log import DoneLog
 from prefect_renderfarm.flows.job import Chunk
 from prefect_renderfarm.flows.progress import Progress
 from prefect_renderfarm.flows.slow_watch import SlowWatch
@@ -46,13 +46,17 @@ def render_chunk(label: str, batch: ChunkBatch) -> list[ChunkResult] | State[Any
         label: The task run's name.
         batch: The chunks, and who renders them.
     """
+    log = DoneLog()
     try:
-        return [_render_and_log(batch.renderer, chunk) for chunk in batch.chunks]
+        return [_render_and_log(batch.renderer, chunk, log) for chunk in batch.chunks]
     except WorkStopped as stopped:
         return Cancelled(message=str(stopped))
+    finally:
+        log.tell()
 
 
-def _render_and_log(renderer: ChunkRenderer, chunk: Chunk) -> ChunkResult:
+def _render_and_log(renderer: ChunkRenderer, chunk: Chunk, log: DoneLog) -> ChunkResult:
+    told = chunk.id in renderer.done  # by an earlier attempt at the batch
     try:
         result = renderer.render(chunk)
     except WorkStopped:
@@ -62,10 +66,8 @@ def _render_and_log(renderer: ChunkRenderer, chunk: Chunk) -> ChunkResult:
         if not worth_another_attempt(error) or renderer.tried_enough(chunk):
             renderer.give_up(error)
         raise
-    run_log().info(
-        "chunk %s: frames %s-%s done in %.1f s, %s bytes",
-        chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, f"{result.size:,}",
-    )  # fmt: skip
+    if not told:
+        log.add(chunk, result)
     return result
 
 
