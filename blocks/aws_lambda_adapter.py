@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from contextlib import closing
 from typing import Any, ClassVar, Literal
 
 from botocore.config import Config
@@ -106,7 +107,8 @@ class AwsLambdaAdapter(RemoteAdapter):
         """
         request = self._request(InvocationType="DryRun", Payload=b"{}")
         try:
-            self._new_client(_CHECK_ATTEMPTS).invoke(**request)
+            with closing(self._new_client(_CHECK_ATTEMPTS)) as client:
+                client.invoke(**request)
         except Exception as error:
             problem = service_error(error, f"adapter {self.get_block_type_slug()}", self.function)
             raise SetupError(str(problem)) from None
@@ -118,8 +120,8 @@ class AwsLambdaAdapter(RemoteAdapter):
             SetupError: There is no answer; nobody can tell then which chunks are this code's.
         """
         try:
-            client = self._new_client(_CHECK_ATTEMPTS)
-            code = client.get_function_configuration(**self._request())["CodeSha256"]
+            with closing(self._new_client(_CHECK_ATTEMPTS)) as client:
+                code = client.get_function_configuration(**self._request())["CodeSha256"]
         except Exception as error:
             problem = service_error(error, f"adapter {self.get_block_type_slug()}", self.function)
             if not isinstance(problem, WorkerRefused):

@@ -39,6 +39,8 @@ from prefect_renderfarm.blocks.signature import difference, read_signature
 # ISO/IEC 13818-1: the bytes of a transport packet; and with the time stamp that Blu-ray adds.
 _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
+# ISO/IEC 14496-15: sample entries of H.264 and H.265 whose parameter sets may be among the frames.
+_IN_BAND = (b"avc3", b"hev1")
 
 
 def read_media(
@@ -85,13 +87,16 @@ def read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
     Returns:
         What it holds; None: that cannot be told in this way, and nothing is said of the file.
     """
-    known, table = like.table, None if like.table is None else video_table(path)
+    known = like.table
+    # Without a header of the codec, only its frames tell the pixel format and the colours.
+    if known is None or not like.signature["codec header"] or known.description[:4] in _IN_BAND:
+        return None
+    if (table := video_table(path)) is None:
+        return None
+    told = (known.description, known.presented, known.timescale)
+    if told != (table.description, table.presented, table.timescale):
+        return None
     rate = fps or like.fps
-    if known is None or table is None:
-        return None
-    told = (known.description, known.matrix, known.timescale)
-    if told != (table.description, table.matrix, table.timescale):
-        return None
     try:
         order = frame_order(table.shown, Fraction(1, table.timescale), rate)
     except MediaFault:

@@ -39,7 +39,7 @@ class Track:
         timescale: Ticks a second of all times.
         duration: Length as its header tells it, in ticks; of sound, what its edit list shows.
         description: How it is coded: the sample entry, without its bit rates.
-        matrix: How the picture is turned.
+        presented: How large the picture is shown, and how it is turned.
         sizes: Bytes of each sample, in decoding order.
         offsets: Where each sample begins in the file.
         decoded: Decoding time of each sample, in ticks.
@@ -51,7 +51,7 @@ class Track:
     timescale: int
     duration: int
     description: bytes
-    matrix: bytes
+    presented: bytes
     sizes: array[int]
     offsets: array[int]
     decoded: array[int]
@@ -89,7 +89,7 @@ def read_mp4_index(path: Path) -> Mp4Index:
         os.close(descriptor)
     try:
         return _parse_moov(moov, size)
-    except (struct.error, IndexError, KeyError, ValueError) as error:
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
         raise NotIndexedError(f"the index cannot be read: {error}") from None
 
 
@@ -182,14 +182,16 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     if references[4:8] != b"\0\0\0\1" or not references[19] & 1:
         raise NotIndexedError("its frames are in another file")
     timescale, duration = _clock(media[b"mdhd"])
-    matrix = boxes[b"tkhd"][52:88] if boxes[b"tkhd"][0] else boxes[b"tkhd"][40:76]
+    presented = boxes[b"tkhd"][52:96] if boxes[b"tkhd"][0] else boxes[b"tkhd"][40:84]
     kind = media[b"hdlr"][8:12].decode("latin-1")
     if kind == "soun":
         duration -= _edit(boxes[b"edts"])[1] if b"edts" in boxes else 0
         entry, none = _description(table[b"stsd"]), array("q")
-        return Track(kind, timescale, duration, entry, matrix, none, none, none, none, None)
+        return Track(kind, timescale, duration, entry, presented, none, none, none, none, None)
     sizes = _sizes(table)
     offsets = _offsets(table, sizes)
+    if not all(sizes):
+        raise NotIndexedError("a frame without bytes, which is none")
     if any(offset + size > file_size for offset, size in zip(offsets, sizes, strict=True)):
         raise NotIndexedError("the file ends before its last frame")
     decoded = array("q", [0, *itertools.accumulate(_runs(table[b"stts"], ">II", len(sizes)))])
@@ -209,7 +211,7 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
         timescale=timescale,
         duration=duration or end,
         description=_description(table[b"stsd"]),
-        matrix=matrix,
+        presented=presented,
         sizes=sizes,
         offsets=offsets,
         decoded=array("q", [time - start for time in decoded]),

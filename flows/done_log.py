@@ -16,7 +16,8 @@ class DoneLog:
     """Takes the chunks that a task run renders one after the other.
 
     Those that are done within a second are told in one entry of several lines: of a chunk that
-    takes a few milliseconds, an entry of its own in Prefect's log would cost a fifth more.
+    takes a few milliseconds, an entry of its own in Prefect's log would cost a fifth more. So they
+    are told with the next one, or at the end.
     """
 
     def __init__(self) -> None:

@@ -237,19 +237,19 @@ def require_inside(folder: Path, chunks: Iterable[Chunk], others: Iterable[str] 
         ((name, "the job folder has") for name in others),
     )
     for name, who in names:
-        if _has_link(folder, name) and not _is_inside(folder, name):
+        if _may_leave(folder, name) and not _is_inside(folder, name):
             raise JobError(
                 f"{who} {excerpt(name)}, which a symbolic link leads out of the job folder "
                 f"{excerpt(str(folder), 200)}: remove the link"
             )
 
 
-def _has_link(folder: Path, name: str) -> bool:
-    """Return whether a path goes through a symbolic link below the folder that it starts from."""
+def _may_leave(folder: Path, name: str) -> bool:
+    """Return whether a path may leave the folder that it starts from, as by a symbolic link."""
     path = str(folder)
     for part in name.split("/"):
         path = f"{path}/{part}"
-        if part == ".." or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
+        if part in ("", "..") or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
             return True
     return False
 

@@ -24,6 +24,7 @@ _RECIPES = {
     "mkv with sound": Recipe(ending=".mkv", audio="pcm_s16le"),
     "ts": Recipe(ending=".ts"),
     "mpeg4 in mkv": Recipe(ending=".mkv", codec="mpeg4"),
+    "mjpeg in mov": Recipe(ending=".mov", codec="mjpeg", pixel_format="yuvj420p"),
     "mjpeg in mkv": Recipe(ending=".mkv", codec="mjpeg", pixel_format="yuvj420p"),
 }
 
@@ -102,6 +103,19 @@ def flip_in_frames(data: bytes) -> bytes:
     return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 24]) + (
         data[middle + 24 :]
     )  # fmt: skip
+
+
+def empty_last_sample(data: bytes) -> bytes:
+    """Let the index of an mp4 file say that its last sample has no bytes."""
+    end = data.index(b"stsz") + 16 + 4 * COUNT
+    return data[: end - 4] + bytes(4) + data[end:]
+
+
+def wider(data: bytes) -> bytes:
+    """Let an mp4 file say that its picture is to be shown twice as wide."""
+    at = data.index(b"tkhd") + 80
+    width = 2 * int.from_bytes(data[at : at + 4])
+    return data[:at] + width.to_bytes(4) + data[at + 4 :]
 
 
 def clip(count: int = COUNT, **recipe: Any) -> Spoil:

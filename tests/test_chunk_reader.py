@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from fault_table import TABLE, Fault
-from faulty_media import Shop
+from faulty_media import Shop, bytes_of, wider
 from media_samples import Recipe, write_clip
 
 from prefect_renderfarm.blocks import media_reader
@@ -49,7 +49,7 @@ def test_same_words(shop: Shop, fault: Fault) -> None:
 
 
 def test_alike_are_read_by_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libav opens the first chunk, and one that is coded otherwise; no other."""
+    """Libav opens the first chunk, and those that are coded or shown otherwise; no other."""
     opened: list[str] = []
     real = media_reader.open_media
 
@@ -61,7 +61,8 @@ def test_alike_are_read_by_their_tables(tmp_path: Path, monkeypatch: pytest.Monk
     reader = ChunkReader(Verify.PACKETS)
     for name, recipe in [("0", Recipe()), ("1", Recipe()), ("2", Recipe(width=192))]:
         assert reader.read(write_clip(tmp_path / f"{name}.mp4", 0, 6, recipe), FPS).frames == 6
-    assert opened == ["0.mp4", "2.mp4"]
+    assert reader.read(bytes_of(wider)(tmp_path / "1.mp4", tmp_path), FPS).frames == 6
+    assert opened == ["0.mp4", "2.mp4", "bad.mp4"]
 
 
 def test_done_chunks_are_told_together(
