@@ -105,7 +105,7 @@ def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("environment", [None, "some"])
+@pytest.mark.parametrize("environment", [None, pytest.param("some", marks=pytest.mark.long)])
 def test_merge_job_alone_keeps_the_chunks(tmp_path: Path, environment: str | None) -> None:
     """While a film is put together nobody renders its chunks anew, if its render-job died, too."""
     job = small_job().model_copy(update={"merge_command": "sleep 4"})

@@ -131,7 +131,10 @@ def is_running(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize(
+    "kill",
+    [pytest.param(kill, marks=[pytest.mark.long] if kill == "SIGTERM" else []) for kill in KILLS],
+)
 @pytest.mark.parametrize(("stitcher", "mode", "name"), ASSEMBLIES)
 def test_killed(
     stitcher: str, mode: str, name: str, kill: str, program: Program, chunks: Path, tmp_path: Path
