@@ -24,9 +24,9 @@ LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
 
-# Three processes at a time, which share a farm: two of them leave two cores idle a third of the time.
+# Two processes at a time, which share a farm; three make its server answer too late.
 test: check
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long

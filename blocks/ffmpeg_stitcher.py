@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import threading
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,19 +11,17 @@ from typing import Any, ClassVar
 import ffmpeg
 from pydantic import Field
 
-from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
+from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.ffmpeg_run import FROM_FIRST_FRAME, GLOBAL_ARGUMENTS, run_ffmpeg
 from prefect_renderfarm.blocks.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
+from prefect_renderfarm.blocks.film_container import check_container, muxer_options
 from prefect_renderfarm.blocks.film_sound import join_sound
-from prefect_renderfarm.blocks.film_writer import check_container, muxer_options
 from prefect_renderfarm.blocks.image_sequence import has_number, is_image_sequence
 from prefect_renderfarm.blocks.media import Media
-from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.publishing import naming_the_disk
-from prefect_renderfarm.blocks.run_log import run_log
 from prefect_renderfarm.blocks.sequence_stitch import (
     check_sequence_folder,
     join_sequences,
@@ -35,14 +30,6 @@ from prefect_renderfarm.blocks.sequence_stitch import (
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
 from prefect_renderfarm.blocks.video_stitcher import StitchReport
 from prefect_renderfarm.blocks.whole_file import scratch_folder
-
-_PASSED = ("PATH", "LD_LIBRARY_PATH")
-_PROGRESS = re.compile(r"[a-z_0-9]+=")
-_FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
-_GLOBAL_ARGUMENTS = (
-    *("-nostdin", "-hide_banner", "-loglevel", "warning"),
-    *("-nostats", "-progress", "pipe:1", "-stats_period", "0.5"),
-)
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -148,21 +135,27 @@ class FfmpegStitcher(CheckedStitcher):
         )
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        return self._join(chunks, chunks, film, check)
+
+    def _join(
+        self, pictures: Sequence[Media], chunks: Sequence[Media], film: Path, check: ChunkCheck
+    ) -> FilmFigures:
+        """Make a film of the pictures of some files, and of the sound of the chunks."""
         sound = check.sound
         if self.video_codec == "copy":
-            check_container(film, str(chunks[0].signature["codec"]))
+            check_container(film, str(pictures[0].signature["codec"]))
         with scratch_folder(check.output) as folder:
             # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
-            if chunks[0].images:
-                inputs = [Path(link_sequence(chunks, folder))]
+            if pictures[0].images:
+                inputs = [Path(link_sequence(pictures, folder))]
             else:
-                inputs = [Path(write_playlist(chunks, folder).name)]
+                inputs = [Path(write_playlist(pictures, folder).name)]
             if sound.mode is not SoundMode.NONE:
                 # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
                 inputs.append(Path("sound.nut"))
                 join_sound(chunks, sound, folder / inputs[1])
             program = find_ffmpeg(self.ffmpeg)
-            run_ffmpeg(self.command(program, inputs, film, sound, chunks), folder, check.output)
+            run_ffmpeg(self.command(program, inputs, film, sound, pictures), folder, check.output)
         return check_film(film, chunks, sound.mode)
 
     def command(
@@ -203,7 +196,7 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"bsf:v": setts, "time_base:v": str(clock)}
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
-            own["vf"] = ",".join(filter(None, [_FROM_FIRST_FRAME, own.get("vf")]))
+            own["vf"] = ",".join(filter(None, [FROM_FIRST_FRAME, own.get("vf")]))
         if sound.mode is SoundMode.COPY:
             options["c:a"] = "copy"
         elif sound.mode is SoundMode.ENCODE:
@@ -221,41 +214,8 @@ class FfmpegStitcher(CheckedStitcher):
             layout = {"channel_layout": sound.source.layout}
             streams += [ffmpeg.input(str(path), **layout)["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | own))
-        graph = graph.global_args(*_GLOBAL_ARGUMENTS).overwrite_output()
+        graph = graph.global_args(*GLOBAL_ARGUMENTS).overwrite_output()
         return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
-
-
-def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
-    """Run ffmpeg in `folder`, and tell its progress.
-
-    Raises:
-        AssemblyError: It failed; with its last words.
-    """
-    log, tell = run_log(), watcher()
-    done = {"frame": 0, "total_size": 0}
-
-    def on_line(line: str) -> None:
-        name, _, value = line.partition("=")
-        if name in done and value.strip().isdigit():
-            done[name] = int(value)
-        elif name == "progress":
-            tell(done["frame"], done["total_size"])
-        elif not _PROGRESS.match(line):
-            log.debug("ffmpeg | %s", line)
-
-    code, _, stderr = run_program(
-        command,
-        name="ffmpeg",
-        cwd=folder,
-        environment={key: os.environ[key] for key in _PASSED if key in os.environ},
-        on_line=on_line,
-        stop=threading.Event(),
-        timeout=None,
-        grace=5.0,
-    )
-    if code != 0:
-        words = " / ".join(stderr.splitlines()[-4:])
-        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {words}")
 
 
 def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ import av
 import av.container
 
 from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
-from prefect_renderfarm.blocks.film_check import (
-    MATROSKA_ENDINGS,
-    FilmFigures,
-    FilmFollower,
-    read_figures,
+from prefect_renderfarm.blocks.film_check import FilmFigures, FilmFollower, read_figures
+from prefect_renderfarm.blocks.film_container import (
+    check_container,
+    container_refuses,
+    muxer_options,
 )
 from prefect_renderfarm.blocks.film_sound import FilmSound, TrackSound, open_film_sound
 from prefect_renderfarm.blocks.frame_grid import ticks_of
@@ -26,12 +27,6 @@ from prefect_renderfarm.blocks.growing_file import SteadyFlush
 from prefect_renderfarm.blocks.media import Media, open_media
 from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track, read_samples
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
-
-# Video with a stream type in ISO/IEC 13818-1, table 2-34, or in use for one of the private ones.
-_IN_TS = frozenset(
-    {"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1"}
-    | {"dirac", "jpegxs"}
-)
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,7 @@ class FilmWriter:
         self._written = 0
         self.reorder = reorder
         self._fps = first.fps
+        self._second = math.ceil(first.fps)  # in frames
         self._sound: FilmSound | None = None
         self._track: TrackSound | None = None
         self._film = film
@@ -119,10 +115,8 @@ class FilmWriter:
         """
         if self._follower is not None:
             self._follower.begin()
-        if self._sound is not None:
+        if self._sound is not None and self._track is None:
             self._sound.begin_chunk(self.frames + chunk.frames, self._fps)
-            if self._track is not None:
-                self._track.feed(self._sound, self._fps)
         if chunk.table is not None:
             seen = self._copy_table(chunk, chunk.table)
         else:
@@ -158,6 +152,18 @@ class FilmWriter:
         if self._follower is not None:
             self._follower.close()
 
+    def _feed_track(self, number: int, frames: int) -> None:
+        """Before packet `number` of a chunk: write the track's sound of the next second.
+
+        Players need sound and picture side by side, and libav's muxers wait no longer than 10 s for
+        the other one (`max_interleave_delta` of libavformat).
+        """
+        if self._track is None or self._sound is None or number % self._second:
+            return
+        until = self.frames + min(number + self._second, frames)
+        self._sound.begin_chunk(until, self._fps)
+        self._track.feed(self._sound, self._fps)
+
     @property
     def size(self) -> int:
         """Size of the film so far, in bytes."""
@@ -179,6 +185,7 @@ class FilmWriter:
             for number, (data, shown) in enumerate(
                 zip(read_samples(file.fileno(), table), table.shown, strict=True)
             ):
+                self._feed_track(number, chunk.frames)
                 packet = av.Packet(cast(bytes, data))
                 packet.stream = video
                 packet.time_base = tick
@@ -208,6 +215,7 @@ class FilmWriter:
                     continue
                 if packet.size == 0:
                     continue
+                self._feed_track(len(seen), chunk.frames)
                 assert packet.pts is not None  # noqa: S101 -- checked before assembly
                 number = round((packet.pts - chunk.first_time) * source.time_base * self._fps)
                 packet.stream = self._video
@@ -242,49 +250,4 @@ def _refusing(film: Path, held: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, av.error.PatchWelcomeError):
-        raise StitchInputError(_container_refuses(film, held)) from None
-
-
-def check_container(film: Path, codec: str) -> None:
-    """Refuse video that libav would write into a film as private data, which nothing can play.
-
-    Raises:
-        StitchInputError: The film's container has no place for the codec.
-    """
-    if film.suffix.lower() == ".ts" and codec not in _IN_TS:
-        raise StitchInputError(_container_refuses(film, f"{codec} video"))
-
-
-def _container_refuses(film: Path, held: str) -> str:
-    return (
-        f"a {film.suffix} film cannot hold {held}: let the film's name end in .mkv, or have "
-        "it encoded anew by an ffmpeg-stitcher with a 'video_codec'"
-    )
-
-
-def muxer_options(
-    film: Path, fps: Fraction, faststart: bool, total_frames: int | None
-) -> dict[str, str]:
-    """Return the options of a film's muxer that keep its clock exact, and put its index first."""
-    ending = film.suffix.lower()
-    if ending in MP4_ENDINGS:
-        clock = {"movie_timescale": str(fps.numerator)}
-        return clock | _faststart_options(fps, total_frames) if faststart else clock
-    if ending in MATROSKA_ENDINGS:
-        # Matroska stores display times only: decoding times below 0 are no reason to move them.
-        return {"avoid_negative_ts": "disabled"}
-    return {}
-
-
-def _faststart_options(fps: Fraction, total_frames: int | None) -> dict[str, str]:
-    """Return the mp4 muxer's options that put the index first.
-
-    With the length of the film known, a place is kept for the index, so that the film need not be
-    moved afterwards: per frame and per audio packet it holds at most a size (4 bytes), an offset
-    (8), a run of offsets (12), of decoding times (8) and of display times (8), and a key frame (4);
-    codecs have no more than 100 audio packets a second, FLAC and PCM included.
-    """
-    if total_frames is None:
-        return {"movflags": "+faststart"}
-    entries = total_frames + round(100 * total_frames / fps)
-    return {"moov_size": str(65_536 + 44 * entries)}
+        raise StitchInputError(container_refuses(film, held)) from None

@@ -229,6 +229,11 @@ def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Soun
                         "has frames without a timestamp, or hidden by an edit list: "
                         "write it as mp4, mov, mkv or ts without cutting"
                     )
+                if not times and not packet.is_keyframe:
+                    raise MediaFault(
+                        "does not begin with a key frame, so that its first frames cannot be "
+                        "decoded: encode it, do not cut it out of a stream"
+                    )
                 times.append(packet.pts)
                 continue
             pcm += packet.size

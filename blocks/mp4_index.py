@@ -163,11 +163,8 @@ def _parse_moov(moov: bytes, file_size: int) -> Mp4Index:
 
 def _clock(header: bytes) -> tuple[int, int]:
     """Return timescale and duration of an `mvhd` or `mdhd` box (8.2.2, 8.4.2)."""
-    timescale, duration = (
-        struct.unpack_from(">IQ", header, 20)
-        if header[0]
-        else (struct.unpack_from(">II", header, 12))
-    )
+    layout, place = (">IQ", 20) if header[0] else (">II", 12)
+    timescale, duration = struct.unpack_from(layout, header, place)
     if not timescale:
         raise NotIndexedError("a clock without ticks")
     return timescale, duration
@@ -188,7 +185,7 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
         duration -= _edit(boxes[b"edts"])[1] if b"edts" in boxes else 0
         entry, none = _description(table[b"stsd"]), array("q")
         return Track(kind, timescale, duration, entry, presented, none, none, none, none, None)
-    sizes = _sizes(table)
+    sizes = _sizes(table, file_size)
     offsets = _offsets(table, sizes)
     if not all(sizes):
         raise NotIndexedError("a frame without bytes, which is none")
@@ -206,6 +203,8 @@ def _parse_track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     keys = None
     if b"stss" in table:
         keys = frozenset(number - 1 for number in _numbers(table[b"stss"], 4, "I"))
+        if 0 not in keys:
+            raise NotIndexedError("does not begin with a key frame")
     return Track(
         kind=kind,
         timescale=timescale,
@@ -239,12 +238,12 @@ def _runs(box: bytes, layout: str, expected: int) -> list[int]:
     return values
 
 
-def _sizes(table: dict[bytes, bytes]) -> array[int]:
+def _sizes(table: dict[bytes, bytes], file_size: int) -> array[int]:
     """Return the bytes of each sample (`stsz`, 8.7.3)."""
     fixed, count = struct.unpack_from(">II", table[b"stsz"], 4)
     if fixed:
-        if count > _MOST_INDEX_BYTES:
-            raise NotIndexedError("too many samples")
+        if count > _MOST_INDEX_BYTES or count * fixed > file_size:
+            raise NotIndexedError("more samples than the file has bytes for")
         return array("q", itertools.repeat(fixed, count))
     return array("q", _numbers(table[b"stsz"], 8, "I"))
 

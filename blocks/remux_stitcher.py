@@ -14,6 +14,7 @@ from pydantic import Field
 from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.encoded_pictures import check_encoder, encode_pictures
 from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
 from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures
@@ -21,14 +22,17 @@ from prefect_renderfarm.blocks.film_writer import FilmOptions, FilmWriter, writi
 from prefect_renderfarm.blocks.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media import Media
 from prefect_renderfarm.blocks.publishing import publishing
+from prefect_renderfarm.blocks.signature import HEADERS_IN_STREAM
 from prefect_renderfarm.blocks.sound_plan import check_track
 from prefect_renderfarm.blocks.video_stitcher import GrowingFilm, StitchReport
+from prefect_renderfarm.blocks.whole_file import scratch_folder
 
 _REFUSE, _FFMPEG = "refuse", "ffmpeg"
-# The concat demuxer carries differing headers of one codec in the stream itself ...
-_MAY_DIFFER_COPIED = frozenset({"codec header", "profile", "time base"})
-# ... and what is encoded anew may come from anywhere, as long as nothing has to be scaled.
-_MAY_DIFFER_ENCODED = _MAY_DIFFER_COPIED | {"codec", "pixel format", "container"}
+_MAY_DIFFER_COPIED = frozenset({HEADERS_IN_STREAM})
+# What is encoded anew may come from anywhere, as long as nothing has to be scaled.
+_MAY_DIFFER_ENCODED = frozenset(
+    {"codec header", "profile", "time base", "codec", "pixel format", "container"}
+)
 
 
 class RemuxStitcher(CheckedStitcher):
@@ -61,14 +65,17 @@ class RemuxStitcher(CheckedStitcher):
         description=(
             "What to do with chunks that were encoded with differing settings, which no packet "
             "copy can join. refuse: an error that names the chunk; ffmpeg: let ffmpeg's concat "
-            "demuxer copy them, headers and all; the name of an encoder, such as libx264: encode "
-            "the whole film anew. Chunks of differing size or colour are always refused."
+            "demuxer copy them, headers and all, where it can: H.264, and MPEG-TS; the name of an "
+            "encoder, such as libx264: encode the whole film anew. Chunks of differing size or "
+            "colour are always refused."
         ),
     )
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
-        """Refuse a film that has no container for it, and image sequences: they have no packets."""
+        """Refuse a film without a container, image sequences, and an encoder that is not there."""
         super().check_output(output, inputs)
+        if self.on_mismatch not in (_REFUSE, _FFMPEG):
+            check_encoder(self.on_mismatch)
         for path in inputs:
             if is_image_sequence(path):
                 raise StitchInputError(
@@ -107,8 +114,12 @@ class RemuxStitcher(CheckedStitcher):
         return _MAY_DIFFER_COPIED if self.on_mismatch == _FFMPEG else _MAY_DIFFER_ENCODED
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        if check.differs and self.on_mismatch == _FFMPEG:
+            return self._with_ffmpeg()._join(chunks, chunks, film, check)
         if check.differs:
-            return self._with_ffmpeg()._assemble(chunks, film, check)
+            with scratch_folder(check.output) as folder:
+                pictures = encode_pictures(chunks, self.on_mismatch, folder / "pictures.mkv")
+                return self._with_ffmpeg()._join([pictures], chunks, film, check)
         tell = watcher()
         writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         try:
@@ -128,7 +139,6 @@ class RemuxStitcher(CheckedStitcher):
 
     def _with_ffmpeg(self) -> FfmpegStitcher:
         return FfmpegStitcher(
-            video_codec="copy" if self.on_mismatch == _FFMPEG else self.on_mismatch,
             audio_codec=self.audio_codec,
             audio_bitrate=self.audio_bitrate,
             faststart=self.faststart,

@@ -14,6 +14,10 @@ import av
 # By name; None and the like where a file does not tell.
 Signature = Mapping[str, str | int | None]
 
+# May be said to differ: what a codec's header says, where that can change within a stream. The
+# concat demuxer puts the headers of H.264 into the stream, and of no other codec (FFmpeg,
+# libavformat/concatdec.c); in MPEG-TS they are there in any case.
+HEADERS_IN_STREAM = "headers in the stream"
 _UNKNOWN = (None, "")
 # ITU-T H.273: this is unspecified for primaries, transfer and matrix.
 _UNSPECIFIED = 2
@@ -63,10 +67,13 @@ def difference(expected: Signature, found: Signature, but_for: Collection[str] =
     Args:
         expected: A signature.
         found: Another one.
-        but_for: Names that do not count.
+        but_for: Names that do not count; `HEADERS_IN_STREAM` stands for those of the header.
     """
     if expected is found:
         return None
+    in_stream = expected.get("codec") == "h264" or expected.get("container") == "mpegts"
+    if in_stream and HEADERS_IN_STREAM in but_for:
+        but_for = {"codec header", "profile", *but_for}
     for name, value in expected.items():
         if name in but_for:
             continue

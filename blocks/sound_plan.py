@@ -91,7 +91,7 @@ def read_track(path: Path) -> Sound:
     """Read the header of a file with the sound of a whole film; 0 samples: it tells no length.
 
     Raises:
-        StitchInputError: It is missing, or has no audio track.
+        StitchInputError: It is missing, has no audio track, or one that begins late.
     """
     try:
         with open_media(path) as container:
@@ -99,6 +99,13 @@ def read_track(path: Path) -> Sound:
                 raise MediaFault(f"has {len(container.streams.audio)} audio tracks, not one")  # noqa: TRY301
             stream = container.streams.audio[0]
             context = stream.codec_context
+            late = (stream.start_time or 0) * (stream.time_base or 0)
+            late -= Fraction(container.start_time or 0, av.time_base)
+            if late > _CLOCK_SECONDS:
+                raise MediaFault(  # noqa: TRY301
+                    f"has sound that begins {float(late):.3f} s after its picture: begin it with "
+                    "silence"
+                )
             seconds = (stream.duration or 0) * (stream.time_base or 0)
             samples = round(seconds * context.sample_rate)
             return Sound(context.name, context.sample_rate, layout_of(context), samples)

@@ -20,6 +20,7 @@ from faulty_media import (
     in_track,
     retimed,
     tracks_swapped,
+    without_key_frame,
 )
 
 PLANNED = f"{COUNT} frames planned"
@@ -93,6 +94,8 @@ TABLE = [
           ("pixel format yuvj422p, not yuvj420p",)),
     Fault("pixel format mov", "mjpeg in mov", clip(codec="mjpeg", pixel_format="yuvj422p"),
           ("pixel format yuvj422p, not yuvj420p",)),
+    Fault("no key frame", "mkv", without_key_frame, ("does not begin with a key frame",),
+          alone=True),
     Fault("sample without bytes", "mp4", bytes_of(empty_last_sample),
           (PLANNED, "is cut short: 5 of the 6 frames"), alone=True),
     Fault("range mp4", "mp4", in_header(full=1), ("yuvj420p, not yuv420p",)),

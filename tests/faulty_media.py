@@ -161,24 +161,32 @@ def _track(primaries: int, transfer: int, matrix: int, full: int) -> list[str]:
 
 def retimed(change: Callable[[int], Fraction | int]) -> Spoil:
     """Write the chunk's packets with other times: a function of the frame's number, in frames."""
+    return lambda good, folder: _with_packets(good, absent(good, folder), change)
 
-    def spoil(good: Path, folder: Path) -> Path:
-        bad = absent(good, folder)
-        clock = Fraction(1, 15360)
-        with av.open(str(good)) as source, av.open(str(bad), "w") as target:
-            video: Any = source.streams.video[0]
-            packets = [packet for packet in source.demux(video) if packet.size]
-            first = min(packet.pts for packet in packets)
-            stream: Any = target.add_stream_from_template(video)
-            for number, packet in enumerate(packets):
-                frame = round((packet.pts - first) * video.time_base * 30)
-                packet.stream, packet.time_base = stream, clock
-                packet.pts = round(change(frame) / 30 / clock)
-                packet.dts = round(Fraction(number - 4, 30) / clock)
-                target.mux(packet)
-        return bad
 
-    return spoil
+def without_key_frame(good: Path, folder: Path) -> Path:
+    """Leave out the first frame of a longer chunk, as a cut between two key frames does."""
+    plain = write_clip(folder / "plain.mkv", COUNT - 1, COUNT + 1, Recipe(ending=".mkv"))
+    longer = with_colours(plain, folder / "longer.mkv")
+    return _with_packets(longer, absent(good, folder), lambda frame: frame - 1, skip=1)
+
+
+def _with_packets(
+    good: Path, bad: Path, change: Callable[[int], Fraction | int], skip: int = 0
+) -> Path:
+    clock = Fraction(1, 15360)
+    with av.open(str(good)) as source, av.open(str(bad), "w") as target:
+        video: Any = source.streams.video[0]
+        packets = [packet for packet in source.demux(video) if packet.size]
+        first = min(packet.pts for packet in packets)
+        stream: Any = target.add_stream_from_template(video)
+        for number, packet in enumerate(packets[skip:]):
+            frame = round((packet.pts - first) * video.time_base * 30)
+            packet.stream, packet.time_base = stream, clock
+            packet.pts = round(change(frame) / 30 / clock)
+            packet.dts = round(Fraction(number - 4, 30) / clock)
+            target.mux(packet)
+    return bad
 
 
 def tracks_swapped(good: Path, folder: Path) -> Path:

@@ -128,6 +128,7 @@ def test_slow_chunk_is_ended(tmp_path: Path) -> None:
         render(job, tmp_path, slow_factor=2, slow_chunks="end", force=True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_slow_chunk_is_overtaken(tmp_path: Path, bucket: S3Bucket) -> None:
     """A second attempt beside a slow one is done first: the chunk is, and the slow one is ended."""

@@ -58,6 +58,7 @@ def test_chunks_go_when_the_film_is_there(bucket: S3Bucket, tmp_path: Path) -> N
     assert len(frame_hashes(tmp_path / "copy.mp4")) == 18
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_chunks_stay_without_a_film(bucket: S3Bucket, tmp_path: Path) -> None:
     """A job that fails, in a chunk or in the assembly, or makes no film keeps its chunks."""

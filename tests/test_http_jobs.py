@@ -89,6 +89,7 @@ def test_faults_on_the_way(
     assert logs(bucket) == 3
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_killed_worker_is_replaced(
     to_lose: list[HttpWorker], http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path

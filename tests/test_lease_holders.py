@@ -74,6 +74,7 @@ def test_who_did_not_look_has_heard_no_silence(tmp_path: Path) -> None:
     assert folder.list_records("leases") == []
 
 
+@pytest.mark.long
 def test_final_flow_run_that_is_silent_holds_nothing(
     api: FarmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

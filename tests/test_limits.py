@@ -100,6 +100,7 @@ def test_jobs_share_a_concurrency_limit(
         assert client.read_global_concurrency_limit_by_name("provider").active_slots == 0
 
 
+@pytest.mark.long
 def test_job_that_waits_for_a_slot_holds_no_chunks(
     api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def bad_gateway() -> PrefectHTTPStatusError:
     )
 
 
+@pytest.mark.long
 def test_merge_run_that_never_begins(
     api: FarmClient, run: merge_run.MergeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
-from media_samples import Recipe, frame_hashes, frame_times, write_clip
+from media_samples import Recipe, frame_hashes, frame_times, samples_of, write_clip
 
 from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher, StitchInputError
 
@@ -50,6 +52,54 @@ def test_encoded_anew(mixed: list[Path], tmp_path: Path) -> None:
     assert (report.frames, report.clock_error) == (18, 0.0)
     with av.open(str(film)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
+    assert_looks_like(film, mixed)
+
+
+def assert_looks_like(film: Path, chunks: list[Path]) -> None:
+    """Hold each picture of a film to that of its chunk, but for what encoding it again loses."""
+    for number, (made, given) in enumerate(
+        zip(pictures([film]), pictures(chunks), strict=True), start=1
+    ):
+        assert abs(made - given).mean() < 8, f"picture {number}"
+
+
+def pictures(files: list[Path]) -> Iterator[np.ndarray]:
+    """Give the brightness of each pixel, picture by picture."""
+    for file in files:
+        with av.open(str(file)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="gray").astype(int)
+
+
+def test_other_clock_and_sound_encoded_anew(tmp_path: Path) -> None:
+    """Chunks of other containers, clocks and codecs, with sound: all of it is in its place."""
+    sound = {"audio": "pcm_s16le"}
+    chunks = [
+        write_clip(tmp_path / "0.mov", 0, 6, Recipe(ending=".mov", **sound)),
+        write_clip(tmp_path / "1.mkv", 6, 6, Recipe(ending=".mkv", b_frames=0, **sound)),
+        write_clip(tmp_path / "2.mov", 12, 6, Recipe(ending=".mov", codec="mpeg4", **sound)),
+    ]
+    film = tmp_path / "film.mov"
+    RemuxStitcher(on_mismatch="libx264").stitch(chunks, film, fps=30, frame_counts=[6] * 3)
+    assert_looks_like(film, chunks)
+    heard = np.concatenate([samples_of(chunk) for chunk in chunks], axis=1)
+    assert np.array_equal(samples_of(film), heard)
+
+
+def test_headers_that_no_copy_can_carry(tmp_path: Path) -> None:
+    """Ffmpeg's concat demuxer joins differing headers of H.264 alone: others are refused, too."""
+    codec = "libx265"
+    chunks = [
+        write_clip(tmp_path / "0.mkv", 0, 6, Recipe(ending=".mkv", codec=codec)),
+        write_clip(tmp_path / "1.mkv", 6, 6, Recipe(ending=".mkv", codec=codec, b_frames=0)),
+    ]
+    film = tmp_path / "film.mkv"
+    with pytest.raises(StitchInputError, match=r"1\.mkv.*codec header|1\.mkv.*profile"):
+        RemuxStitcher(on_mismatch="ffmpeg").stitch(chunks, film, fps=30)
+    RemuxStitcher(on_mismatch="libx264").stitch(chunks, film, fps=30)
+    assert_looks_like(film, chunks)
+    with pytest.raises(StitchInputError, match="'aac' is no video encoder"):
+        RemuxStitcher(on_mismatch="aac").check_output(film)
 
 
 def test_size_always_counts(mixed: list[Path], tmp_path: Path) -> None:
@@ -63,7 +113,7 @@ def test_size_always_counts(mixed: list[Path], tmp_path: Path) -> None:
 def test_chunks_that_fit_are_copied(tmp_path: Path) -> None:
     """Where nothing differs, packets are copied, whatever is chosen for the other case."""
     chunks = [write_clip(tmp_path / f"{n}.mp4", 6 * n, 6, Recipe()) for n in range(2)]
-    films = [tmp_path / "refuse.mp4", tmp_path / "no-such-encoder.mp4"]
+    films = [tmp_path / "refuse.mp4", tmp_path / "libx264.mp4"]
     for film in films:
         RemuxStitcher(on_mismatch=film.stem).stitch(chunks, film, fps=30)
     assert films[0].read_bytes() == films[1].read_bytes()

@@ -122,6 +122,7 @@ def test_what_others_render_is_theirs(tmp_path: Path) -> None:
     assert not folder.has_chunk(folder.job.chunks[1])
 
 
+@pytest.mark.long
 def test_found_chunk_that_does_not_fit_is_rendered_again(tmp_path: Path) -> None:
     """What a run takes over from another must fit what it has already, else it counts no more."""
     folder = prepared(tmp_path, one_with_sound())
@@ -173,6 +174,7 @@ def test_what_a_film_is_made_of_is_not_rendered_anew(tmp_path: Path) -> None:
     assert [folder.manifest(chunk) for chunk in folder.job.chunks] == [None] * 3
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_what_is_taken_away_before_it_is_kept_is_rendered_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from faulty_media import ffmpeg
 from jobs import small_job
 from sound_samples import NTSC, Take, due, hear, sweep, write_take, write_takes, write_track
 
@@ -149,6 +150,7 @@ def test_compressed_sound_that_is_too_short_is_refused(
         ("missing", "does not exist"),
         ("film", "has 0 audio tracks, not one"),
         ("two", "has 2 audio tracks, not one"),
+        ("late", r"has sound that begins 0\.500 s after its picture"),
         ("text", "cannot be opened as a media file"),
         ("short", r"at least 0\.\d+ s shorter than the film.*silence"),
     ],
@@ -161,12 +163,20 @@ def test_bad_tracks(
     track = tmp_path / f"{name}.wav"
     if name == "film":
         track.write_bytes(silent[0].read_bytes())
+    elif name == "late":
+        wave = write_track(tmp_path / "wave.wav", 2 * LENGTH, Take())
+        late = ("-itsoffset", "0.5", "-i", str(wave), "-map", "0", "-map", "1", "-c", "copy")
+        ffmpeg(silent[0], track, *late, "-f", "mov")
     elif name == "two":
         with av.open(str(track), "w", format="matroska") as output:
             silence = av.AudioFrame(format="s16", layout="stereo", samples=LENGTH)
             silence.sample_rate = 48_000
             for stream in [output.add_stream("pcm_s16le", rate=48_000) for _ in range(2)]:
                 output.mux(stream.encode(silence))
+    elif name == "late":
+        wave = write_track(tmp_path / "wave.wav", 2 * LENGTH, Take())
+        both = ("-itsoffset", "0.5", "-i", str(wave), "-map", "0", "-map", "1", "-c", "copy")
+        ffmpeg(silent[0], track, *both, "-f", "mov")
     elif name == "text":
         track.write_text("no sound")
     elif name == "short":

@@ -244,6 +244,7 @@ def test_storage_is_checked_before_any_chunk(
     assert (work.begun(), storage.proxy.requests, keys(bucket)) == ([], [], [])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_damaged_chunk_is_rendered_anew(
     storage: FaultyStorage, work: Work, bucket: S3Bucket, tmp_path: Path
