@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import Codec
+from av.codec import Codec, find_best_pix_fmt_of_list
+from av.video.reformatter import ColorRange
 
-from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
+from prefect_renderfarm.blocks.assembly_progress import watcher
+from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
+from prefect_renderfarm.blocks.film_writer import writing
 from prefect_renderfarm.blocks.media import Media, open_media, reason_of
 from prefect_renderfarm.blocks.media_reader import read_media
+
+_FRAMES_BETWEEN_WORDS = 100
 
 
 def encode_pictures(chunks: Sequence[Media], encoder: str, target: Path) -> Media:
@@ -26,23 +32,44 @@ def encode_pictures(chunks: Sequence[Media], encoder: str, target: Path) -> Medi
         target: The file to write; it has no sound.
 
     Returns:
-        What was written, in the pixel format of the first chunk.
+        What was written, in the pixel format of the first chunk, or in what the encoder takes that
+        loses least of it.
 
     Raises:
+        StitchInputError: Some chunks are RGB, and others are not.
         AssemblyError: A chunk cannot be decoded to its end, or not be encoded.
     """
-    fps = chunks[0].fps
+    if odd := next((chunk for chunk in chunks if _is_rgb(chunk) != _is_rgb(chunks[0])), None):
+        raise StitchInputError(
+            f"chunk file {str(odd.path)!r} has pixel format {odd.signature['pixel format']}, not "
+            f"{chunks[0].signature['pixel format']}: RGB is not converted unasked"
+        )
+    tell, fps, size = watcher(), chunks[0].fps, 0
     try:
-        with open_media(chunks[0].path) as first, av.open(str(target), "w") as output:
-            stream = _like(first.streams.video[0], output.add_stream(encoder, rate=fps))
+        with writing(target), ExitStack() as stack:
+            first = stack.enter_context(open_media(chunks[0].path)).streams.video[0]
+            output = stack.enter_context(av.open(str(target), "w"))
+            stream: Any = output.add_stream(encoder, rate=fps)
+            ranges = _look_like(stream, first)
             for number, frame in enumerate(_frames(chunks)):
-                picture = frame.reformat(format=stream.pix_fmt)
+                picture = frame.reformat(format=stream.pix_fmt, **ranges)
                 picture.pts, picture.time_base, picture.pict_type = number, 1 / fps, 0
-                output.mux(stream.encode(picture))
+                for packet in stream.encode(picture):
+                    size += packet.size
+                    output.mux(packet)
+                if number % _FRAMES_BETWEEN_WORDS == 0:
+                    tell(number, size)
             output.mux(stream.encode(None))
-    except (av.FFmpegError, ValueError) as error:
-        raise AssemblyError(f"{encoder} cannot encode the chunks: {reason_of(error)}") from None
-    return read_media(target, fps)
+        made = read_media(target, fps)
+    except MediaFault as fault:
+        raise AssemblyError(f"a file that {encoder} read or wrote {fault}") from None
+    for name in ("frame size", "pixel aspect", "rotation"):
+        if made.signature[name] != chunks[0].signature[name]:
+            raise AssemblyError(
+                f"encoding with {encoder} loses the chunks' {name}, {chunks[0].signature[name]}: "
+                "render all chunks with the same settings"
+            )
+    return made
 
 
 def check_encoder(encoder: str) -> None:
@@ -57,20 +84,38 @@ def check_encoder(encoder: str) -> None:
         codec = None
     if codec is None or codec.type != "video":
         raise StitchInputError(
-            f"on_mismatch {encoder!r} is no video encoder of this FFmpeg: name another, such as "
+            f"on_mismatch {encoder!r} is no video encoder of PyAV's FFmpeg: name another, such as "
             "libx264, or 'refuse'"
         )
 
 
-def _like(source: Any, stream: Any) -> Any:
-    """Have a stream's pictures look like those of another one."""
+def _look_like(stream: Any, source: Any) -> dict[str, Any]:
+    """Have a stream's pictures look like those of another one; return their ranges of colour."""
     context, given = stream.codec_context, source.codec_context
-    for name in ("width", "height", "pix_fmt", "color_range", "colorspace", "color_primaries",
-                 "color_trc"):  # fmt: skip
+    for name in ("width", "height", "colorspace", "color_primaries", "color_trc"):
         setattr(context, name, getattr(given, name))
     if source.sample_aspect_ratio:
         context.sample_aspect_ratio = source.sample_aspect_ratio
-    return stream
+    shades, _ = find_best_pix_fmt_of_list(context.codec.video_formats or [given.pix_fmt],
+                                          given.pix_fmt)  # fmt: skip
+    if shades is None or shades.is_rgb != given.format.is_rgb:
+        raise AssemblyError(f"{context.codec.name} cannot encode pictures in {given.pix_fmt}")
+    context.pix_fmt = shades.name
+    of_source = _range(given.pix_fmt, given.color_range)
+    of_stream = context.color_range = _range(shades.name, of_source)
+    # Slices, PyAV's default, cost some encoders quality.
+    stream.thread_type = "AUTO"
+    return {"src_color_range": of_source, "dst_color_range": of_stream}
+
+
+def _is_rgb(chunk: Media) -> bool:
+    shades = chunk.signature["pixel format"]
+    return bool(shades) and av.VideoFormat(str(shades)).is_rgb
+
+
+def _range(shades: str, told: int) -> ColorRange:
+    full = shades.startswith("yuvj") or told == ColorRange.JPEG
+    return ColorRange.JPEG if full else ColorRange.MPEG
 
 
 def _frames(chunks: Sequence[Media]) -> Iterator[Any]:

@@ -40,7 +40,7 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "pixel format": context.pix_fmt,
         # The container's word goes before the codec's; where neither says one, pixels are square.
         "pixel aspect": str(video.sample_aspect_ratio or 1),
-        "colour range": _RANGES.get(context.color_range),
+        "colour range": _colour_range(context),
         "colour matrix": _specified(context.colorspace),
         "colour primaries": _specified(context.color_primaries),
         "colour transfer": _specified(context.color_trc),
@@ -85,6 +85,15 @@ def difference(expected: Signature, found: Signature, but_for: Collection[str] =
 
 def _short_hash(data: bytes | None) -> str | None:
     return hashlib.sha256(data).hexdigest()[:16] if data else None
+
+
+def _colour_range(context: Any) -> str | None:
+    """Return the range that players take: of YUV that does not say, the limited one."""
+    shades = context.pix_fmt or ""
+    if shades.startswith("yuvj"):
+        return "full"
+    usual = "limited" if shades.startswith(("yuv", "nv", "p0")) else None
+    return _RANGES.get(context.color_range, usual)
 
 
 def _specified(value: int) -> int | None:

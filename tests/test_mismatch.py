@@ -86,6 +86,20 @@ def test_other_clock_and_sound_encoded_anew(tmp_path: Path) -> None:
     assert np.array_equal(samples_of(film), heard)
 
 
+def test_pixel_formats_when_encoded_anew(tmp_path: Path) -> None:
+    """What the encoder takes is chosen; another range, or RGB, is refused, not converted."""
+    plain = write_clip(tmp_path / "0.mp4", 0, 6, Recipe())
+    full = write_clip(tmp_path / "1.mp4", 6, 6, Recipe(codec="mjpeg", pixel_format="yuvj420p"))
+    film = tmp_path / "film.mov"
+    with pytest.raises(StitchInputError, match=r"1\.mp4.*colour range full, not limited"):
+        RemuxStitcher(on_mismatch="libx264").stitch([plain, full], film, fps=30)
+    other = write_clip(tmp_path / "2.mp4", 6, 6, Recipe(pixel_format="yuv444p"))
+    RemuxStitcher(on_mismatch="prores_ks").stitch([plain, other], film, fps=30)
+    assert_looks_like(film, [plain, other])
+    with av.open(str(film)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv422p10le"
+
+
 def test_headers_that_no_copy_can_carry(tmp_path: Path) -> None:
     """Ffmpeg's concat demuxer joins differing headers of H.264 alone: others are refused, too."""
     codec = "libx265"
