@@ -122,6 +122,7 @@ def test_helios_function_that_fails(
         adapter.execute(WorkerJob(command="true"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_job_in_spite_of_faults(
     functions: LambdaServer, adapter: AwsLambdaAdapter, bucket: S3Bucket, tmp_path: Path

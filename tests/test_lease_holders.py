@@ -31,6 +31,7 @@ from prefect_renderfarm.flows.job_folder import JobFolder
 from prefect_renderfarm.flows.lease import Lease
 
 
+@pytest.mark.long
 def test_killed_holder_elsewhere_is_void_when_it_is_silent(tmp_path: Path) -> None:
     """Without a place it is the beat that tells: for as long as it beats, it holds its chunks."""
     folder = JobFolder(tmp_path, JOB)

@@ -77,6 +77,7 @@ def test_remote_workers_need_a_storage(tmp_path: Path) -> None:
             start(small_job(), adapter=adapter, job_dir=tmp_path)  # type: ignore[operator]
 
 
+@pytest.mark.long
 def test_jobs_share_a_concurrency_limit(
     api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
 ) -> None:

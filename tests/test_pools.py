@@ -127,6 +127,7 @@ def asked(proxy: FaultyProxy, action: str) -> list[dict[str, Any]]:
     return [json.loads(found.body) for found, end in proxy.requests if is_it(found) and end == 200]
 
 
+@pytest.mark.long
 def test_ecs_pool_starts_a_task(api: FarmClient, tmp_path: Path) -> None:
     """prefect-aws' ECS worker registers the template's task and runs it: image, command, limits."""
     make_pool(api.farm, "ecs", "fargate")

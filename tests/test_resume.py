@@ -57,11 +57,9 @@ def test_resume_after_kill_at_ninety_percent(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize(
-    "stored",
-    [pytest.param(False, id="folder"), pytest.param(True, id="storage", marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize("stored", [False, True], ids=["folder", "storage"])
 def test_two_runs_at_once_share_the_work(
     tmp_path: Path, request: pytest.FixtureRequest, stored: bool
 ) -> None:

@@ -37,7 +37,7 @@ from prefect_renderfarm.flows.stored_folder import StoredFolder
 
 KINDS = ["local", "lambda", "http", "work-pool"]
 LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in KINDS}
-REFUSED = {"bucket": "lambda", "credentials": "work-pool", "read-only": "http"}
+REFUSED = {"bucket": "lambda", "credentials": "http", "read-only": "http"}
 DISK_BYTES = 96_000_000
 
 
