@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.encoders import find_encoder
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.film_check import FilmFigures
 from prefect_renderfarm.blocks.media import Media, Verify
@@ -21,7 +22,6 @@ from prefect_renderfarm.blocks.sound_plan import (
     SoundPlan,
     check_codec,
     check_track,
-    find_encoder,
     plan_sound,
     sound_codec,
 )
@@ -81,7 +81,7 @@ class CheckedStitcher(VideoStitcher, ABC):
         if self.audio is SoundMode.TRACK and self.audio_track is None:
             raise StitchInputError(NO_TRACK)
         if self.audio_codec is not None:
-            find_encoder(self.audio_codec)
+            find_encoder("audio_codec", self.audio_codec, "audio")
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import Codec, find_best_pix_fmt_of_list
+from av.codec import find_best_pix_fmt_of_list
 from av.video.reformatter import ColorRange
 
 from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
 from prefect_renderfarm.blocks.film_writer import writing
-from prefect_renderfarm.blocks.media import Media, open_media, reason_of
-from prefect_renderfarm.blocks.media_reader import read_media
+from prefect_renderfarm.blocks.media import Media, open_media
+from prefect_renderfarm.blocks.media_reader import decoded_frames, read_media
 
 _FRAMES_BETWEEN_WORDS = 100
 
@@ -62,7 +62,7 @@ def encode_pictures(chunks: Sequence[Media], encoder: str, target: Path) -> Medi
             output.mux(stream.encode(None))
         made = read_media(target, fps)
     except MediaFault as fault:
-        raise AssemblyError(f"a file that {encoder} read or wrote {fault}") from None
+        raise AssemblyError(f"what {encoder} made of the chunks {fault}") from None
     for name in ("frame size", "pixel aspect", "rotation"):
         if made.signature[name] != chunks[0].signature[name]:
             raise AssemblyError(
@@ -70,23 +70,6 @@ def encode_pictures(chunks: Sequence[Media], encoder: str, target: Path) -> Medi
                 "render all chunks with the same settings"
             )
     return made
-
-
-def check_encoder(encoder: str) -> None:
-    """Refuse a name that is no video encoder's.
-
-    Raises:
-        StitchInputError: It is not.
-    """
-    try:
-        codec: Any = Codec(encoder, "w")
-    except (av.FFmpegError, ValueError):
-        codec = None
-    if codec is None or codec.type != "video":
-        raise StitchInputError(
-            f"on_mismatch {encoder!r} is no video encoder of PyAV's FFmpeg: name another, such as "
-            "libx264, or 'refuse'"
-        )
 
 
 def _look_like(stream: Any, source: Any) -> dict[str, Any]:
@@ -120,22 +103,7 @@ def _range(shades: str, told: int) -> ColorRange:
 
 def _frames(chunks: Sequence[Media]) -> Iterator[Any]:
     for chunk in chunks:
-        count = 0
-        with open_media(chunk.path) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            try:
-                for frame in container.decode(video=0):
-                    if frame.is_corrupt:
-                        raise AssemblyError(f"chunk file {str(chunk.path)!r} is damaged")
-                    count += 1
-                    yield frame
-            except av.FFmpegError as error:
-                raise AssemblyError(
-                    f"chunk file {str(chunk.path)!r} cannot be decoded past frame {count} "
-                    f"({reason_of(error)}): render it again"
-                ) from None
-        if count != chunk.frames:
-            raise AssemblyError(
-                f"chunk file {str(chunk.path)!r} has {chunk.frames} frames, of which {count} can "
-                "be decoded: render it again"
-            )
+        try:
+            yield from decoded_frames(chunk.path, chunk.frames)
+        except MediaFault as fault:
+            raise AssemblyError(f"chunk file {str(chunk.path)!r} {fault}") from None

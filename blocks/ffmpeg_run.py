@@ -13,7 +13,6 @@ from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.process_group import run_program
 from prefect_renderfarm.blocks.run_log import run_log
 
-FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 GLOBAL_ARGUMENTS = (
     *("-nostdin", "-hide_banner", "-loglevel", "warning"),
     *("-nostats", "-progress", "pipe:1", "-stats_period", "0.5"),

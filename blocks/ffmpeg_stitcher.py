@@ -15,7 +15,7 @@ from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
-from prefect_renderfarm.blocks.ffmpeg_run import FROM_FIRST_FRAME, GLOBAL_ARGUMENTS, run_ffmpeg
+from prefect_renderfarm.blocks.ffmpeg_run import GLOBAL_ARGUMENTS, run_ffmpeg
 from prefect_renderfarm.blocks.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
 from prefect_renderfarm.blocks.film_container import check_container, muxer_options
 from prefect_renderfarm.blocks.film_sound import join_sound
@@ -30,6 +30,8 @@ from prefect_renderfarm.blocks.sequence_stitch import (
 from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan, sound_codec
 from prefect_renderfarm.blocks.video_stitcher import StitchReport
 from prefect_renderfarm.blocks.whole_file import scratch_folder
+
+_FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -196,7 +198,7 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"bsf:v": setts, "time_base:v": str(clock)}
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
-            own["vf"] = ",".join(filter(None, [FROM_FIRST_FRAME, own.get("vf")]))
+            own["vf"] = ",".join(filter(None, [_FROM_FIRST_FRAME, own.get("vf")]))
         if sound.mode is SoundMode.COPY:
             options["c:a"] = "copy"
         elif sound.mode is SoundMode.ENCODE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -72,7 +73,8 @@ def read_media(
         path, fps, like=like, planned=planned if verify is Verify.HEADER else None
     )
     if verify is Verify.DECODE:
-        decode_frames(path, media.frames)
+        for _ in decoded_frames(path, media.frames, strict=True):
+            pass
     return media
 
 
@@ -105,20 +107,26 @@ def read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
                    reorder=reorder_depth(order), table=table)  # fmt: skip
 
 
-def decode_frames(path: Path, frames: int) -> None:
-    """Decode every frame of a file, and let nothing pass that a decoder can notice.
+def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator[Any]:
+    """Give the pictures of a file, one after the other.
+
+    Args:
+        path: The file.
+        frames: How many there are.
+        strict: Whether to let nothing pass that a decoder can notice.
 
     Raises:
-        MediaFault: A frame is damaged, or there are more or fewer than `frames`.
+        MediaFault: A frame is damaged, or there are more or fewer of them.
     """
     decoded = 0
-    with open_media(path, strict=True) as container:
+    with open_media(path, strict=strict) as container:
         container.streams.video[0].thread_type = "AUTO"
         try:
             for frame in container.decode(video=0):
                 if frame.is_corrupt:
                     raise MediaFault(f"has damage in frame {decoded}")
                 decoded += 1
+                yield frame
         except av.FFmpegError as error:
             raise MediaFault(
                 f"cannot be decoded past frame {decoded} ({reason_of(error)}): render it again"

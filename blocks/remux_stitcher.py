@@ -14,7 +14,8 @@ from pydantic import Field
 from prefect_renderfarm.blocks.assembly_progress import watcher
 from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.encoded_pictures import check_encoder, encode_pictures
+from prefect_renderfarm.blocks.encoded_pictures import encode_pictures
+from prefect_renderfarm.blocks.encoders import find_encoder
 from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
 from prefect_renderfarm.blocks.film_check import FilmFigures, check_figures
@@ -75,7 +76,7 @@ class RemuxStitcher(CheckedStitcher):
         """Refuse a film without a container, image sequences, and an encoder that is not there."""
         super().check_output(output, inputs)
         if self.on_mismatch not in (_REFUSE, _FFMPEG):
-            check_encoder(self.on_mismatch)
+            find_encoder("on_mismatch", self.on_mismatch, "video")
         for path in inputs:
             if is_image_sequence(path):
                 raise StitchInputError(

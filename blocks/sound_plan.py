@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import Codec, CodecContext
+from av.codec import CodecContext
 
+from prefect_renderfarm.blocks.encoders import find_encoder
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
 from prefect_renderfarm.blocks.media import Sound, layout_of, open_media
 
@@ -167,31 +168,13 @@ def sound_codec(named: str | None, film: Path) -> str:
     return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
 
 
-def find_encoder(name: str) -> Any:
-    """Return the encoder of that name.
-
-    Raises:
-        StitchInputError: There is none, or it is not one of sound.
-    """
-    try:
-        codec: Any = Codec(name, "w")
-    except (av.FFmpegError, ValueError):
-        codec = None
-    if codec is None or codec.type != "audio":
-        raise StitchInputError(
-            f"audio_codec {name!r} is no audio encoder of this FFmpeg: name another, such as aac "
-            "or flac"
-        )
-    return codec
-
-
 def check_codec(name: str, sound: Sound) -> None:
     """Refuse a codec that is not there, or would need the sound resampled or remixed.
 
     Raises:
         StitchInputError: Saying what it does not take.
     """
-    codec = find_encoder(name)
+    codec = find_encoder("audio_codec", name, "audio")
     rates = codec.audio_rates
     if rates and sound.rate not in rates:
         raise StitchInputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from faulty_media import ffmpeg
 from media_samples import Recipe, frame_hashes, frame_times, samples_of, write_clip
 
 from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher, StitchInputError
@@ -87,7 +88,7 @@ def test_other_clock_and_sound_encoded_anew(tmp_path: Path) -> None:
 
 
 def test_pixel_formats_when_encoded_anew(tmp_path: Path) -> None:
-    """What the encoder takes is chosen; another range, or RGB, is refused, not converted."""
+    """What the encoder takes is chosen; another range is refused, not converted."""
     plain = write_clip(tmp_path / "0.mp4", 0, 6, Recipe())
     full = write_clip(tmp_path / "1.mp4", 6, 6, Recipe(codec="mjpeg", pixel_format="yuvj420p"))
     film = tmp_path / "film.mov"
@@ -98,6 +99,49 @@ def test_pixel_formats_when_encoded_anew(tmp_path: Path) -> None:
     assert_looks_like(film, [plain, other])
     with av.open(str(film)) as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv422p10le"
+
+
+def test_rgb_is_not_converted(tmp_path: Path) -> None:
+    """RGB beside YUV is refused, though an encoder could take both."""
+    chunks = [
+        write_clip(
+            tmp_path / f"{number}.mkv", 6 * number, 6, Recipe(".mkv", "ffv1", pixel_format=name)
+        )
+        for number, name in enumerate(["yuv444p", "bgr0"])
+    ]
+    with pytest.raises(StitchInputError, match=r"1\.mkv.*bgr0, not yuv444p: RGB"):
+        RemuxStitcher(on_mismatch="libx264").stitch(chunks, tmp_path / "film.mkv", fps=30)
+    assert not (tmp_path / "film.mkv").exists()
+
+
+def copies(chunks: list[Path], *options: str, before: tuple[str, ...] = ()) -> list[Path]:
+    """Copy chunks with options of ffmpeg; `before` are those for reading them."""
+    made = [path.with_name(f"copy-{path.name}") for path in chunks]
+    return [
+        ffmpeg(path, copy, "-c", "copy", *options, before=before)
+        for path, copy in zip(chunks, made, strict=True)
+    ]
+
+
+def test_pixel_aspect_is_kept_when_encoded_anew(mixed: list[Path], tmp_path: Path) -> None:
+    """A film of oblong pixels is as wide as its chunks."""
+    film = tmp_path / "film.mp4"
+    wide = copies(mixed, "-aspect", "2")
+    RemuxStitcher(on_mismatch="libx264").stitch(wide, film, fps=30)
+    for path in (wide[0], film):
+        with av.open(str(path)) as container:
+            assert container.streams.video[0].sample_aspect_ratio == Fraction(6, 5)
+
+
+def test_film_that_would_lie_on_its_side_is_not_published(
+    mixed: list[Path], tmp_path: Path
+) -> None:
+    """Chunks that players turn are not encoded anew without the turn."""
+    film = tmp_path / "film.mp4"
+    turned = copies(mixed, before=("-display_rotation", "90"))
+    with pytest.raises(AssemblyError, match="loses the chunks' rotation, 270 degrees"):
+        RemuxStitcher(on_mismatch="libx264").stitch(turned, film, fps=30)
+    assert not film.exists()
 
 
 def test_headers_that_no_copy_can_carry(tmp_path: Path) -> None:

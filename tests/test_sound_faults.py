@@ -163,10 +163,6 @@ def test_bad_tracks(
     track = tmp_path / f"{name}.wav"
     if name == "film":
         track.write_bytes(silent[0].read_bytes())
-    elif name == "late":
-        wave = write_track(tmp_path / "wave.wav", 2 * LENGTH, Take())
-        late = ("-itsoffset", "0.5", "-i", str(wave), "-map", "0", "-map", "1", "-c", "copy")
-        ffmpeg(silent[0], track, *late, "-f", "mov")
     elif name == "two":
         with av.open(str(track), "w", format="matroska") as output:
             silence = av.AudioFrame(format="s16", layout="stereo", samples=LENGTH)

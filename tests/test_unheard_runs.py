@@ -97,7 +97,6 @@ def test_server_is_asked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_run_whose_job_has_failed_begins_nothing(api: FarmClient, tmp_path: Path) -> None:
     """A batch that is late, and whose job is over, renders no chunk, and says why."""
     job = job_of(2, tmp_path, id="too-late")

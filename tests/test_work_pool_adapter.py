@@ -135,7 +135,6 @@ def test_killed_batch_renders_only_what_is_missing(api: FarmClient, tmp_path: Pa
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
     """A chunk that fails for good fails the job with its own message; no run goes on."""
     job = job_of(6, tmp_path, id="failing")
