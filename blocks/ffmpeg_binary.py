@@ -1,4 +1,4 @@
-"""Which ffmpeg is used: a named one, else the one on PATH, else the one inside imageio-ffmpeg."""
+"""Which ffmpeg is used: for assembly the carried one, in commands the first one on PATH."""
 
 from __future__ import annotations
 
@@ -14,33 +14,38 @@ from prefect_renderfarm.blocks.errors import SetupError
 
 
 def find_ffmpeg(named: Path | None = None) -> Path:
-    """Return the absolute path of the ffmpeg program to use.
+    """Return the absolute path of an ffmpeg program.
 
     Args:
-        named: A program chosen by the user. None: the first `ffmpeg` on PATH, and on a machine
-            that has none, the program that the imageio-ffmpeg package carries.
+        named: A program chosen by the user. None: the one that the imageio-ffmpeg package carries,
+            whose release this package is tested with, whatever is on PATH.
 
     Raises:
-        SetupError: The named program does not exist or is not executable.
+        SetupError: The program does not exist or is not executable.
     """
-    if named is not None:
-        found = shutil.which(named)
-        if found is None:
-            raise SetupError(
-                f"ffmpeg {str(named)!r} does not exist or is not executable: name another in the "
-                "block's 'ffmpeg' field, or leave the field empty"
-            )
-        return Path(found).absolute()
-    on_path = shutil.which("ffmpeg")
-    return Path(on_path or imageio_ffmpeg.get_ffmpeg_exe()).absolute()
+    try:
+        found = shutil.which(named or imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:  # no wheel of imageio-ffmpeg for this machine, and no other program
+        found = None
+    if found is None:
+        raise SetupError(
+            f"ffmpeg {str(named or '')!r} does not exist or is not executable: name another in the "
+            "block's 'ffmpeg' field, or leave the field empty"
+        )
+    return Path(found).absolute()
+
+
+def is_carried(program: Path) -> bool:
+    """Return whether an ffmpeg program is the one in the imageio-ffmpeg package."""
+    return program.is_relative_to(Path(imageio_ffmpeg.__file__).absolute().parent)
 
 
 def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
-    """Return a PATH value on which `ffmpeg` is the program that `find_ffmpeg` chooses.
+    """Return a PATH value for commands, on which `ffmpeg` is the named program.
 
     Args:
         search_path: The PATH value to start from.
-        named: As for `find_ffmpeg`.
+        named: A program chosen by the user. None: the first on PATH, else the carried one.
     """
     if named is None and shutil.which("ffmpeg", path=search_path):
         return search_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,6 +16,7 @@ from prefect_renderfarm.blocks.checked_stitcher import CheckedStitcher
 from prefect_renderfarm.blocks.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.ffmpeg_check import require_exact
 from prefect_renderfarm.blocks.ffmpeg_run import GLOBAL_ARGUMENTS, run_ffmpeg
 from prefect_renderfarm.blocks.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
 from prefect_renderfarm.blocks.film_container import check_container, muxer_options
@@ -62,7 +64,8 @@ class FfmpegStitcher(CheckedStitcher):
         default=None,
         title="FFmpeg",
         description=(
-            "The ffmpeg program. Empty: the one on PATH, else the one that imageio-ffmpeg carries."
+            "The ffmpeg program. Empty: the one that comes with this package. Another one first has "
+            "to assemble small films exactly, or it is refused."
         ),
     )
     video_codec: str = Field(
@@ -98,6 +101,8 @@ class FfmpegStitcher(CheckedStitcher):
             check_sequence_folder(output)
             return
         super().check_output(output, inputs)
+        if self.ffmpeg is not None and shutil.which(self.ffmpeg):  # else it is another machine's
+            self._exact_program()
         if images and self.video_codec == "copy":
             raise StitchInputError(
                 f"chunk file {str(images[0])!r} is an image sequence, which has to be encoded: set "
@@ -146,7 +151,33 @@ class FfmpegStitcher(CheckedStitcher):
         sound = check.sound
         if self.video_codec == "copy":
             check_container(film, str(pictures[0].signature["codec"]))
-        with scratch_folder(check.output) as folder:
+        self._write(self._exact_program(), pictures, chunks, film, sound, check.output)
+        return check_film(film, chunks, sound.mode)
+
+    def _exact_program(self) -> Path:
+        """Return the ffmpeg program to assemble with.
+
+        Raises:
+            SetupError: It does not exist, or does not write exact films.
+        """
+        program = find_ffmpeg(self.ffmpeg)
+        copying, silent = FfmpegStitcher(), SoundPlan(SoundMode.NONE)
+        require_exact(
+            program,
+            lambda chunks, film: copying._write(program, chunks, chunks, film, silent, film),
+        )
+        return program
+
+    def _write(
+        self,
+        program: Path,
+        pictures: Sequence[Media],
+        chunks: Sequence[Media],
+        film: Path,
+        sound: SoundPlan,
+        output: Path,
+    ) -> None:
+        with scratch_folder(output) as folder:
             # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
             if pictures[0].images:
                 inputs = [Path(link_sequence(pictures, folder))]
@@ -156,9 +187,7 @@ class FfmpegStitcher(CheckedStitcher):
                 # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
                 inputs.append(Path("sound.nut"))
                 join_sound(chunks, sound, folder / inputs[1])
-            program = find_ffmpeg(self.ffmpeg)
-            run_ffmpeg(self.command(program, inputs, film, sound, pictures), folder, check.output)
-        return check_film(film, chunks, sound.mode)
+            run_ffmpeg(self.command(program, inputs, film, sound, pictures), folder, output)
 
     def command(
         self,

@@ -129,11 +129,12 @@ class CopiedPackets(FilmSound):
         primes = packet.pts * packet.time_base < origin - _CLOCK_SECONDS
         if primes or self.written + samples // 2 > self.due:
             return
-        packet.stream = self._stream
-        self._stamp(packet, samples)
-        packet.dts = packet.pts
-        packet.duration = samples
-        self._output.mux(packet)
+        # Not the packet itself: it may say how much of it is not to be heard, which Matroska keeps.
+        copy = av.Packet(bytes(packet))
+        copy.stream, copy.is_keyframe, copy.duration = self._stream, packet.is_keyframe, samples
+        self._stamp(copy, samples)
+        copy.dts = copy.pts
+        self._output.mux(copy)
 
     def end_chunk(self) -> None:
         """Leave the sound as it is."""

@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks.film_container import (
 )
 from prefect_renderfarm.blocks.film_sound import FilmSound, TrackSound, open_film_sound
 from prefect_renderfarm.blocks.frame_grid import ticks_of
+from prefect_renderfarm.blocks.frame_rate import exact
 from prefect_renderfarm.blocks.growing_file import SteadyFlush
 from prefect_renderfarm.blocks.media import Media, open_media
 from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, Track, read_samples
@@ -96,7 +97,7 @@ class FilmWriter:
             with _refusing(film, f"{codec} video{' with this sound' if self._sound else ''}"):
                 output.start_encoding()
             # The header has settled the film's clock.
-            self._ticks = ticks_of(self._video.time_base, first.fps)
+            self._ticks = ticks_of(exact(self._video.time_base), first.fps)
             self._output = output
             self._flush = SteadyFlush(film)
             opening.callback(self._flush.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import Any
 
 from prefect_renderfarm.blocks.excerpt import excerpt
 
@@ -16,6 +17,15 @@ _LOWEST_FPS = Fraction(1, 1000)
 # av_parse_video_rate. Beyond 2**31, no container has the clock.
 _LARGEST_PART = 1_001_000
 _WRITTEN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?")
+
+
+def exact(rational: Any) -> Fraction:
+    """Return a rate or a time base that PyAV tells as a `Fraction`; 0 where it is not known.
+
+    PyAV 19 has its own class of rationals: other text, and products rounded to 32 bits. Earlier
+    releases give a `Fraction` or None.
+    """
+    return Fraction(rational.numerator, rational.denominator) if rational else Fraction(0)
 
 
 def parse_fps(value: object) -> Fraction:

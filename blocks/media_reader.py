@@ -14,6 +14,7 @@ import av.container
 
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.frame_grid import clock_error, frame_order, reorder_depth
+from prefect_renderfarm.blocks.frame_rate import exact
 from prefect_renderfarm.blocks.growing_file import GrowingFile
 from prefect_renderfarm.blocks.image_sequence import (
     complete_images,
@@ -168,7 +169,7 @@ def _read_packets(
             signature["codec header"] is None or difference(like.signature, signature)
         ):
             return _read_packets(path, fps, planned=planned)
-        rate = fps or video.average_rate or video.guessed_rate
+        rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
         if not rate:
             raise MediaFault("does not tell its frame rate: give fps")
         believed = planned is not None and audio is None and not video.frames
@@ -176,7 +177,8 @@ def _read_packets(
             depth = video.codec_context.reorder_depth
             return Media(path, planned, video.start_time, rate, depth, signature)
         times, sound = _read_times(container, video, audio)
-        order = frame_order(times, video.time_base, rate)
+        clock = exact(video.time_base)
+        order = frame_order(times, clock, rate)
         announced = video.frames
         if announced and announced != len(order):
             raise MediaFault(f"is cut short: {len(order)} of the {announced} frames of its header")
@@ -189,7 +191,7 @@ def _read_packets(
             reorder=max(reorder_depth(order), video.codec_context.reorder_depth if probe else 0),
             signature=signature,
             sound=sound,
-            clock_error=clock_error(times, video.time_base, rate),
+            clock_error=clock_error(times, clock, rate),
             table=None if audio else video_table(path),
         )
 
@@ -214,7 +216,7 @@ def read_growing(
         with av.open(file, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
             video, audio = _tracks(container)
             times, sound = _read_times(container, video, audio)
-            return times, video.time_base, sound
+            return times, exact(video.time_base), sound
     except (av.FFmpegError, ValueError) as error:
         raise MediaFault(f"cannot be read back ({reason_of(error)})") from None
 

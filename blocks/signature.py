@@ -11,6 +11,8 @@ from typing import Any
 
 import av
 
+from prefect_renderfarm.blocks.frame_rate import exact
+
 # By name; None and the like where a file does not tell.
 Signature = Mapping[str, str | int | None]
 
@@ -39,13 +41,13 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "frame size": f"{context.width}x{context.height}",
         "pixel format": context.pix_fmt,
         # The container's word goes before the codec's; where neither says one, pixels are square.
-        "pixel aspect": str(video.sample_aspect_ratio or 1),
+        "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
         "colour range": _colour_range(context),
         "colour matrix": _specified(context.colorspace),
         "colour primaries": _specified(context.color_primaries),
         "colour transfer": _specified(context.color_trc),
         "rotation": _rotation(video),
-        "time base": str(video.time_base),
+        "time base": str(exact(video.time_base)),
         "codec header": _short_hash(context.extradata),
     }
     if audio is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -33,7 +33,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed
-from prefect.types import DateTime
 
 from prefect_renderfarm.blocks.flow_runs import declare_crashed, end_run, read_runs
 from prefect_renderfarm.blocks.run_log import run_log
@@ -138,7 +137,7 @@ def _with_open_task_runs(client: SyncPrefectClient, job: RenderJob) -> list[Flow
     crashed = FlowRunFilter(
         tags=_tagged(job_tag(job)),
         state=_in_state([StateType.CRASHED]),
-        end_time=FlowRunFilterEndTime(before_=_ago(_RECORDING_SECONDS)),
+        end_time=FlowRunFilterEndTime.model_validate({"before_": _ago(_RECORDING_SECONDS)}),
     )
     return client.read_flow_runs(flow_run_filter=crashed, task_run_filter=_open_task_runs())
 
@@ -173,5 +172,5 @@ def _in_state(kinds: Iterable[StateType]) -> FlowRunFilterState:
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(kinds)))
 
 
-def _ago(seconds: float) -> DateTime:
-    return DateTime.now(UTC) - timedelta(seconds=seconds)
+def _ago(seconds: float) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=seconds)
