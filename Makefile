@@ -1,25 +1,30 @@
 # make demo   render a film through a farm of two work pools, on this machine
 # make test   all checks and tests; make test-long  the tests that take minutes
 # make up     start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
-# make check  ruff and mypy; make bench  benchmarks; make screenshots  docs/pictures anew
+# make check  ruff and mypy; make bench [NAME …]  benchmarks; make screenshots  docs/pictures anew
 # make chaos  kill and break parts of a farm in 200 jobs; CHAOS="--runs 20 --seed 7" for others
+# make test-pythons  checks, quick tests and demo with each Python that is found; PYTHONS="…" names some
 # make lock   requirements.lock anew; make clean  remove what was made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(shell command -v uv 2>/dev/null)
 # Nothing is written to the user's home: no Prefect profile, no package caches.
 export PREFECT_HOME := $(CURDIR)/$(VENV)/prefect
 export PIP_NO_CACHE_DIR := 1
-export UV_NO_CACHE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # A strict editable install links every file, so a new file needs a new install.
 SOURCES := $(sort $(wildcard blocks/* flows/*))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-long check up down bench chaos screenshots lock clean
+# What stands behind `bench` names benchmarks.
+ifeq (bench,$(firstword $(MAKECMDGOALS)))
+BENCHES := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
+$(if $(BENCHES),$(eval $(BENCHES):;@:))
+endif
+
+.PHONY: demo test test-quick test-long test-pythons check up down bench chaos screenshots lock clean
 
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
@@ -30,6 +35,13 @@ test: check
 
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long
+
+# The tests that need no farm.
+test-quick: check
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not long and not farm'
+
+test-pythons:
+	@$(PYTHON) tests/pythons.py $(PYTHONS)
 
 check: $(LINKED)
 	$(BIN)/ruff check .
@@ -43,7 +55,7 @@ down: $(LINKED)
 	@$(BIN)/python deployments/farm.py down
 
 bench: $(LINKED)
-	@$(BIN)/python tests/benchmarks/run.py
+	@$(BIN)/python tests/benchmarks/run.py $(BENCHES)
 
 chaos: $(LINKED)
 	@$(BIN)/python tests/chaos/run.py $(CHAOS)
@@ -53,33 +65,26 @@ screenshots: $(LINKED)
 	@$(BIN)/python tests/browser/run_form.py
 
 lock: $(LINKED)
-	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
 		--output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist out
 
 $(VENV)/.installed: requirements.lock
-ifdef UV
-	uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
-else
+	@sh deployments/check_machine.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
+	@# Built packages only: none asks for a compiler.
+	$(BIN)/python -m pip install --quiet --no-compile --only-binary :all: --require-hashes -r requirements.lock
 	@# On all cores, where pip compiles on one; some packages have files for other versions of Python.
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compiled.log 2>&1 || true
-endif
 	@touch $@
 
 $(LINKED): $(VENV)/.installed pyproject.toml
 	@rm -f $(VENV)/.linked-*
-	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))"
-ifdef UV
-	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
-else
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e .
-endif
 	@# Saves 0.7 s in each process of a farm where Python may not write what it compiles.
 	@$(BIN)/python -m compileall -q build/__editable__*
 	@touch $@

@@ -121,11 +121,11 @@ def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
                     f"the {name} time of frame {number} is {float(late):.6f} s after the first "
                     f"one's, not {float(number / _FPS):.6f} s"
                 )
-    if ending in MP4_ENDINGS:
-        if rate != _FPS:
-            return f"{rate} frames a second, not {_FPS}"
-        if abs(length - frames / _FPS) > clock:
-            return f"a track of {float(length):.6f} s, not {float(frames / _FPS):.6f} s"
+    if ending in MP4_ENDINGS and (rate != _FPS or abs(length - frames / _FPS) > clock):
+        return (
+            f"{rate} frames a second over {float(length):.6f} s, not {_FPS} over "
+            f"{float(frames / _FPS):.6f} s"
+        )
     made = _picture_hashes(film, frames)
     if made != [each for chunk in chunks for each in _picture_hashes(chunk.path, chunk.frames)]:
         return "other pictures than its chunks"

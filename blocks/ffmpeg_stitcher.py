@@ -64,8 +64,8 @@ class FfmpegStitcher(CheckedStitcher):
         default=None,
         title="FFmpeg",
         description=(
-            "The ffmpeg program. Empty: the one that comes with this package. Another one first has "
-            "to assemble small films exactly, or it is refused."
+            "The ffmpeg program. Empty: the one that comes with this package. Another one has "
+            "to assemble small films exactly at its first use, or it is refused."
         ),
     )
     video_codec: str = Field(

@@ -154,14 +154,13 @@ def api() -> FarmClient:
     return FarmClient(farm)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with tests of a farm first: they take longest, and none shall be waited for."""
-    with_farm = {
-        item.path
-        for item in items
-        if {"api", "own_farm"} & set(getattr(item, "fixturenames", ()))
-        or item.get_closest_marker("farm")
-    }
+    """Mark the tests of a farm; put their files first, so that none is waited for at the end."""
+    for item in items:
+        if {"api", "own_farm"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("farm")
+    with_farm = {item.path for item in items if item.get_closest_marker("farm")}
     items.sort(key=lambda item: item.path not in with_farm)
 
 
@@ -187,6 +186,7 @@ def own_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarmClient]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Start an S3 server in a process of its own, with an empty bucket; stop it after the tests."""
+    pytest.importorskip("swift", reason="Swift, the tests' S3 server, is built for Linux only")
     with serving(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
@@ -200,6 +200,7 @@ def bucket(s3: S3Server) -> S3Bucket:
 @pytest.fixture(scope="session")
 def functions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LambdaServer]:
     """Start AWS Lambda in processes of its own, with no functions; stop it after the tests."""
+    pytest.importorskip("awslambdaric", reason="AWS's runtime is built for Linux only")
     with serving_functions(tmp_path_factory.mktemp("lambda")) as server:
         yield server
 

@@ -91,7 +91,7 @@ def test_wheel_adds_one_name(wheel: Path) -> None:
     assert sorted(top) == ["prefect_renderfarm", "prefect_renderfarm-0.1.0.dist-info"]
     assert {"prefect_renderfarm/blocks/py.typed", "prefect_renderfarm/flows/py.typed"} <= set(names)
     assert "License-Expression: Apache-2.0" in metadata
-    assert "Requires-Dist: fastapi<0.151,>=0.139" in metadata
+    assert "Requires-Dist: prefect<4,>=3.9.1" in metadata
 
 
 def test_wheel_shows_its_blocks(wheel: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Benchmarks: ratios against a peer that is measured in the same run, side by side.
 
-    make bench                 all of them
-    python tests/benchmarks/run.py NAME…       stitch, last-chunk, memory, storage, film-memory,
-                               work-pool, scale, prefect-cache or job
+    make bench            all of them
+    make bench NAME …     stitch, last-chunk, memory, storage, film-memory, work-pool, scale,
+                          prefect-cache or job
 
 Machines are shared and noisy: all ways are measured several times, turn by turn, and the ratio is
 that of the medians.
@@ -10,10 +10,13 @@ that of the medians.
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +45,7 @@ def bench_job(folder: Path) -> None:
     template = clip_command().replace("{output}", "{output} --sleep 1")
     job: RenderJob = plan_job(frames, 24, chunks=32, command_template=template, id="bench")
     farm = Farm(folder / "farm")
-    waits: list[float] = []
+    parts: list[dict[str, float]] = []
     try:
         farm.up(port=PORT)
         client = FarmClient(farm)
@@ -51,17 +54,34 @@ def bench_job(folder: Path) -> None:
             path = folder / "farm-job" / "job.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(job.to_json())
+            typed = datetime.now(UTC)
+            # Forced: chunks that are there are not rendered again, but the peer renders all.
             run = client.type_and_watch(
                 "render-job/cloud", job=path, stitcher="remux-stitcher/default",
-                output_file="film.mp4", concurrency=width,
+                output_file="film.mp4", concurrency=width, force=True,
             )  # fmt: skip
             assert run.state is not None
             assert run.state.is_completed(), run.state.message
             [file] = path.parent.glob(".renderfarm/*/report.json")
             report = RenderReport.model_validate_json(file.read_text())
-            assert report.assembled_at is not None
+            assert not report.reused
             assert report.rendered_at is not None
-            waits.append((report.assembled_at - report.rendered_at).total_seconds())
+            moments = {
+                "": typed,
+                "command line, until the run is on the server": run.created,
+                "start of the run, until its first chunk": report.rendered_at
+                - timedelta(seconds=report.render_seconds),
+                "rendering": report.rendered_at,
+                "assembly, from the last chunk to the film": report.assembled_at,
+                "end of the run": run.end_time,
+                "command line, until it returns": datetime.now(UTC),
+            }
+            parts.append(
+                {
+                    name: (then - before).total_seconds()
+                    for (_, before), (name, then) in pairwise(moments.items())
+                }
+            )
 
         def by_hand() -> None:
             here = folder / "by-hand"
@@ -84,7 +104,8 @@ def bench_job(folder: Path) -> None:
             found,
             "thread pool + concat copy",
         )
-        print(f"  last chunk to finished film: {', '.join(f'{wait:.2f}' for wait in waits)} s")
+        for name in parts[0]:
+            print(f"    {name:<50} {statistics.median(part[name] for part in parts[1:]):6.2f} s")
     finally:
         farm.down()
 
