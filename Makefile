@@ -15,7 +15,7 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # A strict editable install links every file, so a new file needs a new install.
-SOURCES := $(sort $(wildcard blocks/* flows/*))
+SOURCES := $(sort $(shell find blocks flows -name '*.py' -o -name py.typed))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
 # What stands behind `bench` names benchmarks.

@@ -1,6 +1,11 @@
 """Prefect blocks of the render farm: where chunks run, and how a film is put together."""
 
-from prefect_renderfarm.blocks.aws_lambda_adapter import AwsLambdaAdapter
+from prefect_renderfarm.blocks.adapters.aws_lambda import AwsLambdaAdapter
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.adapters.http import HttpAdapter
+from prefect_renderfarm.blocks.adapters.local import LocalAdapter
+from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
+from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     AssemblyError,
     ChunkFileError,
@@ -19,14 +24,9 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.ffmpeg_stitcher import FfmpegStitcher
-from prefect_renderfarm.blocks.http_adapter import HttpAdapter
-from prefect_renderfarm.blocks.local_adapter import LocalAdapter
-from prefect_renderfarm.blocks.remux_stitcher import RemuxStitcher
-from prefect_renderfarm.blocks.video_stitcher import StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.work_pool_adapter import WorkPoolAdapter
-from prefect_renderfarm.blocks.worker_adapter import WorkerAdapter
-from prefect_renderfarm.blocks.worker_job import WorkerJob, WorkerResult
+from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher
+from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
+from prefect_renderfarm.blocks.stitchers.remux import RemuxStitcher
 
 __all__ = [
     "AssemblyError",

@@ -12,15 +12,15 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_renderfarm.blocks import JobError, SetupError
-from prefect_renderfarm.blocks.assets import ASSETS, is_list, read_list
-from prefect_renderfarm.blocks.in_sync import in_sync
-from prefect_renderfarm.blocks.job_store import KNOWN, ROOT
-from prefect_renderfarm.blocks.object_store import ObjectStore, StoredObject
-from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.job import is_key
+from prefect_renderfarm.blocks.assets.manifest import ASSETS, is_list, read_list
+from prefect_renderfarm.blocks.errors import JobError, SetupError
+from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.storage.job_store import KNOWN, ROOT
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore, StoredObject
+from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.parameters import OptionalText, StorageParameter, load_storage
-from prefect_renderfarm.flows.report import human_size
+from prefect_renderfarm.flows.runs.report import human_size
 
 # What stays of a job: little, and it tells what the job was and what it came to.
 _RECORDS = frozenset({"job.json", "report.json", "merge.json"})
@@ -180,7 +180,7 @@ def _publish(report: CleanReport) -> None:
         " and deleted" if any(row.deleted for row in rows) else "",
     )  # fmt: skip
     try:
-        in_sync(
+        call_sync(
             create_markdown_artifact,
             key="clean-storage",
             markdown="\n".join(lines),

@@ -15,28 +15,23 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
-from prefect_renderfarm.blocks import (
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.command import WorkerJob
+from prefect_renderfarm.blocks.errors import (
     AssemblyError,
-    StitchReport,
-    VideoStitcher,
-    WorkerAdapter,
+    NotAppendableError,
+    RenderStopped,
     WorkerError,
-    WorkerJob,
 )
-from prefect_renderfarm.blocks.assembly_progress import watching
-from prefect_renderfarm.blocks.errors import NotAppendableError, RenderStopped
-from prefect_renderfarm.blocks.image_sequence import has_number
-from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.flows.adapter_use import check_commands
-from prefect_renderfarm.flows.arrivals import ChunkArrivals
-from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.chunk_rounds import require_success
-from prefect_renderfarm.flows.chunks_in_use import chunks_in_use
-from prefect_renderfarm.flows.film_place import film_place
-from prefect_renderfarm.flows.job import RenderJob
-from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
-from prefect_renderfarm.flows.job_source import load_job
-from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.blocks.media.image_sequence import has_number
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher
+from prefect_renderfarm.blocks.stitchers.progress import watching
+from prefect_renderfarm.flows.jobs.load import find_in_storage, find_stored_job, load_job
+from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.merging.assembly import plan_assembly
+from prefect_renderfarm.flows.merging.fetch import ChunkArrivals
+from prefect_renderfarm.flows.merging.merge_run import RELEASED
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     JobParameter,
@@ -51,19 +46,21 @@ from prefect_renderfarm.flows.parameters import (
     load_stitcher,
     load_storage,
 )
-from prefect_renderfarm.flows.patience import patiently
-from prefect_renderfarm.flows.progress import Progress
-from prefect_renderfarm.flows.render_watch import why_no_more_chunks
-from prefect_renderfarm.flows.report import human_size
+from prefect_renderfarm.flows.rendering.executors import require_success
+from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
-from prefect_renderfarm.flows.run_names import job_run_name, tag_run
-from prefect_renderfarm.flows.stored_folder import open_folder
-from prefect_renderfarm.flows.stored_job import find_in_storage, find_stored_job
-from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
-from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
-
-# How a merge run ends that gave its place on the work pool back; its render-job starts another.
-RELEASED = "Released"
+from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
+from prefect_renderfarm.flows.runs.parent_watch import why_no_more_chunks
+from prefect_renderfarm.flows.runs.progress import Progress
+from prefect_renderfarm.flows.runs.report import human_size
+from prefect_renderfarm.flows.runs.retry import patiently
+from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.state.chunks_in_use import chunks_in_use
+from prefect_renderfarm.flows.state.file_locks import BUSY_SECONDS, taking_turns
+from prefect_renderfarm.flows.state.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.state.lease import Lease
+from prefect_renderfarm.flows.state.output_location import output_location
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -117,7 +114,7 @@ def merge_job(
     folder.tidy()
     folder.environment = environment or ""
     glue = None if stitcher is None else load_stitcher(stitcher)
-    place = film_place(folder, output_file)
+    place = output_location(folder, output_file)
     film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, glue, film)
     why_not = why_no_more_chunks()

@@ -17,20 +17,19 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from prefect_renderfarm.blocks import (
-    AwsLambdaAdapter,
-    FfmpegStitcher,
-    HttpAdapter,
-    LocalAdapter,
-    RemuxStitcher,
-    SetupError,
-    VideoStitcher,
-    WorkerAdapter,
-    WorkPoolAdapter,
-)
-from prefect_renderfarm.blocks.excerpt import excerpt, one_line
-from prefect_renderfarm.blocks.in_sync import in_sync
-from prefect_renderfarm.flows.job import RenderJob
+from prefect_renderfarm.blocks.adapters.aws_lambda import AwsLambdaAdapter
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.adapters.http import HttpAdapter
+from prefect_renderfarm.blocks.adapters.local import LocalAdapter
+from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
+from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
+from prefect_renderfarm.blocks.stitchers.base import VideoStitcher
+from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
+from prefect_renderfarm.blocks.stitchers.remux import RemuxStitcher
+from prefect_renderfarm.flows.jobs.load import relative_path_message
+from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
 
 BlockType = TypeVar("BlockType", bound=Block)
@@ -140,9 +139,9 @@ def _load_named(name: str, parameter: str, example: str) -> Block:
         )
     try:
         if known := _KNOWN.get(slug):
-            block: Block = in_sync(known.load, document)
+            block: Block = call_sync(known.load, document)
         else:
-            block = in_sync(Block.load, name)
+            block = call_sync(Block.load, name)
     except ValueError as error:
         raise SetupError(
             f"{parameter} {excerpt(name)}: no such block is saved on the server "
@@ -181,11 +180,3 @@ def absolute_in_deployment(path: Path, parameter: str, deployed: bool) -> Path:
     if deployed and not path.is_absolute():
         raise SetupError(relative_path_message(parameter, str(path)))
     return path.absolute()
-
-
-def relative_path_message(parameter: str, value: str) -> str:
-    """Say why a relative path is refused in a deployed run."""
-    return (
-        f"{parameter} {excerpt(value)} is a relative path: in a deployed run it would mean the "
-        "worker's folder, not yours; give an absolute path"
-    )

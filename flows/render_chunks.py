@@ -8,23 +8,14 @@ from contextlib import contextmanager, nullcontext
 from prefect import flow
 from prefect.runtime import deployment, flow_run
 
-from prefect_renderfarm.blocks import JobError, StorageError, WorkStopped
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.media import Verify
-from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.blocks.video_stitcher import ChunkRules
-from prefect_renderfarm.flows.adapter_use import check_adapter, job_slot
-from prefect_renderfarm.flows.attempts import (
-    Attempts,
-    FailedAttempt,
-    Failures,
-    SlowChunks,
-    check_attempts,
-)
-from prefect_renderfarm.flows.job import Chunk, RenderJob
-from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
-from prefect_renderfarm.flows.job_source import file_of, load_job
-from prefect_renderfarm.flows.orphans import end_with_run
+from prefect_renderfarm.blocks.errors import JobError, StorageError, WorkStopped
+from prefect_renderfarm.blocks.media.model import Verify
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.stitchers.base import ChunkRules
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.load import file_of, find_in_storage, load_job
+from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -41,14 +32,23 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
     load_storage,
 )
-from prefect_renderfarm.flows.render_watch import why_no_more_chunks
-from prefect_renderfarm.flows.run_names import batch_run_name, tag_run
-from prefect_renderfarm.flows.run_notes import RunNotes
-from prefect_renderfarm.flows.shared_rendering import SharedRendering
-from prefect_renderfarm.flows.stored_folder import open_folder
-from prefect_renderfarm.flows.stored_job import find_in_storage
-from prefect_renderfarm.flows.taking_turns import BUSY_SECONDS, taking_turns
-from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.rendering.attempts import (
+    Attempts,
+    Failures,
+    SlowChunks,
+    check_attempts,
+)
+from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
+from prefect_renderfarm.flows.rendering.shared import SharedRendering
+from prefect_renderfarm.flows.results import FailedAttempt
+from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
+from prefect_renderfarm.flows.runs.orphans import end_with_run
+from prefect_renderfarm.flows.runs.parent_watch import why_no_more_chunks
+from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.state.file_locks import BUSY_SECONDS, taking_turns
+from prefect_renderfarm.flows.state.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.state.notes import RunNotes
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])

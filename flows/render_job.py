@@ -12,26 +12,16 @@ from prefect import flow, tags
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
 
-from prefect_renderfarm.blocks import (
-    JobError,
-    SetupError,
-    StorageError,
-    VideoStitcher,
-    WorkerAdapter,
-)
-from prefect_renderfarm.blocks.flow_runs import find_deployment
-from prefect_renderfarm.blocks.run_log import run_log
-from prefect_renderfarm.blocks.video_stitcher import ChunkRules
-from prefect_renderfarm.flows.adapter_use import check_adapter, check_commands, job_slot
-from prefect_renderfarm.flows.assembly import plan_assembly
-from prefect_renderfarm.flows.attempts import Attempts, Failures, SlowChunks, check_attempts
-from prefect_renderfarm.flows.film_place import film_place
-from prefect_renderfarm.flows.job_folder import JobFolder, default_folder
-from prefect_renderfarm.flows.job_source import file_of, load_job
-from prefect_renderfarm.flows.merge_ahead import MergeAhead
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
+from prefect_renderfarm.flows.jobs.load import file_of, load_job
 from prefect_renderfarm.flows.merge_job import merge_job
-from prefect_renderfarm.flows.merge_run import MergeRun
-from prefect_renderfarm.flows.orphans import end_orphans, end_with_run
+from prefect_renderfarm.flows.merging.assembly import plan_assembly
+from prefect_renderfarm.flows.merging.merge_ahead import MergeAhead
+from prefect_renderfarm.flows.merging.merge_run import MergeRun
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -52,14 +42,24 @@ from prefect_renderfarm.flows.parameters import (
     load_storage,
     reference,
 )
-from prefect_renderfarm.flows.patience import patiently
-from prefect_renderfarm.flows.report import publish_report
+from prefect_renderfarm.flows.rendering.attempts import (
+    Attempts,
+    Failures,
+    SlowChunks,
+    check_attempts,
+)
+from prefect_renderfarm.flows.rendering.preflight import check_adapter, check_commands, job_slot
+from prefect_renderfarm.flows.rendering.shared import SharedRendering
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
-from prefect_renderfarm.flows.run_names import job_run_name, job_tag, tag_run
-from prefect_renderfarm.flows.shared_rendering import SharedRendering
-from prefect_renderfarm.flows.stored_folder import open_folder
-from prefect_renderfarm.flows.taking_turns import taking_turns
-from prefect_renderfarm.flows.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
+from prefect_renderfarm.flows.runs.orphans import end_orphans, end_with_run
+from prefect_renderfarm.flows.runs.report import publish_report
+from prefect_renderfarm.flows.runs.retry import patiently
+from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.state.file_locks import taking_turns
+from prefect_renderfarm.flows.state.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.state.output_location import output_location
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 
 @flow(name="render-job", flow_run_name=job_run_name("render"), on_crashed=[end_with_run])
@@ -135,7 +135,7 @@ def render_job(
         load_storage(storage),
     )
     folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, chosen.storage)
-    place = film_place(folder, output_file)
+    place = output_location(folder, output_file)
     film = place.path if place else None
     assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
     merger = chosen.merge_adapter or chosen.adapter

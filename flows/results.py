@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_renderfarm.blocks import StitchReport
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.flows.attempts import FailedAttempt
+from prefect_renderfarm.blocks.stitchers.base import StitchReport
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 
 
 class _Result(BaseModel):
@@ -24,6 +23,16 @@ class Assembly(StrEnum):
     MERGED = "merged"
     SKIPPED = "skipped"
     OFF = "off"
+
+
+class FailedAttempt(_Result):
+    """An attempt at a chunk that failed."""
+
+    chunk: int = Field(description="Id of the chunk.")
+    attempt: int = Field(description="Number of the attempt, from 1.")
+    seconds: float = Field(description="Time that it took, in seconds.")
+    kind: str = Field(description="The class of its error.")
+    message: str = Field(description="What failed.")
 
 
 class MergeReport(_Result):

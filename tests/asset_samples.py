@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 
 
 @dataclass

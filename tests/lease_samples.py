@@ -18,15 +18,15 @@ from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import flow_run
 
 from prefect_renderfarm.blocks import StorageError
-from prefect_renderfarm.flows import lease_holders
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.flows.state import holders as lease_holders
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
 
 JOB = small_job(total_frames=40, chunks=40)
 IDS = {chunk.id for chunk in JOB.chunks}
 QUICK = {"beat_seconds": 0.2, "silent_seconds": 2.0}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["prefect_renderfarm.flows.lease", "prefect_aws.s3"])
+PROCESSES.set_forkserver_preload(["prefect_renderfarm.flows.state.lease", "prefect_aws.s3"])
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from storage_samples import S3Server
 from test_hostile_jobs import refusal
 
 from prefect_renderfarm.blocks import CommandNotRunnable, JobError, LocalAdapter, WorkerJob
-from prefect_renderfarm.blocks.allowed_programs import listed_programs
-from prefect_renderfarm.blocks.command_line import split_command
+from prefect_renderfarm.blocks.processes.allowed_programs import listed_programs
+from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.flows import merge_job, render_chunks, render_job
-from prefect_renderfarm.flows.adapter_use import check_commands
+from prefect_renderfarm.flows.rendering.preflight import check_commands
 
 SCRIPT = "#!/bin/sh\necho evil\n"
 

@@ -14,11 +14,11 @@ from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, SetupError
 from prefect_renderfarm.flows import merge_job
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.results import Assembly, MergeReport
-from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 Opener = Callable[[], JobFolder]
 

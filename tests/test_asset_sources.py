@@ -30,13 +30,13 @@ from prefect_renderfarm.blocks import (
     LocalAdapter,
     RemuxStitcher,
     WorkerLost,
-    asset_sources,
 )
-from prefect_renderfarm.blocks.archive import unpack
-from prefect_renderfarm.blocks.assets import lay_out, read_list
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.assets import sources as asset_sources
+from prefect_renderfarm.blocks.assets.archive import unpack
+from prefect_renderfarm.blocks.assets.manifest import lay_out, read_list
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderJob, plan_job, render_chunks, render_job
-from prefect_renderfarm.flows.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.stored_folder import StoredFolder
 
 pytestmark = pytest.mark.usefixtures("temporary")
 

@@ -18,13 +18,19 @@ from prefect_renderfarm.blocks import (
     StorageError,
     WorkerLost,
     WorkStopped,
-    asset_cache,
 )
-from prefect_renderfarm.blocks.asset_cache import AssetCache
-from prefect_renderfarm.blocks.asset_url import local_folder
-from prefect_renderfarm.blocks.assets import AssetFile, AssetList, lay_out, read_list, send_assets
-from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.assets import cache as asset_cache
+from prefect_renderfarm.blocks.assets.cache import AssetCache
+from prefect_renderfarm.blocks.assets.manifest import (
+    AssetFile,
+    AssetList,
+    lay_out,
+    read_list,
+    send_assets,
+)
+from prefect_renderfarm.blocks.assets.url import local_folder
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 
 STRANGE = ['it\'s "quoted".txt', "日本語 é.txt", "new\nline", "-rf", "back\\slash", "a b/ç/$HOME"]
 pytestmark = pytest.mark.usefixtures("temporary")

@@ -21,8 +21,9 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.blocks.errors import RepeatedFault, TooManyFailures
 from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
-from prefect_renderfarm.flows.attempts import Attempts, FailedAttempt, Failures
-from prefect_renderfarm.flows.report import report_markdown
+from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
+from prefect_renderfarm.flows.results import FailedAttempt
+from prefect_renderfarm.flows.runs.report import report_markdown
 
 
 def job_with(folder: Path, extra: dict[int, str], chunks: int = 3) -> RenderJob:

@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks import (
     RemuxStitcher,
     WorkPoolAdapter,
 )
-from prefect_renderfarm.blocks.farm_block import LOGO_URL
+from prefect_renderfarm.blocks.base import LOGO_URL
 
 BLOCKS: list[type[Block]] = [
     LocalAdapter,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jobs import small_job
 
-from prefect_renderfarm.flows.chunk_queue import ChunkQueue
-from prefect_renderfarm.flows.run_names import batch_name
+from prefect_renderfarm.flows.rendering.pool_queue import ChunkQueue
+from prefect_renderfarm.flows.runs.names import batch_name
 
 
 def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:

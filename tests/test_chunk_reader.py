@@ -11,14 +11,14 @@ from fault_table import TABLE, Fault
 from faulty_media import Shop, bytes_of, wider
 from media_samples import Recipe, write_clip
 
-from prefect_renderfarm.blocks import media_reader
-from prefect_renderfarm.blocks.chunk_reader import ChunkReader
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
+from prefect_renderfarm.blocks.chunks.reader import ChunkReader
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media import Media, Verify
-from prefect_renderfarm.flows import done_log
-from prefect_renderfarm.flows.done_log import DoneLog
-from prefect_renderfarm.flows.job import Chunk
+from prefect_renderfarm.blocks.media import reader as media_reader
+from prefect_renderfarm.blocks.media.model import Media, Verify
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.rendering import done_log
+from prefect_renderfarm.flows.rendering.done_log import DoneLog
 
 FPS = Fraction(30)
 

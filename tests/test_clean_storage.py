@@ -21,9 +21,9 @@ from prefect_renderfarm.blocks import (
     SetupError,
     WorkerError,
 )
-from prefect_renderfarm.blocks.assets import send_assets
-from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.assets.manifest import send_assets
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, clean_storage, render_job
 
 OLD, YOUNG = "old-0123456789ab", "young-0123456789ab"

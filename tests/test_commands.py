@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from prefect_renderfarm.blocks import FfmpegStitcher, JobError
-from prefect_renderfarm.blocks.command_line import split_command
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.ffmpeg_stitcher import write_playlist
-from prefect_renderfarm.blocks.frame_grid import frame_order
-from prefect_renderfarm.blocks.frame_rate import parse_fps
-from prefect_renderfarm.blocks.media import Media, Sound
-from prefect_renderfarm.blocks.sound_plan import SoundMode, SoundPlan
+from prefect_renderfarm.blocks.media.frame_grid import frame_order
+from prefect_renderfarm.blocks.media.frame_rate import parse_fps
+from prefect_renderfarm.blocks.media.model import Media, Sound
+from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, SoundPlan
+from prefect_renderfarm.blocks.stitchers.ffmpeg import write_playlist
 
 GLOBAL = [
     "-nostdin", "-hide_banner", "-loglevel", "warning",

@@ -15,8 +15,8 @@ import pytest
 from media_samples import Recipe, frame_hashes, frame_times, write_chunks, write_clip
 
 from prefect_renderfarm.blocks import AssemblyError, FfmpegStitcher, RemuxStitcher
-from prefect_renderfarm.blocks.mp4_index import MP4_ENDINGS, read_mp4_index
-from prefect_renderfarm.blocks.video_stitcher import StitchReport
+from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS, read_mp4_index
+from prefect_renderfarm.blocks.stitchers.base import StitchReport
 
 NTSC = Fraction(30000, 1001)
 RATES = [Fraction(24), Fraction(25), Fraction(30), NTSC, Fraction(24000, 1001), Fraction(60)]

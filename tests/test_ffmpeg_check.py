@@ -14,7 +14,7 @@ import pytest
 from media_samples import Recipe, frame_hashes, frame_times, write_chunks
 
 from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 
 ROOT = Path(__file__).resolve().parent.parent
 # The arguments of a command are "$@"; `swap` writes others into `new`.

@@ -18,11 +18,13 @@ import pytest
 from media_samples import Recipe, frame_hashes, write_clip
 
 from prefect_renderfarm import blocks
-from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher, growing_file, remux_stitcher
-from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
-from prefect_renderfarm.blocks.ffmpeg_stitcher import write_playlist
-from prefect_renderfarm.blocks.media_reader import read_media
-from prefect_renderfarm.blocks.whole_file import scratch_folder
+from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher
+from prefect_renderfarm.blocks.media import tail as growing_file
+from prefect_renderfarm.blocks.media.reader import read_media
+from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.stitchers import remux as remux_stitcher
+from prefect_renderfarm.blocks.stitchers.ffmpeg import write_playlist
+from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
 
 ATTEMPTS = 20
 CHUNKS, CHUNK_FRAMES = 14, 200

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.blocks.command_line import split_command
+from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.job import is_key
-from prefect_renderfarm.flows.run_names import job_label
+from prefect_renderfarm.flows.jobs.spec import is_key
+from prefect_renderfarm.flows.runs.names import job_label
 
 EXAMPLES = pytest.mark.parametrize("examples", [500, pytest.param(10_000, marks=pytest.mark.long)])
 MOST_CHARACTERS = 700

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_renderfarm.blocks import FatalWorkerError, WorkStopped, archive
-from prefect_renderfarm.blocks.archive import DamagedArchive, unpack
+from prefect_renderfarm.blocks import FatalWorkerError, WorkStopped
+from prefect_renderfarm.blocks.assets import archive
+from prefect_renderfarm.blocks.assets.archive import DamagedArchive, unpack
 from prefect_renderfarm.blocks.errors import RenderFarmError
 
 GO = threading.Event()

@@ -16,10 +16,9 @@ from test_job import HELIOS, changed, set_chunk
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter
 from prefect_renderfarm.flows import RenderJob, render_job
-from prefect_renderfarm.flows.job_source import load_job
-from prefect_renderfarm.flows.job_text import MOST_BYTES, MOST_PARTS
-from prefect_renderfarm.flows.run_names import job_label
-from prefect_renderfarm.flows.stored_job import find_stored_job
+from prefect_renderfarm.flows.jobs.load import find_stored_job, load_job
+from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, MOST_PARTS
+from prefect_renderfarm.flows.runs.names import job_label
 
 # No message is longer, whatever the spec holds.
 MOST_CHARACTERS = 700
@@ -52,8 +51,8 @@ def all_ways(data: dict[str, Any]) -> list[str]:
 
 MEASURE = """
 import resource, sys, time
-from prefect_renderfarm.flows.job_source import load_job
-from prefect_renderfarm.flows.job_text import parse_spec
+from prefect_renderfarm.flows.jobs.load import load_job
+from prefect_renderfarm.flows.jobs.parse import parse_spec
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 if sys.argv[2] == "job":
     assert len(load_job(sys.argv[1])[0].chunks) == 100_000

@@ -14,10 +14,10 @@ from test_hostile_jobs import all_ways, refusal
 from test_job import changed, set_chunk
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.command_line import MOST_COMMAND_BYTES, split_command
-from prefect_renderfarm.blocks.whole_file import write_whole
+from prefect_renderfarm.blocks.processes.command_line import MOST_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_folder import JobFolder
 
 NAME = "x" * 201
 
@@ -123,7 +123,7 @@ def test_unusual_files_are_files(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", ["x" * 200, "x." + "y" * 198, "x" * 100 + "." + "y" * 99])
 def test_longest_name_can_be_written(tmp_path: Path, name: str) -> None:
     """What the limit lets through has room for the temporary name beside it, too."""
-    write_whole(tmp_path / name, "")
+    write_atomic(tmp_path / name, "")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

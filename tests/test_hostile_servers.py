@@ -17,19 +17,15 @@ from test_hostile_jobs import refusal
 from test_hostile_urls import SECRET, archive_refusal
 from test_job import HELIOS
 
-from prefect_renderfarm.blocks import (
-    FatalWorkerError,
-    JobError,
-    WorkerLost,
-    WorkStopped,
-    asset_sources,
-)
-from prefect_renderfarm.blocks.asset_cache import AssetCache
-from prefect_renderfarm.blocks.asset_sources import files_in_s3, lay_out_archive
-from prefect_renderfarm.blocks.asset_url import local_folder, where_assets_are
-from prefect_renderfarm.blocks.object_store import ObjectStore
-from prefect_renderfarm.flows import RenderJob, job_source
-from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.blocks import FatalWorkerError, JobError, WorkerLost, WorkStopped
+from prefect_renderfarm.blocks.assets import sources as asset_sources
+from prefect_renderfarm.blocks.assets.cache import AssetCache
+from prefect_renderfarm.blocks.assets.sources import files_in_s3, lay_out_archive
+from prefect_renderfarm.blocks.assets.url import local_folder, where_assets_are
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.flows import RenderJob
+from prefect_renderfarm.flows.jobs import load as job_source
+from prefect_renderfarm.flows.jobs.load import load_job
 
 JOB = json.dumps(HELIOS).encode()
 
@@ -229,7 +225,7 @@ def test_large_objects_and_other_buckets(
         monkeypatch.setenv(name, value)
     url = f"s3://{bucket.bucket_name}"
     assert load_job(f"{url}/job.json")[0].chunks
-    monkeypatch.setattr("prefect_renderfarm.flows.job_text.MOST_BYTES", len(JOB) - 1)
+    monkeypatch.setattr("prefect_renderfarm.flows.jobs.parse.MOST_BYTES", len(JOB) - 1)
     assert "is it a job spec?" in refusal(lambda: load_job(f"{url}/job.json"))
     monkeypatch.setenv("RENDERFARM_URL_HOSTS", "s3://another")
     with pytest.raises(FatalWorkerError, match="is not among those of RENDERFARM_URL_HOSTS"):

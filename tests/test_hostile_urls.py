@@ -16,10 +16,10 @@ from test_hostile_jobs import refusal
 from test_job import HELIOS
 
 from prefect_renderfarm.blocks import FatalWorkerError, SetupError
-from prefect_renderfarm.blocks.asset_cache import AssetCache
-from prefect_renderfarm.blocks.asset_sources import lay_out_archive
-from prefect_renderfarm.blocks.url_guard import UrlRules, is_public
-from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.blocks.assets.cache import AssetCache
+from prefect_renderfarm.blocks.assets.sources import lay_out_archive
+from prefect_renderfarm.blocks.http.url_rules import UrlRules, is_public
+from prefect_renderfarm.flows.jobs.load import load_job
 
 SECRET = "s3cret"  # noqa: S105
 

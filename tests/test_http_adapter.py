@@ -19,7 +19,7 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.http_client import retry_after
+from prefect_renderfarm.blocks.http.client import retry_after
 
 AZURE_KEY = "azure-k3y"
 _LOST, _REFUSED = WorkerLost, WorkerRefused

@@ -18,7 +18,7 @@ from prefect_renderfarm.blocks import (
     LocalAdapter,
 )
 from prefect_renderfarm.flows import render_job
-from prefect_renderfarm.flows.job_source import load_job
+from prefect_renderfarm.flows.jobs.load import load_job
 
 
 @pytest.mark.usefixtures("api")

@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 
 INVOKE = "/invocations"
 

@@ -20,10 +20,10 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkerRefused,
     WorkStopped,
-    aws_lambda_adapter,
 )
-from prefect_renderfarm.blocks.helios import helios_result
-from prefect_renderfarm.blocks.lambda_answer import LogTail
+from prefect_renderfarm.blocks.adapters import aws_lambda as aws_lambda_adapter
+from prefect_renderfarm.blocks.adapters.aws_lambda_errors import LogTail
+from prefect_renderfarm.blocks.adapters.helios import helios_result
 
 FAULTY = """
 import os, signal, sys, time

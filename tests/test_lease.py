@@ -27,9 +27,9 @@ from lease_samples import (
 )
 
 from prefect_renderfarm.blocks import JobError, StorageError
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
-from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 IN_A_BUCKET_LATER = pytest.mark.parametrize(
     "folder", ["folder", pytest.param("bucket", marks=pytest.mark.long)], indirect=True

@@ -19,9 +19,9 @@ from processes_here import wait_for
 from repeating import repeating
 
 from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
-from prefect_renderfarm.blocks.rate_limit import RateLimit
+from prefect_renderfarm.blocks.adapters.rate_limit import RateLimit
 from prefect_renderfarm.flows import render_chunks, render_job
-from prefect_renderfarm.flows.stored_folder import open_folder
+from prefect_renderfarm.flows.state.stored_folder import open_folder
 
 
 def test_so_many_at_once() -> None:

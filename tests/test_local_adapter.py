@@ -13,13 +13,8 @@ import pytest
 from processes_here import family, gone, python, wait_for
 from pydantic import ValidationError
 
-from prefect_renderfarm.blocks import (
-    JobError,
-    LocalAdapter,
-    SetupError,
-    WorkerJob,
-    ffmpeg_binary,
-)
+from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob
+from prefect_renderfarm.blocks.processes import ffmpeg_binary
 
 
 def test_group_ends_with_its_leader(tmp_path: Path) -> None:

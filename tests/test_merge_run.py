@@ -19,8 +19,8 @@ from prefect.states import Cancelled, Completed, Failed, Pending
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError
-from prefect_renderfarm.flows import merge_run
-from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.merging import merge_run
+from prefect_renderfarm.flows.state.job_folder import JobFolder
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from test_end_to_end import assert_film, is_final
 from test_work_pool_adapter import process_of
 
 from prefect_renderfarm.blocks import LocalAdapter
-from prefect_renderfarm.blocks.flow_runs import declare_crashed
+from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed
 from prefect_renderfarm.flows import RenderJob, render_job
-from prefect_renderfarm.flows.orphans import end_orphans
-from prefect_renderfarm.flows.render_chunk import render_chunk
+from prefect_renderfarm.flows.rendering.task import render_chunk
+from prefect_renderfarm.flows.runs.orphans import end_orphans
 
 OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 AUTOMATIONS = {"renderfarm-lost-runs", "renderfarm-lost-runs-elsewhere"}

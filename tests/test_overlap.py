@@ -16,11 +16,11 @@ from processes_here import wait_for
 from test_end_to_end import STITCH, assert_failed, assert_film, is_final
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
-from prefect_renderfarm.blocks.chunk_file import file_sha256
+from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
 from prefect_renderfarm.flows import RenderJob, merge_job, render_job
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
 from prefect_renderfarm.flows.results import RenderReport
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
 
 
 def gated_job(folder: Path, **options: Any) -> RenderJob:

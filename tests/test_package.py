@@ -32,22 +32,72 @@ def test_public_names() -> None:
             assert getattr(package, name).__doc__, name
 
 
-def sources(folder: str) -> list[Path]:
-    """Return the modules of a top-level folder."""
-    return sorted((ROOT / folder).glob("*.py"))
+# Each line may import those below it. Rooms on one line do not import each other, files do.
+LAYERS = {
+    "blocks": [
+        ["adapters"],
+        ["chunks"],
+        ["stitchers", "assets"],
+        ["storage"],
+        ["media", "processes", "http"],
+        ["runtime"],
+        ["command", "base", "errors"],
+    ],
+    "flows": [
+        ["render_job", "render_chunks", "merge_job", "clean_storage"],
+        ["merging", "rendering"],
+        ["state"],
+        ["runs", "parameters"],
+        ["jobs"],
+        ["results"],
+    ],
+}
 
 
-@pytest.mark.parametrize("path", sources("blocks") + sources("flows"), ids=lambda path: path.stem)
-def test_modules_are_small_and_point_one_way(path: Path) -> None:
-    """No module is past 300 lines; blocks import no flows, flows no deployments."""
-    text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    forbidden = {"blocks": ("prefect_renderfarm.flows",), "flows": ("farm", "deployments")}
-    for node in ast.walk(ast.parse(text)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for name in names:
-            assert not name.startswith(forbidden[path.parent.name])
+def layer_of(package: str, room: str) -> int:
+    """Return how far up a room stands in its package."""
+    [place] = [place for place, rooms in enumerate(LAYERS[package]) if room in rooms]
+    return -place
+
+
+def imported(path: Path) -> list[str]:
+    """Return the modules that a module imports from, by their dotted names."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.append(node.module or "")
+    return [name for name in names if name.startswith("prefect_renderfarm")]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_dependencies_point_one_way(package: str) -> None:
+    """Rooms import lower ones only, and nothing takes a name from a package's root."""
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for name in imported(path):
+            other, *rooms = name.split(".")[1:]
+            if room == "__init__" or ((package, other) == ("flows", "blocks") and rooms):
+                continue
+            if other != package or not rooms:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+                continue
+            mine, its = layer_of(package, room), layer_of(package, rooms[0])
+            if its > mine or (
+                its == mine and (ROOT / package / room).is_dir() and room != rooms[0]
+            ):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_rooms_are_not_crowded(package: str) -> None:
+    """No folder holds more than 14 Python files."""
+    folders = [ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())]
+    assert not [folder for folder in folders if len(list(folder.glob("*.py"))) > 14 + 1]
 
 
 def test_lock_has_hashes_and_no_addresses() -> None:

@@ -15,10 +15,10 @@ from storage_samples import keys
 from test_work_pool_adapter import rendered, two_runs
 
 from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, RemuxStitcher
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, merge_job, render_job
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.state.job_folder import JobFolder
 
 pytestmark = pytest.mark.usefixtures("api")
 

@@ -25,8 +25,8 @@ from prefect_renderfarm.blocks import (
     WorkerResult,
 )
 from prefect_renderfarm.flows import RenderJob, render_chunks, render_job
-from prefect_renderfarm.flows import render_chunk as render_chunk_module
-from prefect_renderfarm.flows.report import report_markdown
+from prefect_renderfarm.flows.rendering import task as render_chunk_module
+from prefect_renderfarm.flows.runs.report import report_markdown
 
 
 class SlowAdapter(WorkerAdapter):

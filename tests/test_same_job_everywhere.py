@@ -16,7 +16,7 @@ from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkerAdapter, WorkPoolAdapter
-from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job
 
 CHUNKS, FRAMES = 24, 60

@@ -15,15 +15,15 @@ from prefect import flow
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError, CommandFailed, LocalAdapter, StorageError
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.video_stitcher import ChunkRules
+from prefect_renderfarm.blocks.stitchers.base import ChunkRules
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.attempts import Attempts, Failures
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.done_chunks import DoneChunks
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
-from prefect_renderfarm.flows.shared_rendering import SharedRendering
+from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.rendering.shared import SharedRendering
+from prefect_renderfarm.flows.state.done_chunks import DoneChunks
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
 
 SAME = ChunkRules(may_differ=frozenset())
 

@@ -21,8 +21,8 @@ from prefect_renderfarm.blocks import (
     StorageError,
     StorageRefused,
 )
-from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.blocks.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderReport, merge_job, render_job
 
 

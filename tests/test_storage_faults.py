@@ -31,9 +31,9 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkPoolAdapter,
 )
-from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderReport, merge_job, render_job
-from prefect_renderfarm.flows.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.stored_folder import StoredFolder
 
 KINDS = ["local", "lambda", "http", "work-pool"]
 LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in KINDS}

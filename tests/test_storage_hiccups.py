@@ -24,18 +24,18 @@ from prefect_renderfarm.blocks import (
     StorageRefused,
     WorkerLost,
 )
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.object_store import ObjectStore
-from prefect_renderfarm.flows import patience
-from prefect_renderfarm.flows.arrivals import ChunkArrivals
-from prefect_renderfarm.flows.batch_run import BatchRun
-from prefect_renderfarm.flows.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.done_chunks import DoneChunks
-from prefect_renderfarm.flows.job import Chunk
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.lease import Lease
-from prefect_renderfarm.flows.run_losses import _LEAST_LOST, RunLosses
-from prefect_renderfarm.flows.stored_folder import StoredFolder
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.merging.fetch import ChunkArrivals
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.rendering.pool_losses import _LEAST_LOST, RunLosses
+from prefect_renderfarm.flows.rendering.pool_run import BatchRun
+from prefect_renderfarm.flows.runs import retry as patience
+from prefect_renderfarm.flows.state.done_chunks import DoneChunks
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
+from prefect_renderfarm.flows.state.stored_folder import StoredFolder
 
 AWAY = StorageError("storage 'x' does not answer")
 

@@ -21,8 +21,8 @@ from test_work_pool_adapter import in_background
 from prefect_renderfarm.blocks import LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.errors import RenderStopped
 from prefect_renderfarm.flows import RenderJob, merge_job
-from prefect_renderfarm.flows.job_folder import JobFolder
-from prefect_renderfarm.flows.taking_turns import taking_turns
+from prefect_renderfarm.flows.state.file_locks import taking_turns
+from prefect_renderfarm.flows.state.job_folder import JobFolder
 
 
 def changed(job: RenderJob) -> RenderJob:
@@ -34,8 +34,8 @@ def changed(job: RenderJob) -> RenderJob:
 def at_work(folder: JobFolder) -> Iterator[subprocess.Popen[str]]:
     """Have another process at a job's files."""
     code = (
-        "import sys, pathlib, prefect_renderfarm.flows.taking_turns as turns;"
-        "from prefect_renderfarm.flows.job_folder import JobFolder;"
+        "import sys, pathlib, prefect_renderfarm.flows.state.file_locks as turns;"
+        "from prefect_renderfarm.flows.state.job_folder import JobFolder;"
         "from prefect_renderfarm.flows import RenderJob;"
         "job = RenderJob.model_validate_json(sys.stdin.readline());"
         "turn = turns.taking_turns(JobFolder(pathlib.Path(sys.argv[1]), job));"

@@ -19,9 +19,10 @@ from test_end_to_end import assert_failed, is_final
 from test_work_pool_adapter import batches, job_of, rendered, two_runs
 
 from prefect_renderfarm.blocks import SetupError, WorkPoolAdapter
-from prefect_renderfarm.blocks.flow_runs import start_run
-from prefect_renderfarm.flows import batch_starts, render_job
-from prefect_renderfarm.flows.batch_starts import BatchStarts
+from prefect_renderfarm.blocks.runtime.prefect_api import start_run
+from prefect_renderfarm.flows import render_job
+from prefect_renderfarm.flows.rendering import pool_start as batch_starts
+from prefect_renderfarm.flows.rendering.pool_start import BatchStarts
 
 
 @pytest.mark.long

@@ -11,16 +11,16 @@ import pytest
 from jobs import small_job
 
 from prefect_renderfarm.blocks import AssemblyError
-from prefect_renderfarm.blocks.publishing import publishing
-from prefect_renderfarm.blocks.whole_file import (
-    link_whole,
+from prefect_renderfarm.blocks.storage.atomic_file import (
+    atomic_file,
+    link_atomic,
     remove_all_leftovers,
     remove_leftovers,
     temporary_name,
-    whole_file,
-    write_whole,
+    write_atomic,
 )
-from prefect_renderfarm.flows.job_folder import JobFolder
+from prefect_renderfarm.blocks.storage.publish import publishing
+from prefect_renderfarm.flows.state.job_folder import JobFolder
 
 
 def left_over(final: Path, *, hours: float = 0.0) -> Path:
@@ -44,11 +44,11 @@ def test_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: boo
         monkeypatch.setattr(os, "link", refuse)
     one, other = tmp_path / "one.json", tmp_path / "known" / "other.json"
     for text in ("first", "second", "second"):
-        write_whole(one, text)
-        link_whole(one, other)
-        link_whole(one, other)
+        write_atomic(one, text)
+        link_atomic(one, other)
+        link_atomic(one, other)
         assert (one.read_text(), other.read_text()) == (text, text)
-    write_whole(one, "third")
+    write_atomic(one, "third")
     assert other.read_text() == "second"
     assert [path.name for path in other.parent.iterdir()] == ["other.json"]
 
@@ -58,7 +58,7 @@ def test_leftovers_of_one_file(tmp_path: Path) -> None:
     film = tmp_path / "film [1].mp4"
     left = left_over(film)
     others = [left_over(tmp_path / name) for name in ("film.mp4", "film [1].mkv", "a film [1].mp4")]
-    with whole_file(film) as held:
+    with atomic_file(film) as held:
         held.write_text("film")
         remove_leftovers(film)
         assert held.exists()
@@ -73,7 +73,7 @@ def test_leftovers_of_a_folder(tmp_path: Path) -> None:
     own = tmp_path / ".my.part.mp4"
     own.touch()
     os.utime(own, (0, 0))
-    with whole_file(tmp_path / "c.json") as held:
+    with atomic_file(tmp_path / "c.json") as held:
         held.touch()
         os.utime(held, (0, 0))
         remove_all_leftovers(tmp_path)
@@ -102,7 +102,7 @@ def test_files_are_written_while_leftovers_go(tmp_path: Path) -> None:
         tidying = [pool.submit(tidy) for _ in range(2)]
         try:
             for number in range(300):
-                with whole_file(tmp_path / "film.mp4") as held:
+                with atomic_file(tmp_path / "film.mp4") as held:
                     held.write_text(str(number))
                 assert (tmp_path / "film.mp4").read_text() == str(number)
         finally:

@@ -27,10 +27,11 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkPoolAdapter,
 )
-from prefect_renderfarm.blocks.job_store import JobStore
-from prefect_renderfarm.flows import RenderJob, RenderReport, batch_run, render_job
-from prefect_renderfarm.flows.batch_run import BatchRun
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
 from prefect_renderfarm.flows.render_chunks import render_chunks
+from prefect_renderfarm.flows.rendering import pool_run as batch_run
+from prefect_renderfarm.flows.rendering.pool_run import BatchRun
 
 
 def job_of(chunks: int, folder: Path, extra: str = "", **options: Any) -> RenderJob:

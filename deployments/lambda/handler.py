@@ -2,7 +2,7 @@
 
 Its environment may say what jobs can do with it: RENDERFARM_PROGRAMS, what commands may begin with,
 such as `ffmpeg,/opt/blender/blender`; RENDERFARM_URL_HOSTS and RENDERFARM_URL_SCHEMES, which URLs
-it fetches (see `prefect_renderfarm.blocks.url_guard`).
+it fetches (see `prefect_renderfarm.blocks.http.url_rules`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from typing import Any
 
 from prefect_renderfarm.blocks import LocalAdapter
-from prefect_renderfarm.blocks.allowed_programs import PROGRAMS_VARIABLE, listed_programs
-from prefect_renderfarm.blocks.worker_protocol import answer_payload
+from prefect_renderfarm.blocks.adapters.protocol import answer_payload
+from prefect_renderfarm.blocks.processes.allowed_programs import PROGRAMS_VARIABLE, listed_programs
 
 # Kept from the function's time limit, so that a command that takes too long is ended by us and the
 # answer says so: this part of what is left, at most so many seconds.
@@ -24,7 +24,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Do what a payload of `AwsLambdaAdapter` asks for.
 
     Args:
-        event: The payload; see `prefect_renderfarm.blocks.worker_protocol`.
+        event: The payload; see `prefect_renderfarm.blocks.adapters.protocol`.
         context: What AWS Lambda tells of the invocation.
 
     Returns:

@@ -20,7 +20,7 @@ from farm import Farm
 from stitching import FPS
 from storage_samples import serving
 
-from prefect_renderfarm.blocks.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.flows import plan_job
 
 COUNT, FRAMES, MEGABYTES = 32, 82, 129

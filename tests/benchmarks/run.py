@@ -34,7 +34,7 @@ from stitching import concat_copy  # noqa: E402
 from storage import BENCHES as STORAGE  # noqa: E402
 from work_pool import BENCHES as WORK_POOL  # noqa: E402
 
-from prefect_renderfarm.blocks.local_adapter import split_command  # noqa: E402
+from prefect_renderfarm.blocks.adapters.local import split_command  # noqa: E402
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job  # noqa: E402
 
 

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stitching import own_memory
 from storage_samples import serving
 
-from prefect_renderfarm.blocks.chunk_file import content
-from prefect_renderfarm.blocks.chunk_result import ChunkResult
-from prefect_renderfarm.blocks.job_store import JobStore
+from prefect_renderfarm.blocks.storage.chunk_files import content
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -29,7 +29,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 from prefect_aws.s3 import S3Bucket  # noqa: E402
 from run import demo_job  # noqa: E402
 
-from prefect_renderfarm.blocks.farm_block import LOGO_URL  # noqa: E402
+from prefect_renderfarm.blocks.base import LOGO_URL  # noqa: E402
 
 FLAGS = [
     "--no-sandbox",

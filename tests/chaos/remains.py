@@ -72,7 +72,7 @@ class Remains:
 def is_part_of(process: psutil.Process, folder: Path) -> bool:
     """Return whether a process, a child of a job's, works in its folder, or guards what does."""
     line = words(process)
-    return str(folder) in line or "group_guard.py" in line
+    return str(folder) in line or "reaper.py" in line
 
 
 def words(process: psutil.Process) -> str:

@@ -1,0 +1,170 @@
+"""Archives of input files that a stranger may have packed, unpacked within limits.
+
+Limits are of what is unpacked, since a small archive can hold any amount: of bytes and files, and
+of what is read at once to know what an archive holds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import stat
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from prefect_renderfarm.blocks.assets.cache import require_room
+from prefect_renderfarm.blocks.assets.workspace import disk_errors, inside
+from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkStopped
+from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
+
+# As many bytes as a machine keeps of fetched files; a farm's largest scenes have some 10,000 files.
+MOST_UNPACKED_BYTES = 20_000_000_000
+MOST_FILES = 200_000
+# A zip's list of 200,000 files has names and 46 bytes each; a tar's header of one file far less.
+_MOST_READ_AT_ONCE = 32_000_000
+_MOST_HEADER_BYTES = 1_000_000
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
+# What Python's readers raise at bytes that make no sense.
+_DAMAGES = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, struct.error),
+    *(RuntimeError, ValueError, OverflowError),
+)
+
+
+class DamagedArchive(FatalWorkerError):
+    """An archive cannot be read to its end."""
+
+
+def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
+    """Unpack a zip or tar file; nothing in it may lead out of the folder.
+
+    Raises:
+        DamagedArchive: It is no archive, or damaged.
+        FatalWorkerError: A name leads out of the folder, or is a symbolic link; or it holds too
+            much.
+        WorkerLost: It does not fit on the disk.
+        WorkStopped: `stop` was set.
+    """
+    room = _Room(folder, stop)
+    try:
+        if zipfile.is_zipfile(archive):
+            with archive.open("rb") as file, _Reader(file) as reader:
+                _unpack_zip(reader, room)
+        else:
+            with archive.open("rb") as file:
+                packed = file.peek(2)[:2] == _GZIP_MAGIC
+                with _Reader(gzip.GzipFile(fileobj=file) if packed else file) as reader:
+                    _unpack_tar(reader, room)
+    except _DAMAGES as error:
+        raise DamagedArchive(one_line(error)) from None
+
+
+class _Room:
+    """What an archive may still put into a folder."""
+
+    def __init__(self, folder: Path, stop: threading.Event) -> None:
+        self.folder = folder
+        self._stop = stop
+        self._bytes = MOST_UNPACKED_BYTES
+        self._files = MOST_FILES
+
+    def take(self, name: str, size: int) -> None:
+        """Let a file come.
+
+        Raises:
+            FatalWorkerError: There have been too many.
+            WorkerLost: It does not fit on the disk.
+            WorkStopped: The job was stopped.
+        """
+        if self._stop.is_set():
+            raise WorkStopped(f"asset {excerpt(name)}: not unpacked, the job was stopped")
+        self._bytes -= size
+        self._files -= 1
+        if self._bytes < 0 or self._files < 0:
+            raise FatalWorkerError(
+                f"the archive holds more than {MOST_UNPACKED_BYTES:,} bytes or {MOST_FILES:,} "
+                "files: use s3://"
+            )
+        require_room(self.folder, size)
+
+
+class _Reader(io.BufferedReader):
+    """Reads an archive, but not much of it at once: names and lists are read whole into memory."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, 1 << 16)
+        self.header_bytes: int | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        most = _MOST_READ_AT_ONCE + 1
+        try:
+            data = super().read(most if size is None or size < 0 else min(size, most))
+        except gzip.BadGzipFile as error:  # an OSError, but none of the disk's
+            raise tarfile.ReadError(str(error)) from None
+        if len(data) > _MOST_READ_AT_ONCE:
+            raise tarfile.ReadError("a name or list in it is too long")
+        if self.header_bytes is not None:
+            self.header_bytes += len(data)
+            if self.header_bytes > _MOST_HEADER_BYTES:
+                raise tarfile.ReadError("a header in it is too long")
+        return data
+
+
+def _unpack_zip(reader: _Reader, room: _Room) -> None:
+    with zipfile.ZipFile(reader) as packed:
+        for entry in packed.infolist():
+            if entry.compress_type not in _METHODS:
+                # Of others, Python unpacks as much at once as is packed in 1 MB.
+                raise zipfile.BadZipFile(
+                    f"{excerpt(entry.filename)} is packed by method {entry.compress_type}: "
+                    "only 'deflated' and 'stored' are unpacked"
+                )
+            _unpack_zipped(packed, entry, room)
+
+
+def _unpack_zipped(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, room: _Room) -> None:
+    room.take(entry.filename, entry.file_size)
+    mode = entry.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        raise _link(entry.filename)
+    target = inside(room.folder, entry.filename)
+    with disk_errors(f"asset {excerpt(entry.filename)}"):
+        if entry.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with packed.open(entry) as source, target.open("xb") as output:
+            shutil.copyfileobj(source, output, 1 << 20)
+        target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+
+
+def _unpack_tar(reader: _Reader, room: _Room) -> None:
+    reader.header_bytes = 0
+    with tarfile.open(fileobj=reader, mode="r:") as tar:
+        while (member := _next(tar, reader)) is not None:
+            room.take(member.name, member.size)
+            if member.issym():
+                raise _link(member.name)
+            if member.isdir() and not Path(member.name).name:  # the folder itself, "."
+                continue
+            inside(room.folder, member.name)
+            with disk_errors(f"asset {excerpt(member.name)}"):
+                tar.extract(member, room.folder, filter="data")
+
+
+def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:
+    reader.header_bytes = 0
+    member = tar.next()
+    reader.header_bytes = None
+    return member
+
+
+def _link(name: str) -> FatalWorkerError:
+    return FatalWorkerError(f"asset {excerpt(name)} is a symbolic link: pack the file itself")

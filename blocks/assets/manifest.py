@@ -1,0 +1,263 @@
+"""A job's input files: sent to the storage once, laid out in every worker's workspace.
+
+    renderfarm/assets/<SHA-256>                  a file's content, shared by all jobs
+    renderfarm/<job key>/assets.json             the job's `AssetList`, written after the files
+    renderfarm/<job key>/assets-next.json        the same, while the files are being sent
+    renderfarm/<job key>/assets-<digest>.json    the same for good: what an environment stands for
+
+A command that runs in the job folder itself (a merge command, and every command of a job without a
+storage) finds its input there: nothing is laid out for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_renderfarm.blocks.assets.cache import AssetCache
+from prefect_renderfarm.blocks.assets.sources import files_in_s3, lay_out_archive, lay_out_s3
+from prefect_renderfarm.blocks.assets.url import ASSET_LIST
+from prefect_renderfarm.blocks.assets.workspace import (
+    WantedFile,
+    disk_errors,
+    in_parallel,
+    place_files,
+)
+from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
+from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
+from prefect_renderfarm.blocks.storage.job_store import ROOT, JobStore
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+
+ASSETS = f"{ROOT}/assets"
+NEXT_LIST = "assets-next.json"
+
+
+class AssetFile(BaseModel):
+    """An input file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(description="Its path in the workspace, with slashes.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its content.")
+    executable: bool = Field(default=False, description="Whether it may be run.")
+
+    @property
+    def key(self) -> str:
+        """The key of its content in the storage."""
+        return f"{ASSETS}/{self.sha256}"
+
+
+class AssetList(BaseModel):
+    """The input files of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: tuple[AssetFile, ...]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    path: Path
+    changed: tuple[int, int]
+    file: AssetFile
+
+
+def list_name(environment: str) -> str:
+    """Return the name of the list of what chunks of an environment are rendered from."""
+    return f"assets-{environment}.json"
+
+
+def is_list(name: str) -> bool:
+    """Return whether an object of a job, by its name, is a list of input files."""
+    return name == ASSET_LIST or (name.startswith("assets-") and name.endswith(".json"))
+
+
+def send_assets(
+    store: JobStore, folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
+) -> AssetList:
+    """Send a job's input files to its storage: those that it does not have, then their list.
+
+    A folder in the job folder keeps its place, so that a command finds its files where it would
+    in the job folder. Another one is laid out in the workspace itself.
+
+    Args:
+        store: The job's place in the storage.
+        folder: The input files; links to files and folders in it are sent as what they lead to.
+        job_dir: The job folder.
+        skip: Tells which files, by their absolute path, are no input.
+
+    Raises:
+        JobError: A link leads out of the folder, a name cannot be written down, or a file is no
+            file or cannot be read or changes meanwhile.
+        StorageError: The storage did not answer.
+    """
+    found = _look_at(folder, job_dir, skip)
+    files = _as_list(found)
+    listed = files.model_dump_json().encode()
+    # Whoever cleans up meanwhile sees which of the files that are there already are needed.
+    store.write(NEXT_LIST, listed)
+    there = _sizes(store.store)
+    missing = {
+        sent.file.key: sent for sent in found.values() if there.get(sent.file.key) != sent.file.size
+    }
+    in_parallel(partial(_send, store.store), missing.values())
+    store.write(ASSET_LIST, listed)
+    with suppress(SetupError):  # this kind of storage cannot delete
+        store.store.delete([f"{store.root}/{NEXT_LIST}"])
+    return files
+
+
+def list_assets(
+    folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
+) -> AssetList:
+    """Return what `send_assets` would send. Raises: JobError."""
+    return _as_list(_look_at(folder, job_dir, skip))
+
+
+def assets_version(assets: str, storage: ObjectStore) -> str:
+    """Return a text that changes with a job's input files; of an archive on the web, its address.
+
+    Args:
+        assets: As for `lay_out`.
+        storage: The job's storage.
+
+    Raises:
+        StorageError: They cannot be listed from here.
+        FatalWorkerError: There are none.
+    """
+    if assets.startswith("s3://"):
+        return "\n".join(sorted(file.name for file in files_in_s3(assets, storage)))
+    if assets.startswith("https://"):
+        return assets.partition("?")[0]
+    return read_list(storage, assets).model_dump_json()
+
+
+def _as_list(found: Mapping[str, _Sent]) -> AssetList:
+    return AssetList(files=tuple(found[name].file for name in sorted(found)))
+
+
+def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[str, _Sent]:
+    ways = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
+    place = next((way.relative_to(job) for way, job in ways if way.is_relative_to(job)), Path())
+    folder = folder.resolve()
+    found: dict[str, _Sent] = {}
+
+    def look_at(path: Path) -> None:
+        name = (place / path.relative_to(folder)).as_posix()
+        try:
+            before = path.stat()
+            file = AssetFile(
+                path=name,
+                size=before.st_size,
+                sha256=file_sha256(path),
+                executable=bool(before.st_mode & 0o100),
+            )
+        except OSError as error:
+            raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
+        found[name] = _Sent(path, (before.st_size, before.st_mtime_ns), file)
+
+    in_parallel(look_at, _files_in(folder, folder, skip))
+    return found
+
+
+def read_list(store: ObjectStore, key: str) -> AssetList:
+    """Return a job's list of input files.
+
+    Raises:
+        StorageError: It is not there, or none.
+    """
+    data = store.read(key)
+    if data is None:
+        raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")
+    try:
+        return AssetList.model_validate_json(data)
+    except ValidationError:
+        raise StorageError(
+            f"{store.name}: {key!r} is no list of assets: run render-job again"
+        ) from None
+
+
+def lay_out(assets: str, storage: ObjectStore, folder: Path, stop: threading.Event) -> None:
+    """Put a job's input files into a workspace, before its command runs.
+
+    Args:
+        assets: What the order says; see `asset_url.where_assets_are`.
+        storage: The job's storage.
+        folder: The workspace.
+        stop: Ends it when set.
+
+    Raises:
+        WorkerLost: They do not fit on the disk, or their server did not answer.
+        FatalWorkerError: They lead out of the workspace, or are not to be had.
+        StorageError: A file could not be fetched, or is not what was sent.
+        WorkStopped: `stop` was set.
+    """
+    with disk_errors("assets"):
+        cache = AssetCache()
+        if assets.startswith("s3://"):
+            lay_out_s3(assets, storage, folder, cache, stop)
+        elif assets.startswith("https://"):
+            lay_out_archive(assets, folder, cache, stop)
+        else:
+            files = [_wanted(file, storage) for file in read_list(storage, assets).files]
+            place_files(files, folder, cache, stop)
+
+
+def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
+    return WantedFile(
+        path=file.path,
+        size=file.size,
+        name=f"{file.sha256}.x" if file.executable else file.sha256,
+        get=partial(storage.download, file.key),
+        source=f"{file.key!r} in {storage.name}",
+        sha256=file.sha256,
+        executable=file.executable,
+    )
+
+
+def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if skip(path) or is_temporary(path.name):
+            continue
+        real = path.resolve()
+        if path.is_symlink() and not real.is_relative_to(root):
+            raise JobError(f"asset {str(path)!r} is a link out of {str(root)!r}: put a copy there")
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise JobError(f"asset {str(path)!r}: its name is not UTF-8: rename it") from None
+        if path.is_dir():
+            if real in {parent.resolve() for parent in path.parents}:
+                raise JobError(f"asset {str(path)!r} is a link to a folder that it is in")
+            yield from _files_in(path, root, skip)
+        elif path.is_file():
+            yield path
+        else:
+            raise JobError(f"asset {str(path)!r} is no file: remove it, or mend its link")
+
+
+def _sizes(store: ObjectStore) -> dict[str, int]:
+    try:
+        return {found.key: found.size for found in store.objects(ASSETS)}
+    except SetupError:  # this kind of storage cannot list: everything travels
+        return {}
+
+
+def _send(store: ObjectStore, sent: _Sent) -> None:
+    try:
+        store.upload(sent.path, sent.file.key)
+        after = sent.path.stat()
+    except OSError as error:
+        raise JobError(f"asset {str(sent.path)!r} cannot be read: {error.strerror}") from None
+    if (after.st_size, after.st_mtime_ns) != sent.changed:
+        with suppress(SetupError):
+            store.delete([sent.file.key])
+        raise JobError(f"asset {str(sent.path)!r} changed while it was sent: start again")

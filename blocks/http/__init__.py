@@ -1,0 +1,1 @@
+"""Requests over HTTP, and which URLs may be fetched."""

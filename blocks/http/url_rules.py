@@ -1,0 +1,208 @@
+"""Which URLs are fetched when a job names them: any public host by https, unless told otherwise.
+
+A job may come from anybody, and whoever fetches for it is inside a network: what only machines
+there reach, such as a cloud's metadata service with its credentials, must not be had by a job's
+URL. Two variables of the process that fetches say more:
+
+    RENDERFARM_URL_HOSTS    with commas between: names (`assets.example.com`), names below one
+                            (`*.example.com`), addresses and networks (`10.1.0.0/16`), any public
+                            host (`*`); and buckets (`s3://farm`, `s3://team-*`). Nothing else is
+                            fetched. Empty, or without buckets: any public host, or any bucket
+    RENDERFARM_URL_SCHEMES  https, s3, file; default all. Without file, `assetsUrl` names no folder
+                            outside of the job folder
+
+A name that is listed may lead to a private address; to a link-local one, or to one of a cloud's own
+services, only a network that is listed leads.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Self
+
+import httpx
+
+from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.runtime.text import excerpt
+
+HOSTS_VARIABLE = "RENDERFARM_URL_HOSTS"
+SCHEMES_VARIABLE = "RENDERFARM_URL_SCHEMES"
+SCHEMES = ("https", "s3", "file")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# IANA IPv6 Global Unicast Address Assignments: nothing else is public.
+_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
+# RFC 6052, section 2.1: IPv4 addresses as networks without IPv4 see them.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Services of clouds to their own machines, besides link-local ones such as 169.254.169.254: Amazon
+# EC2 User Guide, "Instance metadata service"; Microsoft Learn, "What is IP address 168.63.129.16?";
+# Alibaba Cloud ECS, "Instance metadata". The last ones are for protocols (RFC 6890, table 7), and
+# public to Python before 3.11.9.
+_CLOUDS = [
+    ipaddress.ip_network(text)
+    for text in ("fd00:ec2::/32", "168.63.129.16", "100.100.100.200", "192.0.0.0/24")
+]
+_NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_BUCKET = re.compile(r"[A-Za-z0-9.*_-]+")
+
+
+class UrlRefused(Exception):
+    """A URL is not fetched from here; the message says why, and who can allow it."""
+
+
+@dataclass(frozen=True)
+class UrlRules:
+    """What the two variables say."""
+
+    schemes: frozenset[str] = frozenset(SCHEMES)
+    names: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+    public: bool = True
+    buckets: tuple[str, ...] = ("*",)
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables.
+
+        Raises:
+            SetupError: One of them cannot be understood.
+        """
+        schemes = frozenset(_entries(environment.get(SCHEMES_VARIABLE, ""))) or frozenset(SCHEMES)
+        if unknown := schemes - frozenset(SCHEMES):
+            raise SetupError(
+                f"{SCHEMES_VARIABLE}: {excerpt(min(unknown))} is none of {', '.join(SCHEMES)}"
+            )
+        names, networks, buckets, public = [], [], [], False
+        for entry in _entries(environment.get(HOSTS_VARIABLE, "")):
+            if entry.startswith("s3://") and _BUCKET.fullmatch(entry[5:]):
+                buckets.append(entry[5:])
+            elif entry == "*":
+                public = True
+            elif (network := _network(entry)) is not None:
+                networks.append(network)
+            elif _NAME.fullmatch(entry.lower()):
+                names.append(entry.lower())
+            else:
+                raise SetupError(
+                    f"{HOSTS_VARIABLE}: {excerpt(entry)} is no host: give names such as "
+                    "assets.example.com or *.example.com, networks such as 10.1.0.0/16, *, or "
+                    "buckets such as s3://farm"
+                )
+        nothing = not (names or networks or public)
+        return cls(
+            schemes, tuple(names), tuple(networks), public or nothing, tuple(buckets) or ("*",)
+        )
+
+    def require_scheme(self, scheme: str) -> None:
+        """Refuse a scheme that is not used here. Raises: UrlRefused."""
+        if scheme not in self.schemes:
+            raise UrlRefused(
+                f"{scheme} URLs are not used here: {SCHEMES_VARIABLE} allows "
+                f"{', '.join(sorted(self.schemes))}"
+            )
+
+    def require_bucket(self, bucket: str) -> None:
+        """Refuse a bucket that jobs may not read. Raises: UrlRefused."""
+        self.require_scheme("s3")
+        if not any(fnmatchcase(bucket, pattern) for pattern in self.buckets):
+            raise UrlRefused(f"bucket {excerpt(bucket)} is not among those of {HOSTS_VARIABLE}")
+
+    def host_of(self, url: httpx.URL) -> str:
+        """Return the host of a URL that may be looked up.
+
+        Raises:
+            UrlRefused: It is no https URL, holds a password, or its host is not allowed.
+        """
+        self.require_scheme("https")
+        if url.scheme != "https" or not url.host:
+            raise UrlRefused("it leads to an address without https")
+        # RFC 9110, section 4.2.4: they are deprecated, since they are shown wherever a URL is.
+        if url.userinfo:
+            raise UrlRefused("it holds a name or password: use a presigned URL")
+        if url.port is not None and not 0 < url.port < 65536:
+            raise UrlRefused(f"port {url.port} is none")
+        host = url.raw_host.decode("ascii").lower().rstrip(".")
+        if not (self.public or self.networks or self.named(host)):
+            raise UrlRefused(f"host {excerpt(host)} is not among those of {HOSTS_VARIABLE}")
+        return host
+
+    def named(self, host: str) -> bool:
+        """Return whether a host is allowed by its name."""
+        return any(
+            host.endswith(name[1:]) if name.startswith("*.") else host == name
+            for name in self.names
+        )
+
+    def allowed(self, host: str, found: Iterable[str]) -> list[str]:
+        """Return those addresses of a host that may be connected to.
+
+        Args:
+            host: The host.
+            found: Its addresses, as they were looked up: connect to these, and look up no others.
+
+        Raises:
+            UrlRefused: None may be.
+        """
+        found = list(dict.fromkeys(found))
+        allowed = [text for text in found if self._allows(host, ipaddress.ip_address(text))]
+        if not allowed:
+            raise UrlRefused(
+                f"host {excerpt(host)} is at {', '.join(found[:3]) or 'no address'}, which is no "
+                f"public address and not among those of {HOSTS_VARIABLE}"
+            )
+        return allowed
+
+    def _allows(self, host: str, address: Address) -> bool:
+        real = _real(address)
+        if any(each in network for network in self.networks for each in (address, real)):
+            return True
+        return (self.public and is_public(address)) or (self.named(host) and not _never(real))
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is of the public internet, and of no cloud's inside."""
+    real = _real(address)
+    if real.version == 6 and real not in _PUBLIC_V6:
+        return False
+    return real.is_global and not _never(real)
+
+
+def public_part(url: str) -> str:
+    """Return a URL without what may be secret in it: name, password, query, fragment."""
+    if "://" not in url:
+        return url
+    plain = url.partition("?")[0].partition("#")[0]
+    return re.sub(r"://[^/\\]*@", "://", plain)
+
+
+def _never(address: Address) -> bool:
+    """Return whether an address is one that no name may lead to."""
+    inside = address.is_link_local or address.is_multicast or address.is_unspecified
+    return inside or any(address in network for network in _CLOUDS)
+
+
+def _real(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address stands for, if it stands for one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        return address.ipv4_mapped or address.sixtofour or address
+    return address
+
+
+def _network(entry: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(entry.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]

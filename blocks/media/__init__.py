@@ -1,0 +1,1 @@
+"""Media files, read with PyAV."""

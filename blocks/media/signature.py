@@ -1,0 +1,129 @@
+"""What must be the same in all chunks of a film."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import av
+
+from prefect_renderfarm.blocks.media.frame_rate import exact
+
+# By name; None and the like where a file does not tell.
+Signature = Mapping[str, str | int | None]
+
+# May be said to differ: what a codec's header says, where that can change within a stream. The
+# concat demuxer puts the headers of H.264 into the stream, and of no other codec (FFmpeg,
+# libavformat/concatdec.c); in MPEG-TS they are there in any case.
+HEADERS_IN_STREAM = "headers in the stream"
+_UNKNOWN = (None, "")
+# ITU-T H.273: this is unspecified for primaries, transfer and matrix.
+_UNSPECIFIED = 2
+# libav's numbers: AVColorRange.
+_RANGES = {1: "limited", 2: "full"}
+# A `tkhd` box of version 0 (ISO/IEC 14496-12, 8.3.2) has its matrix so far behind its name.
+_MATRIX_PLACE = 44
+
+
+def read_signature(container: Any, video: Any, audio: Any) -> Signature:
+    """Return the signature of an open file, of its video track and of its audio track, if any."""
+    context = video.codec_context
+    tracks = sorted((track for track in (video, audio) if track), key=lambda track: track.index)
+    signature: dict[str, str | int | None] = {
+        "container": container.format.name,
+        "tracks": " and ".join(track.type for track in tracks),
+        "codec": context.codec.canonical_name,
+        "profile": context.profile,
+        "frame size": f"{context.width}x{context.height}",
+        "pixel format": context.pix_fmt,
+        # The container's word goes before the codec's; where neither says one, pixels are square.
+        "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
+        "colour range": _colour_range(context),
+        "colour matrix": _specified(context.colorspace),
+        "colour primaries": _specified(context.color_primaries),
+        "colour transfer": _specified(context.color_trc),
+        "rotation": _rotation(video),
+        "time base": str(exact(video.time_base)),
+        "codec header": _short_hash(context.extradata),
+    }
+    if audio is not None:
+        sound = audio.codec_context
+        signature |= {
+            "audio codec": sound.name,
+            "audio rate": sound.sample_rate or None,
+            "audio channels": len(sound.layout.channels),
+            # "2 channels" and the like: where they stand is not told
+            "audio layout": None if "channels" in sound.layout.name else sound.layout.name,
+            "audio codec header": _short_hash(sound.extradata),
+        }
+    return signature
+
+
+def difference(expected: Signature, found: Signature, but_for: Collection[str] = ()) -> str | None:
+    """Say in what two signatures differ; None if they agree in all that both of them know.
+
+    Args:
+        expected: A signature.
+        found: Another one.
+        but_for: Names that do not count; `HEADERS_IN_STREAM` stands for those of the header.
+    """
+    if expected is found:
+        return None
+    in_stream = expected.get("codec") == "h264" or expected.get("container") == "mpegts"
+    if in_stream and HEADERS_IN_STREAM in but_for:
+        but_for = {"codec header", "profile", *but_for}
+    for name, value in expected.items():
+        if name in but_for:
+            continue
+        other = found.get(name)
+        if value != other and value not in _UNKNOWN and other not in _UNKNOWN:
+            return f"{name} {other}, not {value}"
+    return None
+
+
+def _short_hash(data: bytes | None) -> str | None:
+    return hashlib.sha256(data).hexdigest()[:16] if data else None
+
+
+def _colour_range(context: Any) -> str | None:
+    """Return the range that players take: of YUV that does not say, the limited one."""
+    shades = context.pix_fmt or ""
+    if shades.startswith("yuvj"):
+        return "full"
+    usual = "limited" if shades.startswith(("yuv", "nv", "p0")) else None
+    return _RANGES.get(context.color_range, usual)
+
+
+def _specified(value: int) -> int | None:
+    return None if value == _UNSPECIFIED else value
+
+
+def _rotation(video: Any) -> str | None:
+    """Return how players turn the picture; None if it cannot be told.
+
+    PyAV has no name for a track's display matrix, but copies it: the head of a QuickTime or mp4
+    file with such a track, made in memory, tells it.
+    """
+    for container in ("mov", "mp4"):
+        head = io.BytesIO()
+        try:
+            with av.open(
+                head, "w", container, container_options={"movflags": "empty_moov"}
+            ) as file:
+                file.add_stream_from_template(video, opaque=True)
+                file.start_encoding()
+        except (av.FFmpegError, ValueError):
+            continue
+        data = head.getvalue()
+        return _turn(data[data.index(b"tkhd") + _MATRIX_PLACE :])
+    return None
+
+
+def _turn(matrix: bytes) -> str:
+    a, b, _, c, d = struct.unpack_from(">5i", matrix)
+    degrees = round(math.degrees(math.atan2(b, a))) % 360
+    return f"{degrees} degrees{' and mirrored' if a * d - b * c < 0 else ''}"

@@ -1,0 +1,1 @@
+"""Subprocesses that leave nothing behind."""

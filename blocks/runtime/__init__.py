@@ -1,0 +1,1 @@
+"""Text, log, calls to Prefect, cancellation."""

@@ -1,0 +1,142 @@
+"""Flow runs of a deployment, as Prefect's server knows them: find, start, look, end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled, Cancelling, Crashed
+
+from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+
+# The server answers a filter with no more than this.
+_MOST_READ = 200
+
+
+def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
+    """Make sure that a deployment exists.
+
+    Args:
+        name: Its name, `flow/deployment`.
+        flow: The flow that it must be of.
+        parameter: What the name was given as, in errors.
+        example: A name that would do, in errors.
+
+    Raises:
+        SetupError: It does not exist, or it is of another flow.
+    """
+    if not name.startswith(f"{flow}/"):
+        raise SetupError(
+            f"{parameter} {name!r} is no deployment of the flow {flow}: name one, such as "
+            f"{example!r}"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(name)
+    except (ObjectNotFound, ValueError):
+        raise SetupError(
+            f"{parameter} {name!r} is no deployment on this server: deploy it, or name another "
+            "(`prefect deployment ls`)"
+        ) from None
+
+
+def start_run(
+    deployment: str,
+    parameters: Mapping[str, Any],
+    *,
+    name: str,
+    tags: Iterable[str],
+    job_variables: Mapping[str, Any] | None = None,
+    idempotency_key: str | None = None,
+) -> FlowRun:
+    """Have the server start a run, as a child of the current flow run; do not wait for it.
+
+    Args:
+        deployment: The deployment's name, `flow/deployment`.
+        parameters: The flow's parameters, ready for JSON.
+        name: The run's name.
+        tags: The run's tags.
+        job_variables: What this run's infrastructure has other than the work pool's own.
+        idempotency_key: Asked with the same one again, the server starts no second run.
+
+    Raises:
+        SetupError: The server refuses the run, such as for a job variable of the wrong type.
+        httpx.TransportError, PrefectHTTPStatusError: It does not answer; see `is_away`.
+    """
+    try:
+        run: FlowRun = call_sync(
+            run_deployment,
+            deployment,
+            parameters=dict(parameters),
+            flow_run_name=name,
+            timeout=0,
+            tags=list(tags),
+            job_variables=dict(job_variables or {}),
+            # The client asks again when an answer is lost, and the run may be there already.
+            idempotency_key=idempotency_key or uuid4().hex,
+        )
+    except PrefectHTTPStatusError as error:
+        if not error.response.is_client_error:
+            raise
+        raise SetupError(
+            f"deployment {deployment!r}: the server refuses a run of it: {error.response.text}"
+        ) from None
+    return run
+
+
+def is_away(error: Exception) -> bool:
+    """Return whether an error says that the server does not answer, or not to us, for now."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return bool(error.response.is_server_error)
+    return isinstance(error, httpx.TransportError)
+
+
+def read_runs(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
+    """Return flow runs as the server knows them now."""
+    wanted = list(ids)
+    found: dict[UUID, FlowRun] = {}
+    with get_client(sync_client=True) as client:
+        for first in range(0, len(wanted), _MOST_READ):
+            some = FlowRunFilterId(any_=wanted[first : first + _MOST_READ])
+            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=some), limit=_MOST_READ)
+            found.update((run.id, run) for run in runs)
+    return found
+
+
+def rename_run(run_id: UUID, name: str) -> None:
+    """Give a run another name."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_name(run_id, name)
+
+
+def end_run(run_id: UUID, reason: str) -> None:
+    """End a run: one that has not begun at once, others by their worker, within seconds."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        if run.state is None or run.state.is_final():
+            return
+        begun = run.start_time is not None or run.state.is_pending()
+        ending = Cancelling if begun else Cancelled
+        client.set_flow_run_state(run.id, ending(message=reason))
+
+
+def declare_crashed(run_id: UUID, reason: str) -> None:
+    """Give a run its end for which no worker is left that could."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Crashed(message=reason), force=True)
+
+
+def declare_lost(run_id: UUID, reason: str) -> None:
+    """Give a run its end that has none and that no worker started, which would see to it."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        if run.deployment_id is None and not (run.state and run.state.is_final()):
+            client.set_flow_run_state(run_id, Crashed(message=reason), force=True)

@@ -1,0 +1,1 @@
+"""How chunks become one film: one block per file."""

@@ -1,0 +1,139 @@
+"""Whether an ffmpeg program that a user names assembles exact films: it has to show it once."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from prefect_renderfarm.blocks.errors import MediaFault, RenderFarmError, SetupError
+from prefect_renderfarm.blocks.media.frame_rate import exact
+from prefect_renderfarm.blocks.media.model import Media, open_media
+from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
+from prefect_renderfarm.blocks.media.reader import decoded_frames, read_media
+from prefect_renderfarm.blocks.processes.ffmpeg_binary import is_carried
+from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS
+
+_FPS = Fraction(30_000, 1001)
+_FRAMES, _CHUNKS = 7, 3
+_WIDTH, _HEIGHT = 64, 48
+_RATE = 48_000
+# The codec of the pictures, and the endings of chunks and film. Each pair has caught a release of
+# FFmpeg: 5.1 writes decoding times one tick apart into mp4 and ts, and refuses H.264 from mkv.
+_PAIRS = ((".mp4", ".mp4"), (".mkv", ".mp4"), (".mov", ".mkv"), (".mkv", ".ts"))
+
+Assemble = Callable[[Sequence[Media], Path], object]
+_faults: dict[tuple[Path, int, int], str | None] = {}
+
+
+def require_exact(program: Path, assemble: Assemble) -> None:
+    """Refuse an ffmpeg program that does not write exact films.
+
+    The program that this package carries is known to. Another one makes small films of H.264 with
+    B-frames at 29.97 frames a second, of which decoded frames, display and decoding times, rate and
+    length are compared with the chunks'. What was found is kept, until the program is replaced.
+
+    Args:
+        program: The ffmpeg program.
+        assemble: Makes a film of chunks with it.
+
+    Raises:
+        SetupError: The program writes another film than it should, or none.
+    """
+    if is_carried(program):
+        return
+    told = program.stat()
+    known = (program, told.st_mtime_ns, told.st_size)
+    if known not in _faults:
+        _faults[known] = _first_fault(assemble)
+    if fault := _faults[known]:
+        raise SetupError(
+            f"ffmpeg {str(program)!r} does not assemble exact films: {fault}; leave the block's "
+            "'ffmpeg' field empty, for the FFmpeg that comes with this package, or name a later one"
+        )
+
+
+def _first_fault(assemble: Assemble) -> str | None:
+    with tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-check-") as name:
+        folder = Path(name)
+        for number, (chunk_ending, film_ending) in enumerate(_PAIRS):
+            film = folder / f"film{number}{film_ending}"
+            try:
+                paths = [folder / f"{number}-{n}{chunk_ending}" for n in range(_CHUNKS)]
+                chunks = [read_media(_write_sample(path), _FPS) for path in paths]
+                assemble(chunks, film)
+                fault = _fault_of(film, chunks)
+            except (RenderFarmError, MediaFault) as error:
+                fault = str(error)
+            if fault:
+                return f"of {chunk_ending} chunks, a {film_ending} film: {fault}"
+    return None
+
+
+def _write_sample(path: Path) -> Path:
+    """Write a chunk of H.264 with B-frames."""
+    with av.open(str(path), "w") as output:
+        video: Any = output.add_stream("libx264", rate=_FPS)
+        video.width, video.height, video.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
+        video.options = {
+            "preset": "ultrafast",
+            "bf": "2",
+            "b-adapt": "0",
+            "x264-params": "scenecut=0",
+        }
+        for number in range(_FRAMES):
+            frame: Any = av.VideoFrame(_WIDTH, _HEIGHT, "yuv420p")
+            for plane in frame.planes:
+                shades = (8 * (place + number) % 256 for place in range(plane.buffer_size))
+                plane.update(bytes(shades))
+            frame.pts, frame.time_base = number, 1 / _FPS
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    return path
+
+
+def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
+    """Say in what a film differs from what its chunks should have become."""
+    ending = film.suffix
+    frames = sum(chunk.frames for chunk in chunks)
+    with open_media(film) as container:
+        video: Any = container.streams.video[0]
+        clock, rate = exact(video.time_base), exact(video.average_rate)
+        length = clock * (video.duration or 0)
+        packets = [packet for packet in container.demux(video) if packet.size]
+    # A container whose clock does not hold the rate rounds every time to its tick.
+    allowed = clock if (1 / (_FPS * clock)).denominator > 1 else 0
+    if len(packets) != frames:
+        return f"{len(packets)} frames, not {frames}"
+    told = {"display": sorted(packet.pts for packet in packets)}
+    if ending not in MATROSKA_ENDINGS:  # which have no decoding times
+        told["decoding"] = [packet.dts for packet in packets]
+    for name, times in told.items():
+        for number, time in enumerate(times):
+            late = (time - times[0]) * clock
+            if abs(late - number / _FPS) > allowed:
+                return (
+                    f"the {name} time of frame {number} is {float(late):.6f} s after the first "
+                    f"one's, not {float(number / _FPS):.6f} s"
+                )
+    if ending in MP4_ENDINGS and (rate != _FPS or abs(length - frames / _FPS) > clock):
+        return (
+            f"{rate} frames a second over {float(length):.6f} s, not {_FPS} over "
+            f"{float(frames / _FPS):.6f} s"
+        )
+    made = _picture_hashes(film, frames)
+    if made != [each for chunk in chunks for each in _picture_hashes(chunk.path, chunk.frames)]:
+        return "other pictures than its chunks"
+    return None
+
+
+def _picture_hashes(path: Path, frames: int) -> list[bytes]:
+    return [
+        hashlib.sha256(b"".join(bytes(plane) for plane in frame.planes)).digest()
+        for frame in decoded_frames(path, frames)
+    ]

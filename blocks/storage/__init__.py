@@ -1,0 +1,1 @@
+"""Where files and records lie, and atomic writes."""

@@ -1,0 +1,213 @@
+"""Files that appear under their name whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+_HEX_DIGITS = 32  # of an UUID
+_OLD_SECONDS = 3600.0
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)
+
+
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Give the path of a temporary file in the folder of `final` to write; then rename it.
+
+    When the block ends well, the file is flushed to the disk and takes the place of `final` in one
+    step (POSIX rename()), and the rename is flushed, too. When it does not, the temporary file is
+    removed and `final` is as it was. The temporary name keeps the ending of `final`. For what a
+    killed process leaves of such names, see `remove_leftovers` and `remove_all_leftovers`.
+    """
+    with _held(final, _new_file) as (temporary, _):
+        yield temporary
+        _flush(temporary)  # by its name: a program may have put another file there
+        temporary.replace(final)
+        _flush(final.parent)
+
+
+@contextmanager
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final` for files that are needed while `final` is made."""
+    with _held(final, _new_folder) as (folder, _):
+        yield folder
+
+
+def write_atomic(final: Path, text: str) -> None:
+    """Write a text file in UTF-8 so that it appears whole or not at all."""
+    with _held(final, _new_file) as (temporary, descriptor):
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+            file.write(text)
+        os.fsync(descriptor)
+        temporary.replace(final)
+        _flush(final.parent)
+
+
+def link_atomic(source: Path, final: Path) -> None:
+    """Give a file another name, in one step: by a hard link, or where there are none by a copy.
+
+    A link is not flushed: after a power failure the name may be missing, never the file half there.
+    """
+    with suppress(OSError):  # there is no such folder yet, or such a name already, or no links
+        os.link(source, final)
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(final)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_atomic(final, source.read_text(encoding="utf-8"))
+        return
+    try:
+        temporary.replace(final)
+    finally:
+        # POSIX rename() leaves it if both names are links to the same file.
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(final: Path) -> Path:
+    """Return a new temporary name beside `final`."""
+    return final.with_name(f"{_stem(final)}{uuid4().hex}.part{final.suffix}")
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove temporary files and folders of `final` that no living process holds."""
+    stem, end = _stem(final), f".part{final.suffix}"
+    _remove_free(
+        path
+        for path in _temporaries(final.parent)
+        if path.name.startswith(stem) and path.name[len(stem) + _HEX_DIGITS :] == end
+    )
+
+
+def remove_all_leftovers(folder: Path, older_than: float = _OLD_SECONDS) -> None:
+    """Remove temporary files and folders in a folder that nobody holds or has written to lately.
+
+    Args:
+        folder: The folder; it need not be there.
+        older_than: Seconds since they were written to. Not every network file system tells one
+            machine what another one holds.
+    """
+    old = time.time() - older_than
+    _remove_free(path for path in _temporaries(folder) if _modified(path) < old)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file or folder with this name is one that is not finished."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _temporaries(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as found:
+            return [Path(entry.path) for entry in found if is_temporary(entry.name)]
+    except OSError:  # what cannot be listed need not be tidy; who writes there will tell why
+        return []
+
+
+def _modified(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return math.inf
+
+
+def _remove_free(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Let two folders change places, in one step where the system can (Linux, renameat2())."""
+    with suppress(OSError, AttributeError):
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        at_here, exchanging = -100, 2
+        if rename(at_here, os.fsencode(new), at_here, os.fsencode(old), exchanging) == 0:
+            return
+    aside = temporary_name(old)
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+def _stem(final: Path) -> str:
+    # File systems count bytes: of a long name only the beginning fits, in whole characters.
+    return f".{final.stem.encode(errors='ignore')[:100].decode(errors='ignore')}."
+
+
+@contextmanager
+def _held(final: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int]]:
+    """Make a temporary file or folder and lock it, so that others see that somebody is at work.
+
+    Args:
+        final: What it is for.
+        make: Makes it, and returns its descriptor; None: somebody took it for a leftover.
+    """
+    if not final.parent.is_dir():
+        final.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            path = temporary_name(final)
+            stack.callback(_remove, path)
+            if (descriptor := make(path)) is None:
+                continue
+            stack.callback(os.close, descriptor)
+            with suppress(OSError):  # not every network file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():  # else it went before it was locked
+                break
+        yield path, descriptor
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int | None:
+    path.mkdir()
+    with suppress(FileNotFoundError):
+        return os.open(path, os.O_RDONLY)
+    return None
+
+
+def _remove(path: Path) -> None:
+    try:
+        _remove_once(path)
+    except BaseException:  # what a signal raises, and that comes once
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):  # Linux' and macOS' word for a folder
+        if not path.is_dir():
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

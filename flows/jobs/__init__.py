@@ -1,0 +1,1 @@
+"""The job spec: parse, check, load, plan."""

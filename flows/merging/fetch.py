@@ -1,0 +1,127 @@
+"""The finished chunks of a job, one after the other, as they come."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from prefect_renderfarm.blocks.errors import (
+    AssemblyError,
+    RenderStopped,
+    StorageError,
+    StorageRefused,
+)
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.runs.retry import patiently
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+
+_SECONDS_BETWEEN_QUESTIONS = 2.0
+_STOPPED = "the assembly was stopped"
+
+
+class ChunkArrivals:
+    """Waits for the manifests of a job's chunks, and checks each file against its own.
+
+    What is done is told by the folder alone, so that whoever waits and whoever renders may both be
+    stopped and started again at any moment.
+
+    Args:
+        folder: The job's folder.
+        patience: Seconds to wait for the next chunk; 0: all must be there.
+        why_not: Says why no more chunks will come, or returns None; asked every other second.
+    """
+
+    def __init__(
+        self, folder: JobFolder, patience: float, why_not: Callable[[], str | None]
+    ) -> None:
+        self._folder = folder
+        self._patience = patience
+        self._why_not = why_not
+        self._checked: dict[int, ChunkResult] = {}
+
+    def all_here(self) -> bool:
+        """Return whether every chunk counts as done.
+
+        Raises:
+            StorageError: The storage does not say, and no chunk is waited for.
+        """
+        ask = partial(self._folder.chunks_done, self._folder.job.chunks)
+        try:
+            return patiently(ask, "which chunks are done")
+        except StorageRefused:
+            raise
+        except StorageError:
+            if not self._patience:
+                raise
+            return False
+
+    def __iter__(self) -> Iterator[ChunkResult]:
+        """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
+
+        Raises:
+            AssemblyError: A chunk is missing, or its file is not what was rendered.
+            RenderStopped: The next chunk will not come, or did not come for too long.
+        """
+        width = self._folder.fetched_ahead
+        stop = threading.Event()
+        with ThreadPoolExecutor(width, thread_name_prefix="arrivals") as ahead:
+            try:
+                left = iter(self._folder.job.chunks)
+                coming = deque(
+                    ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, width)
+                )
+                while coming:
+                    result = coming.popleft().result()
+                    coming.extend(
+                        ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, 1)
+                    )
+                    yield result
+            finally:
+                stop.set()
+
+    def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
+        if chunk.id not in self._checked:
+            self._wait(chunk, stop)
+            self._checked[chunk.id] = self._fetch(chunk, stop)
+        return self._checked[chunk.id]
+
+    def _fetch(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
+        def wait(seconds: float) -> None:
+            if stop.wait(seconds):
+                raise RenderStopped(_STOPPED)
+
+        fetch = partial(self._folder.finished_chunk, chunk)
+        try:
+            return patiently(fetch, f"chunk {chunk.id}", wait)
+        except StorageError as error:
+            raise AssemblyError(f"chunk {chunk.id}: {error}") from None
+
+    def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
+        since = asked = time.monotonic()
+        while self._patience and not self._is_there(chunk):
+            now = time.monotonic()
+            if now - asked > _SECONDS_BETWEEN_QUESTIONS:
+                asked = now
+                if reason := self._why_not():
+                    raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
+            if now - since > self._patience:
+                raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
+            if stop.wait(self._folder.poll_seconds):
+                raise RenderStopped(_STOPPED)
+
+    def _is_there(self, chunk: Chunk) -> bool:
+        try:
+            return self._folder.has_chunk(chunk)
+        except StorageRefused:
+            raise
+        except StorageError as error:
+            # Who waits for a chunk waits for the storage, too.
+            run_log().info("the storage does not say whether chunk %s is done: %s", chunk.id, error)
+            return False

@@ -1,0 +1,214 @@
+"""A run of `merge-job` on another work pool: start it, wait for it, stop it with its parent."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+
+from prefect_renderfarm.blocks.errors import AssemblyError
+from prefect_renderfarm.blocks.runtime.prefect_api import (
+    declare_crashed,
+    end_run,
+    is_away,
+    start_run,
+)
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.flows.results import MergeReport
+from prefect_renderfarm.flows.runs.names import job_label, job_tag
+from prefect_renderfarm.flows.runs.retry import patiently
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+
+# Name of the state of a merge run that gave its slot on the work pool back.
+RELEASED = "Released"
+# A warm merge run ends within a fraction of a second after the last chunk.
+_POLL_SECONDS, _SOON_SECONDS = 0.1, 10.0
+_SLOW_POLL_SECONDS = 0.5
+# A merge run whose process is lost is started again; one that is lost this often is at fault.
+_MOST_LOST = 3
+_PATIENCE_SECONDS = 60.0
+_SILENT_SERVER_SECONDS = 120.0
+# A run whose worker was killed just after it took it stays Pending for ever; one whose container is
+# being fetched and started stays so for minutes.
+_STARTING_SECONDS = 300.0
+
+
+class MergeRun:
+    """A run of the `merge-job` deployment, as a child of the current flow run.
+
+    Args:
+        deployment: Its name, `flow/deployment`.
+        parameters: The parameters of `merge_job`, ready for JSON, but for the environment, which is
+            known when the run is started.
+        folder: The job's folder.
+    """
+
+    def __init__(self, deployment: str, parameters: dict[str, Any], folder: JobFolder) -> None:
+        self._deployment = deployment
+        self._parameters = parameters
+        self._folder = folder
+        self._run: FlowRun | None = None
+        self._key: str | None = None
+        self._pending_since: float | None = None
+        self._lost = 0
+        self._all_done = self._finishing = False
+
+    def start(self) -> None:
+        """Start the run; it waits for the chunks that are not done yet.
+
+        A run of which the server's answer was lost is found when it is started again.
+        """
+        self._pending_since = None
+        asked_before, self._key = self._key is not None, self._key or uuid4().hex
+        try:
+            run = self._start()
+            if asked_before and _came_to_an_end(run):
+                self._key = uuid4().hex
+                run = self._start()
+        except Exception as error:
+            if not is_away(error):
+                self._key = None
+            raise
+        self._run, self._key = run, None
+
+    def _start(self) -> FlowRun:
+        return start_run(
+            self._deployment,
+            self._parameters | {"environment": self._folder.environment},
+            name=f"merge {job_label(self._folder.job)}",
+            tags=[job_tag(self._folder.job)],
+            idempotency_key=self._key,
+        )
+
+    def alive(self) -> bool:
+        """Return whether the run was started and has not come to nothing; ask again at any time.
+
+        A run that gave its place back, or whose process was lost, has come to nothing, and another
+        may be started. One that failed is kept: another would fail the same way.
+        """
+        if self._run is None:
+            return False
+        with get_client(sync_client=True) as client:
+            self._run = client.read_flow_run(self._run.id)
+        if self._came_to_nothing(self._run):
+            self._run = None
+        return self._run is not None
+
+    def finish(self) -> MergeReport:
+        """Wait for the end of the assembly, for which all chunks are done now.
+
+        Raises:
+            AssemblyError: The run did not complete; the message is its own.
+        """
+        try:
+            ended = self._wait()
+        except BaseException:
+            self.cancel("its render-job was stopped")
+            raise
+        if ended.state is None or not ended.state.is_completed():
+            raise AssemblyError(_failure(ended))
+        return patiently(partial(self._folder.load_merge, str(ended.id)), "the merge run's report")
+
+    def cancel(self, reason: str) -> None:
+        """End the run, if there is one: one that has not begun at once, others by their worker.
+
+        A server that does not answer hides no error for which the run is ended.
+        """
+        try:
+            if self._run is None and self._key is not None:
+                self._run = self._start()
+            if self._run is not None:
+                end_run(self._run.id, reason)
+        except Exception as error:
+            run_log().warning("a merge run may be left that could not be ended: %s", error)
+
+    def _came_to_nothing(self, run: FlowRun) -> bool:
+        state = run.state
+        if self._never_began(run):
+            declare_crashed(run.id, "its worker took it, and never began it")
+            self._lost += 1
+            run_log().warning("merge-job run %r was lost before it began", run.name)
+            if self._lost < _MOST_LOST:
+                return True
+            with get_client(sync_client=True) as client:
+                self._run = client.read_flow_run(run.id)
+            return False
+        if state is not None and state.is_crashed():
+            self._lost += 1
+            run_log().warning("merge-job run %r was lost: %s", run.name, state.message)
+            return self._lost < _MOST_LOST
+        # One that was started after the last chunk gives its place back for a reason that stays.
+        return state is not None and state.name == RELEASED and not self._all_done
+
+    def _never_began(self, run: FlowRun) -> bool:
+        """Return whether a worker took the run so long ago that it will not begin any more."""
+        if run.state is None or not run.state.is_pending():
+            self._pending_since = None
+            return False
+        self._pending_since = self._pending_since or time.monotonic()
+        return time.monotonic() - self._pending_since > _STARTING_SECONDS
+
+    def _wait(self) -> FlowRun:
+        started = heard = time.monotonic()
+        warned = silent = False
+        while True:
+            now = time.monotonic()
+            try:
+                run = self._look()
+                heard, silent = now, False
+            except Exception as error:
+                # A server that is started again costs no film: the run goes on without it.
+                if not is_away(error) or now - heard > _SILENT_SERVER_SECONDS:
+                    raise
+                if not silent:
+                    run_log().warning("the server does not say how the merge run is: %s", error)
+                silent = True
+                time.sleep(_SLOW_POLL_SECONDS)
+                continue
+            if run.state is not None and run.state.is_final():
+                return run
+            waited = now - started
+            if run.start_time is None and waited > _PATIENCE_SECONDS and not warned:
+                warned = True
+                run_log().warning(
+                    "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
+                    run.name, _PATIENCE_SECONDS, run.work_pool_name,
+                )  # fmt: skip
+            time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
+
+    def _look(self) -> FlowRun:
+        """Return the run as it is now, all chunks being done; start it if there is none."""
+        alive = self.alive()
+        if not self._finishing and self._run is not None and _has_failed(self._run):
+            # What it met while it waited for chunks may be over, such as a storage that was away.
+            run_log().warning("it is started again: %s", _failure(self._run))
+            alive, self._run = False, None
+        self._finishing = True
+        if not alive:
+            self._all_done = True
+            self.start()
+        run = self._run
+        assert run is not None  # noqa: S101 -- just started
+        return run
+
+
+def _has_failed(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_failed()
+
+
+def _came_to_an_end(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final() and not run.state.is_completed()
+
+
+def _failure(run: FlowRun) -> str:
+    state = run.state
+    message = (state.message if state else None) or ""
+    message = message.removeprefix("Flow run encountered an exception: ")
+    name = state.name if state else "unknown"
+    return (
+        f"merge-job run {run.name!r} on work pool {run.work_pool_name!r} ended as {name}: {message}"
+    )

@@ -1,0 +1,1 @@
+"""Flow runs: names, clean-up, progress, report."""

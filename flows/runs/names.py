@@ -1,0 +1,87 @@
+"""Names and tags by which a person finds a job's flow runs and task runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+
+from prefect_renderfarm.blocks.errors import JobError
+from prefect_renderfarm.blocks.http.url_rules import public_part
+from prefect_renderfarm.blocks.runtime.text import one_line
+from prefect_renderfarm.flows.jobs.parse import parse_spec
+from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
+
+# Ranges of ids that a run's name spells out.
+_NAMED = 5
+# What is looked at of a path or URL, and what is shown of any name.
+_MOST_CHARACTERS = 10_000
+_SHOWN = 100
+
+
+def job_run_name(verb: str) -> Callable[[], str]:
+    """Return a function for Prefect's `flow_run_name` that names a run after its job."""
+    return lambda: f"{verb} {job_label(flow_run.parameters.get('job'))}"
+
+
+def batch_name(chunk_ids: Sequence[int], job: str) -> str:
+    """Return a name for a run that renders some chunks of a job, such as `chunks 3-9 of film`."""
+    ranges: list[list[int]] = []
+    for number in sorted(chunk_ids):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    named = [f"{first}-{last}" if first < last else f"{first}" for first, last in ranges]
+    some = ", ".join(named[:_NAMED]) + (" …" if len(named) > _NAMED else "")
+    return f"chunk{'s' if len(chunk_ids) > 1 else ''} {some} of {job}"
+
+
+def batch_run_name() -> str:
+    """Name a run of `render-chunks` after its chunks, for Prefect's `flow_run_name`."""
+    label = job_label(flow_run.parameters.get("job"))
+    ids = flow_run.parameters.get("chunk_ids")
+    return batch_name(ids, label) if ids else f"render chunks of {label}"
+
+
+def job_label(job: Any) -> str:
+    """Return a short name of a job as it was given: its id, or the name of its file."""
+    if isinstance(job, str) and job[:100].lstrip().startswith("{"):
+        try:
+            job = parse_spec(job)
+        except JobError:
+            return "job"  # the flow says what is wrong
+    if isinstance(job, str):
+        text = job[:_MOST_CHARACTERS]
+        if is_key(text):
+            return text.rpartition("-")[0]
+        path = PurePath(public_part(text))
+        if (
+            ".renderfarm" in path.parts
+        ):  # the copy in a job folder's records: …/<name>-<hash>/job.json
+            return path.parent.name.rpartition("-")[0]
+        return one_line(path.stem, _SHOWN) or "job"
+    name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
+    return one_line(name, _SHOWN) if name and isinstance(name, str) else "job"
+
+
+def job_tag(job: RenderJob) -> str:
+    """Return the tag that all runs of a job carry."""
+    return f"job:{job.title}"
+
+
+def tag_run(job: RenderJob) -> None:
+    """Give the job's tag to the current flow run.
+
+    Its task runs have none: one that has a tag asks the server for leave before it begins, and an
+    error of the server then fails the flow run (Prefect 3.8.8).
+    """
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None:
+        with get_client(sync_client=True) as client:
+            run = context.flow_run
+            client.update_flow_run(run.id, tags={*run.tags, job_tag(job)})

@@ -1,0 +1,47 @@
+"""What a chunk is known by: the hash of all that decides what its command makes.
+
+A finished chunk is good for every chunk with the same identity: of the same run, of a later one, of
+another job. Secrets are no part of it, since a hash of a short one can be guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.flows.jobs.fields import Chunk
+
+
+def environment_digest(adapter: WorkerAdapter, assets: str) -> str:
+    """Return the part of an identity that is the same for all chunks of a job.
+
+    Args:
+        adapter: Where commands run; it says with which variables, image or version.
+        assets: What stands for the content of the job's input files.
+    """
+    return _digest({"adapter": adapter.declared_environment(), "assets": assets})
+
+
+def chunk_identity(chunk: Chunk, rate: str, environment: str) -> str:
+    """Return a chunk's identity, a SHA-256 in hexadecimal.
+
+    Args:
+        chunk: The chunk; its id does not count, so that a job may be cut anew.
+        rate: Frames a second that are planned, as a fraction.
+        environment: See `environment_digest`.
+    """
+    return _digest(
+        {
+            "command": chunk.command,
+            "frames": [chunk.start_frame, chunk.frame_count],
+            "file": chunk.output_file,
+            "rate": rate,
+            "environment": environment,
+        }
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
