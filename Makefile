@@ -24,7 +24,7 @@ BENCHES := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
 $(if $(BENCHES),$(eval $(BENCHES):;@:))
 endif
 
-.PHONY: demo test test-quick test-long test-pythons check up down bench chaos screenshots lock clean
+.PHONY: demo test unit test-long test-pythons check up down bench chaos screenshots lock clean
 
 demo: $(LINKED)
 	@$(BIN)/python deployments/demo/run.py
@@ -36,9 +36,9 @@ test: check
 test-long: $(LINKED)
 	@$(BIN)/python -m pytest -m long
 
-# The tests that need no farm.
-test-quick: check
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not long and not farm'
+# The tests that need no server.
+unit: check
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 test-pythons:
 	@$(PYTHON) tests/pythons.py $(PYTHONS)

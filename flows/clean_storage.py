@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.assets.manifest import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.errors import JobError, SetupError
-from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.job_store import KNOWN, ROOT
 from prefect_renderfarm.blocks.storage.object_store import ObjectStore, StoredObject

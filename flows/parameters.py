@@ -23,7 +23,7 @@ from prefect_renderfarm.blocks.adapters.http import HttpAdapter
 from prefect_renderfarm.blocks.adapters.local import LocalAdapter
 from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.errors import SetupError
-from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.stitchers.base import VideoStitcher
 from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher

@@ -2,134 +2,27 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from farm_client import FARM, PORT, FarmClient, free_port  # isort: skip -- before Prefect
 
-def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def said_first(name: str, value: object) -> str:
-    """Return what the first of the test processes said, which starts the others."""
-    return os.environ.setdefault(f"TESTS_OF_RENDERFARM_{name}", str(value))
-
-
-# Prefect reads its settings when it is imported, and its threads know no later ones.
-PORT = int(said_first("PORT", free_port()))
-FARM = Path(said_first("FARM", Path(tempfile.gettempdir(), f"renderfarm-tests-farm-{PORT}")))
-os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="renderfarm-tests-")
-atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deployments"))
-
-from asset_samples import Travels, watched_travels  # noqa: E402
-from farm import PREFECT, Farm  # noqa: E402
-from faulty_proxy import FaultyProxy, faulty_proxy  # noqa: E402
-from hostile_web import HostileWeb, hostile_web  # noqa: E402
-from http_samples import HttpWorker, working  # noqa: E402
-from lambda_server import LambdaServer, serving_functions  # noqa: E402
-from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
-from prefect.client.schemas.objects import FlowRun  # noqa: E402
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: E402
-from prefect_aws.s3 import S3Bucket  # noqa: E402
-from storage_samples import S3Server, serving  # noqa: E402
-
-
-@dataclass(frozen=True)
-class FarmClient:
-    """Speaks to the farm as a user does, on the command line, and looks at what came of it."""
-
-    farm: Farm
-
-    def command(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a `prefect` command."""
-        return subprocess.run(
-            [*PREFECT, *words],
-            env=self.farm.environment(),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-
-    def submit(self, deployment: str, *, watch: bool = True, **parameters: Any) -> FlowRun:
-        """Run a deployment by the server's API, and return its flow run when it has ended."""
-        given = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in parameters.items()
-        }
-        with SyncPrefectClient(self.farm.api_url) as client:
-            found = client.read_deployment_by_name(deployment)
-            # What is not given comes from the deployment, as on the command line.
-            run = client.create_flow_run_from_deployment(
-                found.id, parameters=found.parameters | given
-            )
-            while watch and not (run.state and run.state.is_final()):
-                time.sleep(0.25)
-                run = client.read_flow_run(run.id)
-        return run
-
-    def type_and_watch(self, deployment: str, **parameters: Any) -> FlowRun:
-        """Run a deployment as a user types it, with `--watch`, and return its flow run."""
-        words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-        done = self.command("deployment", "run", deployment, *words, "--watch")
-        line = next((line for line in done.stdout.splitlines() if "UUID: " in line), None)
-        assert line is not None, done.stdout + done.stderr
-        return self.flow_run(line.split("UUID: ")[1].strip())
-
-    def flow_run(self, flow_run_id: Any) -> FlowRun:
-        """Return a flow run as the server knows it now."""
-        with SyncPrefectClient(self.farm.api_url) as client:
-            return client.read_flow_run(flow_run_id)
-
-    def children(self, run: FlowRun) -> list[FlowRun]:
-        """Return the flow runs that a flow run started."""
-        body = {"flow_runs": {"parent_flow_run_id": {"any_": [str(run.id)]}}}
-        return [FlowRun.model_validate(item) for item in self._post("/flow_runs/filter", body)]
-
-    def task_runs(self, run: FlowRun) -> list[dict[str, Any]]:
-        """Return the task runs of a flow run that rendered chunks."""
-        body = {"task_runs": {"flow_run_id": {"any_": [str(run.id)]}}}
-        return [
-            item
-            for item in self._post("/task_runs/filter", body)
-            if item["task_key"].startswith("render_chunk")
-        ]
-
-    def artifacts(self, run: FlowRun) -> list[dict[str, Any]]:
-        """Return the artifacts of a flow run."""
-        body = {"artifacts": {"flow_run_id": {"any_": [str(run.id)]}}}
-        found: list[dict[str, Any]] = self._post("/artifacts/filter", body)
-        return found
-
-    def logs(self, run: FlowRun) -> list[str]:
-        """Return the log lines of a flow run."""
-        body = {"logs": {"flow_run_id": {"any_": [str(run.id)]}}, "sort": "TIMESTAMP_ASC"}
-        return [item["message"] for item in self._post("/logs/filter", body)]
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        with SyncPrefectClient(self.farm.api_url) as client:
-            answer = client._client.post(path, json=body)
-            answer.raise_for_status()
-            return answer.json()
+from asset_samples import Travels, watched_travels
+from farm import Farm
+from faulty_proxy import FaultyProxy, faulty_proxy
+from hostile_web import HostileWeb, hostile_web
+from http_samples import HttpWorker, working
+from lambda_server import LambdaServer, serving_functions
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect_aws.s3 import S3Bucket
+from storage_samples import S3Server, serving
 
 
 @pytest.fixture(scope="session", autouse=True)

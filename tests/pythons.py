@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_TARGETS = ("check", "test-quick", "demo")
+_TARGETS = ("check", "unit", "demo")
 _ASK = "import sys; print(*sys.version_info[:3], sep='.')"
 
 

@@ -18,8 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from prefect_renderfarm.blocks.http.client import wait_until_stopped
-from prefect_renderfarm.blocks.http.status import Status, kind_of
+from prefect_renderfarm.blocks.http.client import Status, kind_of, wait_until_stopped
 from prefect_renderfarm.blocks.http.url_rules import HOSTS_VARIABLE, UrlRefused, UrlRules
 from prefect_renderfarm.blocks.runtime.text import one_line
 

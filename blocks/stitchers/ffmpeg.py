@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,26 +15,69 @@ from typing import Any, ClassVar
 import ffmpeg
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import StitchInputError
+from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
 from prefect_renderfarm.blocks.media.image_sequence import has_number, is_image_sequence
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.process_group import run_program
+from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.audio import join_sound
 from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, SoundPlan, sound_codec
 from prefect_renderfarm.blocks.stitchers.base import StitchReport
 from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.ffmpeg_check import require_exact
-from prefect_renderfarm.blocks.stitchers.ffmpeg_run import GLOBAL_ARGUMENTS, run_ffmpeg
 from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
 from prefect_renderfarm.blocks.stitchers.image_sequence import (
     check_sequence_folder,
     join_sequences,
     link_sequence,
 )
-from prefect_renderfarm.blocks.stitchers.muxer_options import check_container, muxer_options
+from prefect_renderfarm.blocks.stitchers.muxer import check_container, muxer_options
+from prefect_renderfarm.blocks.stitchers.progress import watcher
 from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
 from prefect_renderfarm.blocks.storage.publish import naming_the_disk
+
+GLOBAL_ARGUMENTS = (
+    *("-nostdin", "-hide_banner", "-loglevel", "warning"),
+    *("-nostats", "-progress", "pipe:1", "-stats_period", "0.5"),
+)
+_PASSED = ("PATH", "LD_LIBRARY_PATH")
+_PROGRESS = re.compile(r"[a-z_0-9]+=")
+
+
+def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
+    """Run ffmpeg in `folder`, and tell its progress.
+
+    Raises:
+        AssemblyError: It failed; with its last words.
+    """
+    log, tell = run_log(), watcher()
+    done = {"frame": 0, "total_size": 0}
+
+    def on_line(line: str) -> None:
+        name, _, value = line.partition("=")
+        if name in done and value.strip().isdigit():
+            done[name] = int(value)
+        elif name == "progress":
+            tell(done["frame"], done["total_size"])
+        elif not _PROGRESS.match(line):
+            log.debug("ffmpeg | %s", line)
+
+    code, _, stderr = run_program(
+        command,
+        name="ffmpeg",
+        cwd=folder,
+        environment={key: os.environ[key] for key in _PASSED if key in os.environ},
+        on_line=on_line,
+        stop=threading.Event(),
+        timeout=None,
+        grace=5.0,
+    )
+    if code != 0:
+        words = " / ".join(stderr.splitlines()[-4:])
+        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {words}")
+
 
 _FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 

@@ -24,7 +24,7 @@ from prefect_renderfarm.blocks.errors import (
     StorageError,
     StorageRefused,
 )
-from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
 
 # The names and numbers of providers' errors, if an object is not there ...

@@ -5,12 +5,38 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from weakref import WeakSet
 
 from prefect_renderfarm.blocks.errors import CommandTimeout, RenderFarmError, WorkStopped
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.rendering.cancellation import StopSwitch
 from prefect_renderfarm.flows.rendering.executors import ChunkExecutor
+
+
+class StopSwitch(threading.Event):
+    """An event that sets those that were made from it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._children: WeakSet[StopSwitch] = WeakSet()
+        self._family = threading.Lock()
+
+    def child(self) -> StopSwitch:
+        """Return an event that is set when this one is, and may be set alone."""
+        child = StopSwitch()
+        with self._family:
+            self._children.add(child)
+            if self.is_set():
+                child.set()
+        return child
+
+    def set(self) -> None:
+        """Set this event and all that came of it."""
+        super().set()
+        with self._family:
+            children = list(self._children)
+        for child in children:
+            child.set()
 
 
 class RunningAttempt:

@@ -13,9 +13,8 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.rendering.attempt import RunningAttempt
+from prefect_renderfarm.flows.rendering.attempt import RunningAttempt, StopSwitch
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
-from prefect_renderfarm.flows.rendering.cancellation import StopSwitch
 from prefect_renderfarm.flows.rendering.executors import executor_for
 from prefect_renderfarm.flows.state.consistency import Likeness
 from prefect_renderfarm.flows.state.eta import Pace

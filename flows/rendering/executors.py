@@ -8,8 +8,7 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.chunks.reader import ChunkReader
-from prefect_renderfarm.blocks.chunks.render import measure
+from prefect_renderfarm.blocks.chunks.render import ChunkReader, measure
 from prefect_renderfarm.blocks.chunks.request import ChunkRequest, StorageAddress
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (

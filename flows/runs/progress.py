@@ -10,7 +10,7 @@ from typing import Any, Self
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 
-from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 
 # An update is a request of some 30 ms to the server.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_markdown_artifact
 from slugify import slugify
 
-from prefect_renderfarm.blocks.runtime.call_sync import call_sync
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport

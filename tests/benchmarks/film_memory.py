@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import PORT, FarmClient
 from farm import Farm
+from farm_client import PORT, FarmClient
 from stitching import FPS
 from storage_samples import serving
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import PORT
 from farm import Farm
+from farm_client import PORT
 from media_samples import Recipe, write_clip
 from prefect import flow, task
 from prefect.cache_policies import INPUTS

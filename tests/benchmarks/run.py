@@ -20,11 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "deployments")]
 
 from comparing import measure, show  # noqa: E402
-from conftest import PORT, FarmClient  # noqa: E402
 from farm import Farm  # noqa: E402
+from farm_client import PORT, FarmClient  # noqa: E402
 from film_memory import BENCHES as FILM_MEMORY  # noqa: E402
 from jobs import clip_command  # noqa: E402
 from prefect_cache import BENCHES as PREFECT_CACHE  # noqa: E402

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "deployments")]
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "deployments")]
 
 from farm import Farm  # noqa: E402
 from media_samples import Recipe, write_clip  # noqa: E402
@@ -32,7 +32,9 @@ PEERS = 1_000  # Prefect is meant for about as many task runs
 
 def bench_scale(folder: Path, chunks: int = CHUNKS) -> None:
     """Render many chunks whose command is a copy: here, and by runs on a work pool."""
-    from conftest import PORT  # not in the process that coordinates: it sets up a server's address
+    from farm_client import (
+        PORT,  # not in the process that coordinates: it sets up a server's address
+    )
 
     farm = Farm(folder / "farm")
     try:

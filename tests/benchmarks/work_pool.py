@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import PORT
 from farm import Farm
+from farm_client import PORT
 from jobs import clip_command
 from pool_samples import make_pool, working
 from prefect.client.orchestration import SyncPrefectClient

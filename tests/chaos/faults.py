@@ -11,8 +11,8 @@ from random import Random
 
 import httpx
 import psutil
-from conftest import FarmClient
 from farm import POOLS, Farm
+from farm_client import FarmClient
 from faulty_proxy import Answer, Fault, FaultyProxy
 from prefect.client.schemas.objects import FlowRun
 

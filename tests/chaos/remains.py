@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from conftest import FarmClient
 from farm import POOLS
+from farm_client import FarmClient
 
 _OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 

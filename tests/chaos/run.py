@@ -25,8 +25,8 @@ _LOST_SECONDS = 780.0
 def main() -> int:
     """Run the command line."""
     # Not at the top: a forked coordinator imports this file, too, and is to find the same farm.
-    sys.path[:0] = [str(TESTS), str(TESTS.parent / "deployments")]
-    from conftest import PORT, FarmClient
+    sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(TESTS.parent / "deployments")]
+    from farm_client import PORT, FarmClient
     from storage_samples import serving
 
     from chaos.faults import ChaosFarm

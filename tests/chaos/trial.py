@@ -10,7 +10,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import psutil
-from conftest import FarmClient
+from farm_client import FarmClient
 from faulty_proxy import FaultyProxy, faulty_proxy
 from storage_samples import S3Server
 

@@ -1,0 +1,34 @@
+"""Chaos in short: a few jobs of which parts are killed, or fail, at random moments."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from repository import ROOT
+
+RUN = ROOT / "tests" / "chaos" / "run.py"
+# `make chaos` does 200, and kills batches, workers and the server, too.
+KINDS = ["coordinator", "merge", "storage"]
+
+
+@pytest.mark.farm
+def test_every_job_is_done_in_spite_of_faults() -> None:
+    """All films are exact, no published chunk is rendered again, and nothing runs on."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_", "TESTS_OF_RENDERFARM_"))
+    }
+    options = ["--runs=6", "--seed=5", "--lanes=2", f"--kinds={','.join(KINDS)}"]
+    done = subprocess.run(
+        [sys.executable, str(RUN), *options], env=own, capture_output=True, text=True, check=False
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in KINDS:
+        [faults] = re.findall(rf"^\| {kind} \| \d+ \| (\d+) \|", done.stdout, re.MULTILINE)
+        assert int(faults) > 0, done.stdout

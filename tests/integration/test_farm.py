@@ -1,0 +1,98 @@
+"""The farm on this machine: started twice, stopped exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from farm import Farm
+from farm_client import FarmClient
+from processes import ProcessFile
+from processes_here import gone, wait_for
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+PARENT = [
+    sys.executable,
+    "-c",
+    "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', "
+    "'import time; time.sleep(600)']).pid, flush=True); time.sleep(600)",
+]
+
+
+@pytest.mark.long
+def test_up_again_changes_nothing(api: FarmClient) -> None:
+    """`make up` on a running farm leaves its processes alone."""
+    before = {
+        name: api.farm.process(name).pid for name in ("server", "worker-cloud", "worker-local")
+    }
+    api.farm.up()
+    assert {name: api.farm.process(name).pid for name in before} == before
+    assert api.farm.running()
+
+
+def test_environment_is_the_farms_own(api: FarmClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's Prefect settings do not reach the farm, and the farm keeps to its folder."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://example.invalid/api")
+    monkeypatch.setenv("PREFECT_API_KEY", "secret")
+    environment = api.farm.environment()
+    assert environment["PREFECT_API_URL"] == api.farm.api_url
+    assert "PREFECT_API_KEY" not in environment
+    assert Path(environment["PREFECT_HOME"]).is_relative_to(api.farm.state)
+
+
+def test_a_server_of_ones_own(tmp_path: Path) -> None:
+    """A server that does not answer is named, and nothing is started."""
+    farm = Farm(tmp_path)
+    with pytest.raises(SystemExit, match=r"127\.0\.0\.1:9/api"):
+        farm.up(api_url="http://127.0.0.1:9/api")
+    assert farm.down() == []
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+    """A port that somebody listens on is not taken for the farm's server."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} is in use"):
+            Farm(tmp_path).up(port=port)
+
+
+def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
+    """What was started is ended with its children; what was not is left alone."""
+    processes = ProcessFile(tmp_path / "processes.json")
+    bystander = psutil.Popen(SLEEP)
+    log = tmp_path / "log"
+    try:
+        environment = dict(os.environ)
+        processes.start("tree", PARENT, cwd=tmp_path, log=log, environment=environment)
+        wait_for(lambda: log.read_text().strip() != "")
+        parent = processes.find("tree")
+        assert parent is not None
+        assert processes.stop_all() == ["tree"]
+        assert gone(parent.pid)
+        assert gone(int(log.read_text()))
+        assert processes.find("tree") is None
+        assert processes.stop_all() == []
+        assert not gone(bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_stale_file_ends_nobody(tmp_path: Path) -> None:
+    """A process that has only got the same id since is not ours."""
+    bystander = psutil.Popen(SLEEP)
+    try:
+        file = tmp_path / "processes.json"
+        file.write_text(json.dumps({"server": [bystander.pid, bystander.create_time() - 60]}))
+        assert ProcessFile(file).stop_all() == []
+        assert not gone(bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()

@@ -1,0 +1,123 @@
+"""A provider's limits: requests a second, requests at once, and jobs at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from farm_client import FarmClient
+from http_samples import HttpWorker
+from jobs import small_job
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect_aws.s3 import S3Bucket
+from processes_here import wait_for
+from repeating import repeating
+
+from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
+from prefect_renderfarm.blocks.adapters.remote import RateLimit
+from prefect_renderfarm.flows import render_chunks, render_job
+from prefect_renderfarm.flows.state.stored_folder import open_folder
+
+
+def test_so_many_at_once() -> None:
+    """Never are more requests under way than allowed, and all get their turn."""
+    limit, lock = RateLimit(in_flight=3), threading.Lock()
+    under_way: set[int] = set()
+    most = 0
+
+    def request(number: int) -> None:
+        nonlocal most
+        with limit.slot(threading.Event()):
+            with lock:
+                under_way.add(number)
+                most = max(most, len(under_way))
+            time.sleep(0.01)
+            with lock:
+                under_way.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(request, range(24)))
+    assert most == 3
+
+
+def test_so_many_a_second() -> None:
+    """Requests begin no closer to each other than the rate allows, from however many threads."""
+    limit, begun = RateLimit(a_second=50), []
+
+    def request(_: int) -> None:
+        with limit.slot(threading.Event()):
+            begun.append(time.monotonic())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(request, range(11)))
+    assert max(begun) - min(begun) >= 10 / 50 - 0.001
+
+
+@pytest.mark.parametrize("limit", [RateLimit(in_flight=1), RateLimit(a_second=0.001)])
+def test_stop_ends_the_wait(limit: RateLimit) -> None:
+    """Whoever waits for a turn is told when the job is stopped, and the place is free again."""
+    stop = threading.Event()
+    with limit.slot(threading.Event()):
+        stop.set()
+        with pytest.raises(WorkStopped), limit.slot(stop):
+            raise AssertionError("it was let in")
+
+
+@pytest.mark.usefixtures("api")
+def test_remote_workers_need_a_storage(tmp_path: Path) -> None:
+    """A job whose chunks could not come home is refused before any request is sent."""
+    adapter = HttpAdapter(url="http://127.0.0.1:9")
+    for start in (render_job, render_chunks):
+        with pytest.raises(SetupError, match=r"HttpAdapter do not see the job folder.*storage"):
+            start(small_job(), adapter=adapter, job_dir=tmp_path)  # type: ignore[operator]
+
+
+@pytest.mark.long
+def test_jobs_share_a_concurrency_limit(
+    api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
+) -> None:
+    """A job takes one slot of the adapter's limit, and gives it back; a wrong name is refused."""
+    adapter = http_worker.adapter(concurrency_limit="provider", max_in_flight=1)
+    options = {"adapter": adapter, "storage": bucket, "job_dir": tmp_path, "merge": False}
+    with pytest.raises(SetupError, match=r"concurrency_limit 'provider' is not on this server"):
+        render_job(small_job(), **options)  # type: ignore[arg-type]
+    with SyncPrefectClient(api.farm.api_url) as client:
+        created = GlobalConcurrencyLimitCreate(name="provider", limit=1)
+        client.create_global_concurrency_limit(created)
+        seen: list[int] = []
+
+        def watch() -> None:
+            seen.append(client.read_global_concurrency_limit_by_name("provider").active_slots)
+
+        with repeating(watch, 0.05):
+            report = render_job(small_job(), **options)  # type: ignore[arg-type]
+        assert len(report.chunks) == 3  # type: ignore[union-attr]
+        assert max(seen) == 1
+        assert client.read_global_concurrency_limit_by_name("provider").active_slots == 0
+
+
+@pytest.mark.long
+def test_job_that_waits_for_a_slot_holds_no_chunks(
+    api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
+) -> None:
+    """Else two runs of a job could wait for each other: one with the slot, one with the chunks."""
+    job, name = small_job(id="waiting"), "one-job"
+    folder = open_folder(tmp_path, job, bucket)
+    with SyncPrefectClient(api.farm.api_url) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    adapter = http_worker.adapter(concurrency_limit=name)
+    with ThreadPoolExecutor(1) as pool:
+        with concurrency(name, occupy=1):
+            waiting = pool.submit(
+                render_job, job, adapter=adapter, storage=bucket, job_dir=tmp_path, merge=False
+            )
+            wait_for(lambda: folder.read_record("job.json"), 60)
+            time.sleep(3)
+            assert folder.list_records("leases") == []
+            assert not waiting.done()
+        assert len(waiting.result(60).chunks) == 3

@@ -1,0 +1,170 @@
+"""The work-pool templates in `deployments/pools`, on a real server and real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farm_client import FarmClient, free_port
+from faulty_proxy import FaultyProxy, Request, faulty_proxy
+from jobs import with_commands
+from lambda_server import wait_for_answer
+from pool_samples import (
+    POOLS,
+    batches,
+    in_background,
+    job_of,
+    make_pool,
+    rendered,
+    template,
+    working,
+)
+from prefect.client.orchestration import SyncPrefectClient
+from processes_here import wait_for
+
+from prefect_renderfarm.blocks import WorkPoolAdapter
+
+COMMAND = "python -m prefect.flow_engine prefect_renderfarm.flows.render_chunks"
+IMAGE = "renderfarm-chunks:latest"
+KINDS = sorted(path.stem for path in POOLS.glob("*.json"))
+
+
+def placeholders(value: Any) -> set[str]:
+    """Return the variables that a part of a template names."""
+    return set(re.findall(r"\{\{ *(\w+) *\}\}", json.dumps(value)))
+
+
+def test_there_are_three_templates() -> None:
+    """Processes, Docker and ECS each have one."""
+    assert KINDS == ["docker", "ecs", "process"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_template_holds_together(api: FarmClient, kind: str) -> None:
+    """Each variable that a template uses is there, and the server makes a pool from it."""
+    base = template(kind)
+    variables = base["variables"]["properties"]
+    assert placeholders(base["job_configuration"]) <= variables.keys()
+    assert variables["command"]["default"] == COMMAND
+    assert variables["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert variables["env"]["default"]["PREFECT_CLIENT_RETRY_EXTRA_CODES"] == "500"
+    make_pool(api.farm, kind, f"whole-{kind}")
+    with SyncPrefectClient(api.farm.api_url) as client:
+        assert client.read_work_pool(f"whole-{kind}").type == kind
+
+
+def test_containers_are_watched_and_limited() -> None:
+    """A container of the Docker pool stays until its exit is seen; CPU and memory are limited."""
+    variables = template("docker")["variables"]["properties"]
+    given = {name: variables[name]["default"] for name in ("image", "auto_remove", "stream_output")}
+    assert given == {"image": IMAGE, "auto_remove": False, "stream_output": True}
+    assert variables["mem_limit"]["default"] == "8g"
+    assert variables["container_create_kwargs"]["default"]["nano_cpus"] == 4_000_000_000
+    assert variables["env"]["default"]["PREFECT_HOME"].startswith("/home/farm/")
+
+
+def test_image_has_what_the_templates_need() -> None:
+    """The image's command is the templates', its user is not root, its folders are theirs."""
+    text = (POOLS.parent / "Dockerfile").read_text()
+    assert json.dumps(COMMAND.split()) in text
+    home = template("ecs")["variables"]["properties"]["env"]["default"]["PREFECT_HOME"]
+    assert f"PREFECT_HOME={home}" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith(("FROM", "USER"))]
+    assert lines == [["FROM", "python:3.11-slim"], ["USER", "farm"]]
+    for source in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        for name in source.split():
+            assert (POOLS.parents[1] / name).exists()
+
+
+@pytest.mark.long
+def test_process_pool_renders(api: FarmClient, tmp_path: Path) -> None:
+    """A pool from the template renders a job; a run that is at its last chunk is given the rest."""
+    deployment = make_pool(api.farm, "process", "rendering")
+    adapter = WorkPoolAdapter(deployment=deployment, max_runs=1, poll_seconds=0.2)
+    job = job_of(8, tmp_path, id="extended")
+    job = with_commands(job, {1: f"{job.chunks[1].command} --wait-for '{tmp_path / 'go'}'"})
+    with working(api.farm, "process", "rendering"):
+        report = in_background(job, adapter=adapter, job_dir=tmp_path)
+        wait_for(lambda: list(tmp_path.glob(".renderfarm/*/runs/*-more.json")) != [], 90)
+        (tmp_path / "go").touch()
+        assert all(chunk.worker for chunk in report.result(60).chunks)
+    assert rendered(tmp_path) == Counter(range(8))
+    assert [run.name for run in batches(api, "extended")] == ["chunks 0-7 of extended"]
+
+
+@contextmanager
+def aws(folder: Path) -> Iterator[FaultyProxy]:
+    """Run an emulated AWS in a process of its own, behind a proxy that keeps the requests."""
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if "AWS" not in name} | {
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "MINISTACK_HOST": "127.0.0.1",
+        "IOT_MTLS_ENABLED": "0",
+        "DOCKER_HOST": "tcp://127.0.0.1:9",  # a task is accepted, but no container is started
+        "TMPDIR": str(folder),
+    }
+    with (folder / "aws.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ministack"], env=environment, stdout=log, stderr=log, cwd=folder
+        )
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/_ministack/health")
+        with faulty_proxy(f"http://127.0.0.1:{port}") as proxy:
+            yield proxy
+    finally:
+        process.kill()
+        process.wait()
+
+
+def asked(proxy: FaultyProxy, action: str) -> list[dict[str, Any]]:
+    """Return the bodies of the requests for one of ECS' actions that were answered well."""
+
+    def is_it(request: Request) -> bool:
+        return request.header("X-Amz-Target").endswith(f".{action}")
+
+    return [json.loads(found.body) for found, end in proxy.requests if is_it(found) and end == 200]
+
+
+@pytest.mark.long
+def test_ecs_pool_starts_a_task(api: FarmClient, tmp_path: Path) -> None:
+    """prefect-aws' ECS worker registers the template's task and runs it: image, command, limits."""
+    make_pool(api.farm, "ecs", "fargate")
+    with aws(tmp_path) as proxy:
+        environment = {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "AKIAFARM",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+            "PREFECT_INTEGRATIONS_AWS_ECS_OBSERVER_ENABLED": "false",
+        }
+        with working(api.farm, "ecs", "fargate", environment):
+            run = api.submit("render-chunks/fargate", watch=False, job="film-0123456789ab")
+            wait_for(lambda: asked(proxy, "RunTask") != [], 90)
+            wait_for(lambda: bool(api.flow_run(run.id).infrastructure_pid), 30)
+    [definition], [task] = asked(proxy, "RegisterTaskDefinition"), asked(proxy, "RunTask")
+    assert definition["family"].startswith("renderfarm-chunks")
+    assert (definition["cpu"], definition["memory"]) == ("4096", "16384")
+    assert definition["ephemeralStorage"] == {"sizeInGiB": 50}
+    assert definition["requiresCompatibilities"] == ["FARGATE"]
+    [container] = definition["containerDefinitions"]
+    assert container["image"] == IMAGE
+    assert (container["cpu"], container["memory"]) == (4096, 16384)
+    assert task["launchType"] == "FARGATE"
+    [override] = task["overrides"]["containerOverrides"]
+    assert override["name"] == container["name"] == "renderfarm-chunks"
+    assert override["command"] == COMMAND.split()
+    variables = {item["name"]: item["value"] for item in override["environment"]}
+    assert variables["PREFECT__FLOW_RUN_ID"] == str(run.id)
+    assert variables["PREFECT_API_URL"] == api.farm.api_url
+    assert variables["PREFECT_HOME"] == "/home/farm/.prefect"
+    assert variables["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"

@@ -1,0 +1,232 @@
+"""The flow `render-job` in this process: failures, retries, limits, reports."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from farm_client import FarmClient
+from jobs import clip_command, small_job, with_commands
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+
+from prefect_renderfarm.blocks import (
+    ChunkFileError,
+    CommandFailed,
+    CommandNotRunnable,
+    JobError,
+    LocalAdapter,
+    WorkerAdapter,
+    WorkerJob,
+    WorkerResult,
+)
+from prefect_renderfarm.flows import RenderJob, render_chunks, render_job
+from prefect_renderfarm.flows.rendering import task as render_chunk_module
+from prefect_renderfarm.flows.runs.report import report_markdown
+
+
+class SlowAdapter(WorkerAdapter):
+    """Notes when each chunk began and ended."""
+
+    began: ClassVar[list[int]] = []
+    at_once: ClassVar[list[int]] = [0, 0]
+    lock: ClassVar[Any] = threading.Lock()
+
+    def execute(self, job: WorkerJob) -> WorkerResult:
+        with self.lock:
+            self.began.append(job.chunk_id or 0)
+            self.at_once[0] += 1
+            self.at_once[1] = max(self.at_once)
+        try:
+            return LocalAdapter(grace=1).execute(job)
+        finally:
+            with self.lock:
+                self.at_once[0] -= 1
+
+
+@pytest.fixture(autouse=True)
+def fresh(api: FarmClient) -> FarmClient:
+    """Forget what was noted; let the flows find the server."""
+    SlowAdapter.began.clear()
+    SlowAdapter.at_once[:] = [0, 0]
+    return api
+
+
+def last_run(client: FarmClient, folder: Path) -> FlowRun:
+    """Return the flow run with a job folder that started last; others use the farm, too."""
+    with SyncPrefectClient(client.farm.api_url) as api:
+        runs = api.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=100)
+    return next(run for run in runs if run.parameters.get("job_dir") == str(folder))
+
+
+def fill(command: str, **fields: object) -> str:
+    """Fill in a command template."""
+    return command.format(**fields)
+
+
+def bad_chunk(job: RenderJob, number: int, extra: str) -> RenderJob:
+    """Return a job in which one chunk's command has further options."""
+    chunk = job.chunks[number]
+    return with_commands(job, {number: f"{chunk.command} {extra}"})
+
+
+def test_failing_chunk_stops_the_others(tmp_path: Path) -> None:
+    """Chunks that have not begun never do, those that run are ended; the error is the chunk's."""
+    job = small_job("--sleep 20", total_frames=40, chunks=20)
+    job = with_commands(job, {2: job.chunks[2].command.replace("--sleep 20", "--sleep 1 --fail")})
+    started = time.monotonic()
+    with pytest.raises(CommandFailed, match=r"chunk 2: .*exit code 1.*asked to fail"):
+        render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, concurrency=3)
+    assert time.monotonic() - started < 15
+    assert sorted(SlowAdapter.began) == [0, 1, 2]
+    assert not list((tmp_path / "chunks").iterdir())
+
+
+def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
+    """A chunk that fails once is tried again after the delay, and the report counts attempts."""
+    job = small_job(f"--fail-once '{tmp_path}/{{id}}'")
+    started = time.monotonic()
+    report = render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, retries=2, retry_delay=1.5)
+    assert time.monotonic() - started > 1.5
+    assert [chunk.attempts for chunk in report.chunks] == [2, 2, 2]
+    markdown = report_markdown(report)
+    assert markdown.startswith("# `small`\n")
+    assert "| Attempts | 6 |" in markdown
+
+
+def test_waiting_for_a_retry_ends_with_the_job(tmp_path: Path) -> None:
+    """A chunk that waits for its next attempt does not hold up the end of its job."""
+    job = bad_chunk(small_job(), 0, "--fail")
+    job = with_commands(job, {1: f"{job.chunks[1].command} --sleep 3", 2: "no-such-renderer"})
+    started = time.monotonic()
+    with pytest.raises(CommandNotRunnable, match="chunk 2"):
+        render_job(
+            job, adapter=LocalAdapter(), job_dir=tmp_path, retries=1, retry_delay=120, concurrency=2
+        )
+    assert time.monotonic() - started < 60
+
+
+def test_retries_run_out(tmp_path: Path) -> None:
+    """After the last retry the chunk's own error is raised."""
+    with pytest.raises(CommandFailed, match="asked to fail"):
+        render_job(
+            bad_chunk(small_job(), 1, "--fail"),
+            adapter=SlowAdapter(),
+            job_dir=tmp_path,
+            retries=2,
+            retry_delay=0,
+            concurrency=1,
+        )
+    assert SlowAdapter.began == [0, 1, 1, 1]
+
+
+def test_a_missing_program_is_not_tried_again(tmp_path: Path) -> None:
+    """Exit code 127 is fatal: no retry."""
+    job = with_commands(small_job(), {0: "no-such-renderer"})
+    with pytest.raises(CommandNotRunnable, match=r"chunk 0: .*127.*no-such-renderer"):
+        render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, retries=5, concurrency=1)
+    assert SlowAdapter.began == [0]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("true", "does not exist"),
+        ("touch {output}", "is empty"),
+        ("cp /etc/hosts {output}", "cannot be opened as a media file"),
+        (clip_command().replace("{count}", "5"), "has 5 frames, not the planned 6"),
+        (clip_command("--fps 25"), "off the grid"),
+    ],
+)
+def test_bad_file_fails_its_chunk(tmp_path: Path, command: str, words: str) -> None:
+    """A command that succeeds with a wrong file fails its chunk, and leaves no file."""
+    job = small_job()
+    filled = fill(command, start=0, count=6, output=job.chunks[0].output_file)
+    with pytest.raises(ChunkFileError, match=words) as caught:
+        render_job(
+            with_commands(job, {0: filled}), adapter=LocalAdapter(), job_dir=tmp_path, concurrency=1
+        )
+    assert "chunk 0" in str(caught.value)
+    assert not (tmp_path / job.chunks[0].output_file).exists()
+
+
+def test_concurrency_is_kept(tmp_path: Path) -> None:
+    """No more chunks run at once than asked for."""
+    job = small_job("--sleep 0.3", total_frames=12, chunks=6)
+    render_job(job, adapter=SlowAdapter(), job_dir=tmp_path, concurrency=2)
+    assert SlowAdapter.at_once[1] == 2
+
+
+def test_many_chunks_share_task_runs(
+    tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit a task run renders several chunks, each of which has its retries."""
+    monkeypatch.setattr(render_chunk_module_of(), "MAX_TASK_RUNS", 3)
+    job = small_job(total_frames=8, chunks=8)
+    for number in (4, 5):
+        job = bad_chunk(job, number, f"--fail-once '{tmp_path / f'failed-{number}'}'")
+    report = render_job(
+        job, adapter=SlowAdapter(), job_dir=tmp_path, retries=1, retry_delay=0, concurrency=1
+    )
+    assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1, 2, 2, 1, 1]
+    run = last_run(fresh, tmp_path)
+    deadline = time.monotonic() + 20
+    while len(fresh.task_runs(run)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    names = sorted(task["name"] for task in fresh.task_runs(run))
+    assert names == [
+        "chunks 0-2, frames 0-2",
+        "chunks 3-5, frames 3-5",
+        "chunks 6-7, frames 6-7",
+    ]
+
+
+def render_chunk_module_of() -> Any:
+    """Return the module of the chunk task."""
+    return render_chunk_module
+
+
+def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:
+    """The run's page shows a progress bar at its end and a report that a person can read."""
+    job = small_job("--sleep 1.2", merge_command=None)
+    report = render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, concurrency=1)
+    run = last_run(fresh, tmp_path)
+    assert run.name == "render small"
+    artifacts = {item["type"]: item for item in fresh.artifacts(run)}
+    assert artifacts["progress"]["data"] == 100.0
+    assert artifacts["progress"]["description"] == "3 of 3 chunks rendered"
+    markdown = artifacts["markdown"]["data"]
+    assert markdown == report_markdown(report)
+    assert "Skipped: the job has no merge command" in markdown
+    for chunk in report.chunks:
+        assert f"| {chunk.id} | {chunk.start_frame} | 6 | {chunk.seconds:.1f} | 1 |" in markdown
+    assert report.chunks[0].path.stat().st_size == report.chunks[0].size
+    assert report.chunks[0].worker
+
+
+def test_render_some_chunks(tmp_path: Path) -> None:
+    """`render-chunks` renders the chunks it is told, and refuses one that is not there."""
+    results = render_chunks(small_job(), chunk_ids=[2, 0], adapter=LocalAdapter(), job_dir=tmp_path)
+    assert [result.id for result in results] == [0, 2]
+    assert sorted(path.name for path in (tmp_path / "chunks").iterdir()) == [
+        "00000.mp4",
+        "00002.mp4",
+    ]
+    with pytest.raises(JobError, match="no chunk 9"):
+        render_chunks(small_job(), chunk_ids=[9], adapter=LocalAdapter(), job_dir=tmp_path)
+
+
+def test_symlink_out_of_the_job_folder(tmp_path: Path) -> None:
+    """A link that leads out of the job folder is refused before any chunk runs."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "chunks").symlink_to(outside)
+    with pytest.raises(JobError, match="symbolic link"):
+        render_job(small_job(), adapter=SlowAdapter(), job_dir=folder)
+    assert not SlowAdapter.began

@@ -1,0 +1,200 @@
+"""A storage that does not answer for a moment ends nothing that only waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from jobs import small_job
+from lease_samples import FailingFolder, until
+from prefect.states import Failed
+from prefect_aws.s3 import S3Bucket
+from shared_jobs import SAME, one_with_sound, prepared, render
+
+from prefect_renderfarm.blocks import (
+    AssemblyError,
+    LocalAdapter,
+    StorageError,
+    StorageRefused,
+    WorkerLost,
+)
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.merging.fetch import ChunkArrivals
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.rendering.pool_losses import _LEAST_LOST, RunLosses
+from prefect_renderfarm.flows.rendering.pool_run import BatchRun
+from prefect_renderfarm.flows.runs import retry as patience
+from prefect_renderfarm.flows.state.done_chunks import DoneChunks
+from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.lease import Lease
+from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+
+AWAY = StorageError("storage 'x' does not answer")
+
+
+class AwayFolder(JobFolder):
+    """A job folder that answers some of its questions with errors first."""
+
+    errors: Iterator[Exception]
+    troubled: int | None = None
+    lists: bool = True
+
+    def done(self, chunks: Iterable[Chunk]) -> set[int]:
+        if not self.lists:
+            self._fail()
+        return super().done(chunks)
+
+    def manifest(self, chunk: Chunk) -> ChunkResult | None:
+        if chunk.id == self.troubled:
+            self._fail()
+        return super().manifest(chunk)
+
+    def read_record(self, name: str) -> str | None:
+        self._fail()
+        return super().read_record(name)
+
+    def _fail(self) -> None:
+        if error := next(self.errors, None):
+            raise error
+
+
+def away(path: Path, *errors: Exception, job: Any = None) -> AwayFolder:
+    """Return a job's folder that first answers with errors."""
+    folder: AwayFolder = prepared(path, job or small_job(), AwayFolder)
+    folder.errors = iter(errors)
+    return folder
+
+
+def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
+    """Who waits for a chunk asks again, unless the storage does not let it in."""
+    folder = away(tmp_path, AWAY, AWAY)
+    render(folder, 0, 1, 2)
+    folder.troubled = 1
+    waiting = ChunkArrivals(folder, 60, lambda: None)
+    assert [result.id for result in waiting] == [0, 1, 2]
+    folder.errors = iter([StorageRefused("no key for you")])
+    with pytest.raises(StorageRefused):
+        list(ChunkArrivals(folder, 60, lambda: None))
+
+
+def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is done, and that the storage does not give, is asked for again, for a while."""
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    folder = away(tmp_path, AWAY, AWAY)
+    render(folder, 0, 1, 2)
+    folder.troubled = 1
+    all_there = ChunkArrivals(folder, 0, lambda: None)
+    assert [result.id for result in all_there] == [0, 1, 2]
+    folder.errors = iter([AWAY] * 3)
+    with pytest.raises(AssemblyError, match=r"^chunk 1: storage .x. does not answer"):
+        list(ChunkArrivals(folder, 0, lambda: None))
+    folder.errors = iter([StorageRefused("no key for you")])
+    with pytest.raises(AssemblyError, match=r"^chunk 1: no key for you"):
+        list(ChunkArrivals(folder, 0, lambda: None))
+
+
+def test_assembly_asks_again_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all chunks are there is asked again; who waits for chunks can do without."""
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    folder = away(tmp_path, AWAY, AWAY)
+    render(folder, 0, 1, 2)
+    folder.lists = False
+    assert ChunkArrivals(folder, 0, lambda: None).all_here()
+    assert next(folder.errors, None) is None
+    folder.errors = iter([AWAY] * 3)
+    with pytest.raises(StorageError):
+        ChunkArrivals(folder, 0, lambda: None).all_here()
+    folder.errors = iter([AWAY] * 3)
+    assert not ChunkArrivals(folder, 60, lambda: None).all_here()
+    folder.errors = iter([StorageRefused("no key for you")])
+    with pytest.raises(StorageRefused):
+        ChunkArrivals(folder, 60, lambda: None).all_here()
+
+
+def test_known_chunk_is_asked_for_again(
+    bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of another job is taken over though the storage fails first; not one that is gone."""
+    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    first, second = (
+        prepared(tmp_path / name, small_job(id=name), partial(StoredFolder, block=bucket))
+        for name in ("one", "two")
+    )
+    render(first, 0, 1)
+    errors = iter([AWAY, AWAY])
+    copy = ObjectStore.copy
+
+    def failing(self: ObjectStore, key: str, other: str) -> None:
+        if error := next(errors, None):
+            raise error
+        copy(self, key, other)
+
+    monkeypatch.setattr(ObjectStore, "copy", failing)
+    taken = second.take_over(second.job.chunks[0])
+    assert taken is not None
+    assert second.done(second.job.chunks) == {0}
+    gone = first.manifest(first.job.chunks[1])
+    assert gone is not None
+    first.store.store.delete([str(gone.stored_as)])
+    assert second.take_over(second.job.chunks[1]) is None
+    assert second.take_over(second.job.chunks[2]) is None
+
+
+def failed_run(folder: JobFolder) -> BatchRun:
+    """Return a run of all chunks that has failed."""
+    run: Any = SimpleNamespace(id=uuid4(), name="chunks", work_pool_name="p", state=Failed())
+    return BatchRun(run, folder.job.chunks)
+
+
+def test_unread_word_counts_as_a_lost_run(tmp_path: Path) -> None:
+    """A failed run whose word cannot be read is a lost one, and its chunks are given out again."""
+    folder = away(tmp_path, *[AWAY] * 10)
+    losses, run = RunLosses(folder, 0), failed_run(folder)
+    losses.judge(run)
+    assert losses.count == {0: 1}
+    for _ in range(_LEAST_LOST - 1):
+        losses.judge(run)
+    with pytest.raises(WorkerLost, match="its word cannot be read: storage 'x' does not answer"):
+        losses.judge(run)
+
+
+def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> None:
+    """A chunk that is to be rendered again is not forgotten when the storage fails after it."""
+    folder = away(tmp_path, AWAY, job=one_with_sound())
+    render(folder, 0, 1, 2)
+    folder.troubled = 2
+    done = DoneChunks(folder, folder.job.chunks, SAME, retries=1)
+    with pytest.raises(StorageError):
+        done.look()
+    assert [chunk.id for chunk in done.look()] == [1]
+    assert done.look() == []
+    assert set(done.results) == {0, 2}
+
+
+def test_chunk_in_doubt_is_waited_for(tmp_path: Path) -> None:
+    """A run that may be taken for dead begins no chunk, and fails none, until it has been heard."""
+    folder: FailingFolder = prepared(tmp_path, small_job(), FailingFolder)
+    with (
+        Lease(folder, {0, 1, 2}, beat_seconds=0.1, silent_seconds=1) as lease,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        renderer = ChunkRenderer(folder, LocalAdapter(), lease=lease)
+        folder.failing = True
+        until(lambda: not lease.mine, 30)
+        rendering = pool.submit(renderer.render, folder.job.chunks[0])
+        with pytest.raises(TimeoutError):
+            rendering.result(1.5)
+        assert not folder.chunk_file(folder.job.chunks[0]).exists()
+        folder.failing = False
+        assert rendering.result(30).attempts == 1
+        lease.let_go({1})
+        with pytest.raises(WorkerLost, match="chunk 1: not begun"):
+            renderer.render(folder.job.chunks[1])
