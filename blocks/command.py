@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefect_renderfarm.blocks.errors import CommandFailed, CommandNotRunnable
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
@@ -58,6 +60,25 @@ class WorkerResult:
     worker: str = ""
     billed_seconds: float | None = None
     memory_mb: int | None = None
+
+    def require_success(self, name: str) -> None:
+        """Raise unless the command ended with exit code 0.
+
+        Args:
+            name: What ran, in errors, such as `chunk 3`.
+
+        Raises:
+            CommandNotRunnable: Its program is missing or cannot be executed.
+            CommandFailed: It ended with any other code.
+        """
+        if self.exit_code == 0:
+            return
+        kind = CommandNotRunnable if self.exit_code in (126, 127) else CommandFailed
+        words = self.last_words()
+        raise kind(
+            f"{name}: its command ended with exit code {self.exit_code}"
+            + (f": {' / '.join(words.splitlines())}" if words else "")
+        )
 
     def last_words(self, lines: int = 5) -> str:
         """Return the last lines of standard error, or of standard output if that is empty."""

@@ -16,8 +16,8 @@ from prefect_renderfarm.blocks.assets.manifest import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.errors import JobError, SetupError
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.run_log import run_log
-from prefect_renderfarm.blocks.storage.job_store import KNOWN, ROOT
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore, StoredObject
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
+from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.parameters import OptionalText, StorageParameter, load_storage
 from prefect_renderfarm.flows.runs.report import human_size
@@ -95,7 +95,7 @@ def clean_storage(
     block = load_storage(storage)
     if block is None:
         raise SetupError("storage: choose the storage to look through, such as 's3-bucket/renders'")
-    store = ObjectStore(block)
+    store = BucketStore(block)
     now = datetime.now(UTC)
     limit = now - timedelta(days=older_than_days)
     found = _by_job(store)
@@ -115,7 +115,9 @@ def clean_storage(
     gone = {item.key for item in doomed}
     if not dry_run:
         if job is None:  # what chunks are known by; a chunk whose entry is gone is rendered again
-            store.delete(item.key for item in store.objects(KNOWN) if item.modified < limit)
+            store.delete(
+                item.key for item in store.objects(f"{store.root}/known") if item.modified < limit
+            )
         # Manifests first: whatever is left if this is cut short, none names a missing file.
         store.delete(sorted(gone, key=lambda key: not key.endswith(".json")))
         found = _by_job(store)  # a job may have come meanwhile
@@ -137,8 +139,8 @@ def clean_storage(
 def _by_job(store: ObjectStore) -> dict[str, list[StoredObject]]:
     """Return the objects of each job; what is no job's is left out."""
     found: dict[str, list[StoredObject]] = defaultdict(list)
-    for item in store.objects(ROOT):
-        key, _, name = item.key.removeprefix(f"{ROOT}/").partition("/")
+    for item in store.objects(store.root):
+        key, _, name = item.key.removeprefix(f"{store.root}/").partition("/")
         if name and is_key(key):
             found[key].append(item)
     return dict(found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from prefect import flow
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
 from prefect_renderfarm.blocks.errors import JobError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.media.model import Verify
@@ -14,8 +14,8 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.jobs.load import file_of, find_in_storage, load_job
-from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.jobs.load import file_of
+from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -28,9 +28,7 @@ from prefect_renderfarm.flows.parameters import (
     Retries,
     Seconds,
     StorageParameter,
-    absolute_in_deployment,
     load_adapter,
-    load_storage,
 )
 from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
@@ -39,16 +37,21 @@ from prefect_renderfarm.flows.rendering.attempts import (
     check_attempts,
 )
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
-from prefect_renderfarm.flows.rendering.shared import SharedRendering
+from prefect_renderfarm.flows.rendering.stage import Rendering
 from prefect_renderfarm.flows.results import FailedAttempt
 from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import end_with_run
 from prefect_renderfarm.flows.runs.parent_watch import why_no_more_chunks
 from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
-from prefect_renderfarm.flows.state.file_locks import BUSY_SECONDS, taking_turns
-from prefect_renderfarm.flows.state.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.state.job_lock import (
+    BUSY_SECONDS,
+    JobLock,
+    job_lock,
+    using_chunks,
+)
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.notes import RunNotes
-from prefect_renderfarm.flows.state.stored_folder import open_folder
+from prefect_renderfarm.flows.state.open_job import open_job
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
@@ -67,8 +70,7 @@ def render_chunks(
     slow_chunks: SlowChunks = SlowChunks.REPORT,
     force: bool = False,
     verify: Verify = Verify.PACKETS,
-    environment: OptionalText = None,
-    family: OptionalText = None,
+    inputs: OptionalText = None,
 ) -> list[ChunkResult]:
     """Render some chunks of a job, and assemble nothing.
 
@@ -88,10 +90,8 @@ def render_chunks(
         slow_chunks: What to do about a slow chunk.
         force: Whether to render all of them, also those that are done already.
         verify: How closely to look at a finished chunk.
-        environment: As render-job starts its runs: what else than their commands decides what the
-            chunks are. Empty: found out by this run.
-        family: As render-job starts its runs: what they have in common, so that they may render the
-            chunks that render-job has to itself.
+        inputs: As render-job starts its runs: the inputs digest of the chunks. Empty: found by this
+            run, which then waits for the job lock.
 
     Returns:
         The chunks, in order of id.
@@ -101,49 +101,45 @@ def render_chunks(
         SetupError: A block is missing or of the wrong kind; nothing has run.
         WorkerError: A chunk failed for good, or the run that started this one has ended.
     """
-    block = load_storage(storage)
-    deployed = deployment.id is not None
-    found = find_in_storage(job, block)
-    spec, job_file_folder = (found, None) if found else load_job(job, deployed=deployed)
-    chunks = list(spec.chunks) if chunk_ids is None else _chosen(spec, chunk_ids)
-    path = job_dir or default_folder(spec, job_file_folder)
-    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, block)
+    state = open_job(job, storage, job_dir, rendered_before=True)
+    chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
     runner = load_adapter(adapter)
-    check_adapter(runner, folder)
-    folder.prepare(sent=found is not None)
-    rules = ChunkRules(verify=verify)
+    check_adapter(runner, state)
     attempts = Attempts(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
-    check_attempts(attempts, block)
-    tag_run(spec)
-    why_not = why_no_more_chunks()
-    if family is not None and (reason := why_no_more_chunks(crashed=False)()):
+    check_attempts(attempts, state.block)
+    state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
+    tag_run(state.job)
+    if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
     with (
         ending_with_its_worker(),
-        _leaving_word(folder),
-        nullcontext() if block else taking_turns(folder, patience=BUSY_SECONDS, why_not=why_not),
+        _writing_failure(state),
+        _lock(state, started_by_render_job=inputs is not None) as lock,
         job_slot(runner),
     ):
-        if environment is None:
-            folder.identify(runner, file_of(job))
+        if inputs is None:
+            state.identify(runner, file_of(job))
         else:
-            folder.environment = environment
-        results: list[ChunkResult] = []
-        given = {chunk.id for chunk in chunks}
-        failures = Failures(max_failures, _tell_failures(folder))
-        while chunks:
-            how = SharedRendering(
-                folder, chunks, runner, rules, attempts,
-                width=concurrency or runner.default_concurrency(), failures=failures,
-                force=force, family=family,
-            )  # fmt: skip
-            with how:
-                results += how.render()
-            chunks = _more(folder, given)
-            given |= {chunk.id for chunk in chunks}
-    return sorted(results, key=lambda result: result.id)
+            state.inputs = inputs
+        rendering = Rendering(
+            state, chunks, runner, ChunkRules(verify=verify), attempts,
+            width=concurrency or runner.default_concurrency(),
+            failures=Failures(max_failures, _write_failures(state)), lock=lock, force=force,
+        )  # fmt: skip
+        return sorted(rendering.render(), key=lambda result: result.id)
+
+
+@contextmanager
+def _lock(state: JobState, *, started_by_render_job: bool) -> Iterator[JobLock | None]:
+    """Hold the job lock, or rely on the run that started this one, which holds it."""
+    if started_by_render_job:
+        with using_chunks(state):
+            yield None
+    else:
+        with job_lock(state, patience=BUSY_SECONDS, why_not=why_no_more_chunks()) as lock:
+            yield lock
 
 
 def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
@@ -155,37 +151,29 @@ def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
     return [known[number] for number in wanted]
 
 
-def _more(folder: JobFolder, known: Collection[int]) -> list[Chunk]:
-    """Return the chunks that this run was given while it ran, but for those that it knows of."""
-    if flow_run.id is None:
-        return []
-    given = RunNotes(folder, str(flow_run.id)).more()
-    return _chosen(folder.job, [number for number in given if number not in known])
-
-
-def _tell_failures(folder: JobFolder) -> Callable[[Sequence[FailedAttempt]], None]:
+def _write_failures(state: JobState) -> Callable[[Sequence[FailedAttempt]], None]:
     """Return what writes failed attempts where the run finds them that started this one."""
     run_id = flow_run.id
 
-    def tell(failed: Sequence[FailedAttempt]) -> None:
+    def write(failed: Sequence[FailedAttempt]) -> None:
         try:
             if run_id is not None:
-                RunNotes(folder, str(run_id)).write_failed_attempts(failed)
+                RunNotes(state, str(run_id)).write_failed_attempts(failed)
         except (OSError, StorageError) as error:
-            run_log().warning("no word is left of a failed attempt: %s", error)
+            run_log().warning("could not record a failed attempt: %s", error)
 
-    return tell
+    return write
 
 
 @contextmanager
-def _leaving_word(folder: JobFolder) -> Iterator[None]:
+def _writing_failure(state: JobState) -> Iterator[None]:
     """Write the error of this run where the run finds it that started this one."""
     try:
         yield
     except Exception as error:
         if flow_run.id is not None:
             try:
-                RunNotes(folder, str(flow_run.id)).write_failure(error)
+                RunNotes(state, str(flow_run.id)).write_failure(error)
             except (OSError, StorageError) as failed:
-                run_log().warning("no word is left of the failure: %s", failed)
+                run_log().warning("could not record the failure: %s", failed)
         raise

@@ -1,26 +1,24 @@
-"""The flow `render-job`: render a job's chunks, have them put together, report."""
+"""The flow `render-job`: render a job's chunks, assemble the film, publish a report."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow, tags
-from prefect.blocks.abstract import ObjectStorageBlock
-from prefect.runtime import deployment
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
 from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment
+from prefect_renderfarm.blocks.runtime.retry import retry
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
-from prefect_renderfarm.flows.jobs.load import file_of, load_job
+from prefect_renderfarm.flows.jobs.load import file_of
 from prefect_renderfarm.flows.merge_job import merge_job
 from prefect_renderfarm.flows.merging.assembly import plan_assembly
-from prefect_renderfarm.flows.merging.merge_ahead import MergeAhead
+from prefect_renderfarm.flows.merging.merge_ahead import starting_ahead
 from prefect_renderfarm.flows.merging.merge_run import MergeRun
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
@@ -36,10 +34,8 @@ from prefect_renderfarm.flows.parameters import (
     Seconds,
     StitcherParameter,
     StorageParameter,
-    absolute_in_deployment,
     load_adapter,
     load_stitcher,
-    load_storage,
     reference,
 )
 from prefect_renderfarm.flows.rendering.attempts import (
@@ -49,17 +45,19 @@ from prefect_renderfarm.flows.rendering.attempts import (
     check_attempts,
 )
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, check_commands, job_slot
-from prefect_renderfarm.flows.rendering.shared import SharedRendering
+from prefect_renderfarm.flows.rendering.stage import Rendering
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
-from prefect_renderfarm.flows.runs.orphans import end_orphans, end_with_run
+from prefect_renderfarm.flows.runs.orphans import end_with_run
 from prefect_renderfarm.flows.runs.report import publish_report
-from prefect_renderfarm.flows.runs.retry import patiently
 from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
-from prefect_renderfarm.flows.state.file_locks import taking_turns
-from prefect_renderfarm.flows.state.job_folder import JobFolder, default_folder
+from prefect_renderfarm.flows.state.job_lock import job_lock
+from prefect_renderfarm.flows.state.job_state import JobState
+from prefect_renderfarm.flows.state.open_job import open_job
 from prefect_renderfarm.flows.state.output_location import output_location
-from prefect_renderfarm.flows.state.stored_folder import open_folder
+
+# A merge run that waits longer than this for one chunk gives its slot on the work pool back.
+_LEAST_CHUNK_TIMEOUT = 60.0
 
 
 @flow(name="render-job", flow_run_name=job_run_name("render"), on_crashed=[end_with_run])
@@ -84,7 +82,7 @@ def render_job(
     keep_chunks: bool = True,
     force: bool = False,
 ) -> RenderReport:
-    """Render the chunks of a job and have the film put together.
+    """Render the chunks of a job, and assemble the film.
 
     Args:
         job: The job: an absolute path, an https:// or s3:// URL, or the job spec itself.
@@ -122,85 +120,68 @@ def render_job(
         JobError: The job or a parameter is not valid; nothing has run.
         SetupError: A block or deployment is missing or of the wrong kind; nothing has run.
         WorkerError: A chunk failed for good.
-        AssemblyError: The film could not be put together; the chunks are still there.
+        AssemblyError: The film could not be assembled; the chunks are still there.
     """
-    log = run_log()
-    deployed = deployment.id is not None
-    spec, job_file_folder = load_job(job, deployed=deployed)
-    path = job_dir or default_folder(spec, job_file_folder)
+    # 1. Check: nothing is paid for yet.
+    state = open_job(job, storage, job_dir)
     chosen = _Chosen(
         load_adapter(adapter),
         None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
         None if stitcher is None else load_stitcher(stitcher),
-        load_storage(storage),
     )
-    folder = open_folder(absolute_in_deployment(path, "job_dir", deployed), spec, chosen.storage)
-    place = output_location(folder, output_file)
-    film = place.path if place else None
-    assembly = plan_assembly(spec.merge_command, chosen.stitcher, film, merge)
-    merger = chosen.merge_adapter or chosen.adapter
-    if assembly is Assembly.MERGED and not merger.runs_commands:
-        raise SetupError(f"a {type(merger).__name__} runs no merge command: name a merge_adapter")
-    if assembly is Assembly.MERGED:
-        check_commands(merger, [("the merge command", spec.merge_command or "")])
-    rules = _check_film(folder, chosen.stitcher, film, assembly)
-    wanted = assembly in (Assembly.STITCHED, Assembly.MERGED)
+    location = output_location(state, output_file)
+    film = location.path if location else None
+    assembly = plan_assembly(state.job.merge_command, chosen.stitcher, film, merge)
+    rules = _check_assembly(state, chosen, film, assembly)
     merge_run = None
-    if wanted and merge_deployment is not None:
-        # Another machine has a folder of its own, unless the storage does not carry the chunks.
-        shared = folder.path if chosen.storage is None else job_dir
-        written = film if chosen.storage is None else output_file
-        merge_run = _merge_run(merge_deployment, folder, chosen, shared, written, merge_lead)
+    if assembly.wanted and merge_deployment is not None:
+        merge_run = _merge_run(merge_deployment, state, chosen, job_dir, output_file, merge_lead)
     attempts = Attempts(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
-    check_attempts(attempts, chosen.storage)
-    check_adapter(chosen.adapter, folder)
-    folder.prepare(film=film)
+    check_attempts(attempts, state.block)
+    check_adapter(chosen.adapter, state)
+    state.prepare(film=film)
+    tag_run(state.job)
 
-    tag_run(spec)
-    with ending_with_its_worker(), ExitStack() as stack:
-        end_orphans(spec)
-        if chosen.storage is None:  # else only the assembly has files in the folder
-            stack.enter_context(taking_turns(folder))
-        folder.identify(chosen.adapter, film, file_of(job))
+    with ending_with_its_worker(), job_lock(state) as lock:
+        # 2. Render what is not done yet.
+        state.identify(chosen.adapter, film, file_of(job))
         width = concurrency or chosen.adapter.default_concurrency()
-        log.info(
-            "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
-            spec.title, len(spec.chunks), spec.metadata.total_frames, spec.metadata.rate, width,
-            folder.path,
-        )  # fmt: skip
+        _log_begin(state, width)
         started = time.monotonic()
         failures = Failures(max_failures)
-        how = SharedRendering(
-            folder, spec.chunks, chosen.adapter, rules, attempts,
-            width=width, failures=failures, force=force,
+        rendering = Rendering(
+            state, state.job.chunks, chosen.adapter, rules, attempts,
+            width=width, failures=failures, lock=lock, force=force,
         )  # fmt: skip
-        ahead = MergeAhead(merge_run, how.pace, width, merge_lead) if merge_run else None
-        with job_slot(chosen.adapter):
-            stack.enter_context(how)
-            # The merge run comes last: it takes for done what has a manifest.
-            with ahead or nullcontext():
-                chunks = how.render(kept=wanted)
+        with (
+            job_slot(chosen.adapter),
+            starting_ahead(merge_run, rendering.eta, width, merge_lead),
+        ):
+            chunks = rendering.render()
         rendered = time.monotonic()
+
+        # 3. Assemble: here, or on another work pool.
         merged: Any = MergeReport(assembly=assembly)
-        if wanted:
-            if merge_run is not None:
-                merged = merge_run.finish()
-            else:
-                with tags(job_tag(spec)):  # from its creation, so that it is found if it is killed
-                    merged = merge_job(
-                        str(folder.job_file), *chosen[:3], output_file, chosen.storage, folder.path,
-                        environment=folder.environment,
-                    )  # fmt: skip
+        if merge_run is not None:
+            merged = merge_run.finish()
+        elif assembly.wanted:
+            with tags(job_tag(state.job)):  # from its creation, so that it is found if it is killed
+                merged = merge_job(
+                    str(state.job_file), *chosen, output_file, state.block, state.path,
+                    inputs=state.inputs,
+                )  # fmt: skip
+
+        # 4. Report.
         report = RenderReport(
-            job=spec.title,
-            key=spec.key,
-            job_dir=folder.path,
+            job=state.job.title,
+            key=state.job.key,
+            job_dir=state.path,
             frames=sum(chunk.frame_count for chunk in chunks),
-            fps=str(spec.metadata.rate),
+            fps=str(state.job.metadata.rate),
             chunks=tuple(chunks),
-            reused=tuple(sorted(how.reused)),
+            reused=tuple(sorted(rendering.reused)),
             failed_attempts=failures.all,
             assembly=merged.assembly,
             film=merged.film,
@@ -210,63 +191,44 @@ def render_job(
             rendered_at=max(chunk.published_at for chunk in chunks if chunk.published_at),
             assembled_at=merged.finished_at,
         )
-        _save_report(folder, report)
+        _save_report(state, report)
         publish_report(report)
+
+        # 5. Clean up.
         if not keep_chunks:
-            _delete_chunks(folder, report, how)
-    log.info(
-        "job %s: %s%s",
-        spec.title,
-        report.assembly.value,
+            _delete_chunks(state, report)
+    run_log().info(
+        "job %s: %s%s", report.job, report.assembly.value,
         f", film: {report.film}" if report.film else "",
-    )
+    )  # fmt: skip
     return report
-
-
-# A merge run that waits longer than this for one chunk gives its place on the work pool back.
-_LEAST_PATIENCE_SECONDS = 60.0
-
-
-def _save_report(folder: JobFolder, report: RenderReport) -> None:
-    """Keep the report, now that the film is there; a storage that does not take it fails no job."""
-    try:
-        patiently(partial(folder.save_report, report), "the report")
-    except StorageError as error:
-        run_log().warning("the report is not in the storage: %s", error)
-
-
-def _delete_chunks(folder: JobFolder, report: RenderReport, how: SharedRendering) -> None:
-    """Delete the chunks, now that their film is there; what cannot be deleted fails no job."""
-    if report.film is None:
-        run_log().warning("the chunks stay: no film is known, because output_file is empty")
-        return
-    try:
-        if how.take_all():
-            folder.delete_chunks()
-    except (StorageError, SetupError, OSError) as error:
-        run_log().warning("the chunks cannot be deleted: %s", error)
 
 
 class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
-    storage: ObjectStorageBlock | None
 
 
-def _check_film(
-    folder: JobFolder, stitcher: VideoStitcher | None, film: Path | None, assembly: Assembly
+def _check_assembly(
+    state: JobState, chosen: _Chosen, film: Path | None, assembly: Assembly
 ) -> ChunkRules:
     """Refuse a film that cannot be made; return what its stitcher asks of chunks."""
+    if assembly is Assembly.MERGED:
+        merger = chosen.merge_adapter or chosen.adapter
+        if not merger.runs_commands:
+            name = type(merger).__name__
+            raise SetupError(f"a {name} runs no merge command: name a merge_adapter")
+        check_commands(merger, [("the merge command", state.job.merge_command or "")])
+    stitcher = chosen.stitcher
     if film is None or assembly is not Assembly.STITCHED or stitcher is None:
         return ChunkRules()
-    track = folder.audio_track()
-    if track is not None:
+    if (track := state.audio_track()) is not None:
         stitcher = stitcher.with_track(track)
-    stitcher.check_output(film, [folder.chunk_file(chunk) for chunk in folder.job.chunks])
-    stitcher.check_track(folder.job.metadata.total_frames, folder.job.metadata.rate)
-    for chunk in folder.job.chunks:
-        if folder.chunk_file(chunk).resolve() == film.resolve():
+    stitcher.check_output(film, [state.chunk_file(chunk) for chunk in state.job.chunks])
+    stitcher.check_track(state.job.metadata.total_frames, state.job.metadata.rate)
+    for chunk in state.job.chunks:
+        if state.chunk_file(chunk).resolve() == film.resolve():
             raise JobError(
                 f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
             )
@@ -274,24 +236,58 @@ def _check_film(
 
 
 def _merge_run(
-    name: str,
-    folder: JobFolder,
+    deployment: str,
+    state: JobState,
     chosen: _Chosen,
     job_dir: Path | None,
     output_file: Path | None,
     lead: float,
 ) -> MergeRun:
-    find_deployment(name, "merge-job", "merge_deployment", "merge-job/local")
-    stored = chosen.storage is not None
+    """Return the run that assembles on another work pool; it is not started yet."""
+    find_deployment(deployment, "merge-job", "merge_deployment", "merge-job/local")
     parameters: dict[str, Any] = {
-        "job": folder.job.key if stored else str(folder.job_file),
         "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
-        "storage": reference(chosen.storage, "storage"),
-        "output_file": str(output_file) if output_file else None,
-        "job_dir": str(job_dir) if job_dir else None,
-        "patience": max(_LEAST_PATIENCE_SECONDS, 4 * lead),
+        "chunk_timeout": max(_LEAST_CHUNK_TIMEOUT, 4 * lead),
     }
-    given = {key: value for key, value in parameters.items() if value is not None}
-    return MergeRun(name, given, folder)
+    if state.block is None:
+        film = None if output_file is None else state.path / output_file
+        parameters |= {"job": state.job_file, "job_dir": state.path, "output_file": film}
+    else:  # the other machine has a folder of its own
+        storage = reference(state.block, "storage")
+        parameters |= {"job": state.job.key, "storage": storage}
+        parameters |= {"job_dir": job_dir, "output_file": output_file}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in parameters.items()
+        if value is not None
+    }
+    return MergeRun(deployment, given, state)
+
+
+def _log_begin(state: JobState, width: int) -> None:
+    job = state.job
+    run_log().info(
+        "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
+        job.title, len(job.chunks), job.metadata.total_frames, job.metadata.rate, width, state.path,
+    )  # fmt: skip
+
+
+def _save_report(state: JobState, report: RenderReport) -> None:
+    """Keep the report, now that the film is there; a storage that does not take it fails no job."""
+    try:
+        retry(partial(state.save_report, report), "the report")
+    except StorageError as error:
+        run_log().warning("the report is not in the storage: %s", error)
+
+
+def _delete_chunks(state: JobState, report: RenderReport) -> None:
+    """Delete the chunks, now that their film is there; what cannot be deleted fails no job."""
+    if report.film is None:
+        run_log().warning("the chunks stay: no film is known, because output_file is empty")
+        return
+    try:
+        state.delete_chunks()
+    except (StorageError, SetupError, OSError) as error:
+        run_log().warning("the chunks cannot be deleted: %s", error)

@@ -24,6 +24,11 @@ class Assembly(StrEnum):
     SKIPPED = "skipped"
     OFF = "off"
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody assembles."""
+        return self in (Assembly.STITCHED, Assembly.MERGED)
+
 
 class FailedAttempt(_Result):
     """An attempt at a chunk that failed."""

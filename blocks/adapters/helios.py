@@ -32,6 +32,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
 )
 from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 
 
@@ -45,9 +46,9 @@ def helios_payload(
         storage: Where the job's spec is.
         job_path: How the function finds the spec: a text with `{bucket}` and `{key}`.
     """
-    store = JobStore(storage, order.key)
-    key = store.store.absolute(f"{store.root}/job.json")
-    path = job_path.replace("{bucket}", store.store.bucket).replace("{key}", key)
+    store = BucketStore(storage)
+    key = store.absolute(f"{JobStore(store, order.key).root}/job.json")
+    path = job_path.replace("{bucket}", store.bucket).replace("{key}", key)
     return {"jobPath": path, "chunkIndex": order.place}
 
 
@@ -104,7 +105,7 @@ def helios_round(
         StorageError: The storage did not answer.
     """
     started = time.monotonic()
-    store = JobStore(storage, order.key)
+    store = JobStore(BucketStore(storage), order.key)
     if (done := store.manifest(order.chunk_id, order.identity)) is not None:
         return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
     key = f"{store.root}/{order.output_file}"

@@ -16,7 +16,7 @@ import threading
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prefect_renderfarm.blocks.assets.cache import require_room
 from prefect_renderfarm.blocks.assets.workspace import disk_errors, inside
@@ -139,10 +139,15 @@ def _unpack_zipped(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, room: _Room)
         if entry.is_dir():
             target.mkdir(parents=True, exist_ok=True)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with packed.open(entry) as source, target.open("xb") as output:
-            shutil.copyfileobj(source, output, 1 << 20)
-        target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+        with packed.open(entry) as source:
+            _write(target, source, mode)
+
+
+def _write(target: Path, source: IO[bytes], mode: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as output:
+        shutil.copyfileobj(source, output, 1 << 20)
+    target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
 
 
 def _unpack_tar(reader: _Reader, room: _Room) -> None:
@@ -154,9 +159,23 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
                 raise _link(member.name)
             if member.isdir() and not Path(member.name).name:  # the folder itself, "."
                 continue
-            inside(room.folder, member.name)
+            target = inside(room.folder, member.name)
+            # Not by tar.extract, whose filters Python has from 3.11.4 on only.
             with disk_errors(f"asset {excerpt(member.name)}"):
-                tar.extract(member, room.folder, filter="data")
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                elif member.islnk():
+                    source = inside(room.folder, member.linkname)
+                    if not source.is_file():
+                        raise tarfile.ReadError(f"{excerpt(member.name)} links to no file in it")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.hardlink_to(source)
+                elif (content := tar.extractfile(member)) is not None:
+                    with content:
+                        _write(target, content, member.mode)
+                else:
+                    name = excerpt(member.name)
+                    raise FatalWorkerError(f"asset {name} is no file and no folder: leave it out")
 
 
 def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:

@@ -31,11 +31,12 @@ from prefect_renderfarm.blocks.assets.workspace import (
 )
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
 from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
-from prefect_renderfarm.blocks.storage.job_store import ROOT, JobStore
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
-ASSETS = f"{ROOT}/assets"
+ASSETS = f"{BucketStore.root}/assets"
 NEXT_LIST = "assets-next.json"
 
 
@@ -122,7 +123,7 @@ def list_assets(
     return _as_list(_look_at(folder, job_dir, skip))
 
 
-def assets_version(assets: str, storage: ObjectStore) -> str:
+def assets_version(assets: str, storage: BucketStore) -> str:
     """Return a text that changes with a job's input files; of an archive on the web, its address.
 
     Args:
@@ -185,7 +186,7 @@ def read_list(store: ObjectStore, key: str) -> AssetList:
         ) from None
 
 
-def lay_out(assets: str, storage: ObjectStore, folder: Path, stop: threading.Event) -> None:
+def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Event) -> None:
     """Put a job's input files into a workspace, before its command runs.
 
     Args:

@@ -18,7 +18,7 @@ from prefect_renderfarm.blocks.http.download import Download, DownloadFailed, op
 from prefect_renderfarm.blocks.http.url_rules import UrlRefused, UrlRules, public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 
 ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".tar")
 
@@ -32,7 +32,7 @@ _SHOWN = 200
 
 
 def lay_out_s3(
-    url: str, storage: ObjectStore, folder: Path, cache: AssetCache, stop: threading.Event
+    url: str, storage: BucketStore, folder: Path, cache: AssetCache, stop: threading.Event
 ) -> None:
     """Copy a folder of a bucket, such as `s3://bucket/prefix`, into a workspace.
 
@@ -44,7 +44,7 @@ def lay_out_s3(
     place_files(files_in_s3(url, storage), folder, cache, stop)
 
 
-def files_in_s3(url: str, storage: ObjectStore) -> list[WantedFile]:
+def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     """Return the files in a folder of a bucket; their names change with their content.
 
     It is read with the credentials of the storage block if that is an `S3Bucket`: on a remote
@@ -63,7 +63,7 @@ def files_in_s3(url: str, storage: ObjectStore) -> list[WantedFile]:
     block = S3Bucket(bucket_name=parts.netloc)
     if isinstance(storage.block, S3Bucket):
         block = S3Bucket(bucket_name=parts.netloc, credentials=storage.block.credentials)
-    store = ObjectStore(block)
+    store = BucketStore(block)
     files: list[WantedFile] = []
     for found in store.objects(prefix):
         if found.key.endswith("/"):  # what consoles write for an empty folder

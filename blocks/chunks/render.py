@@ -30,6 +30,7 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.media.reader import read_alike, read_media
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.chunk_files import content, remove
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
@@ -96,7 +97,8 @@ def render_here(
         StorageRefused: It does not let this machine in, or is not the one that has the job.
     """
     started = time.monotonic()
-    store = JobStore(storage, order.key)
+    bucket = BucketStore(storage)
+    store = JobStore(bucket, order.key)
     with naming_chunk_and_worker(order, worker):
         if (done := store.manifest(order.chunk_id, order.identity)) is not None:
             return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
@@ -106,7 +108,7 @@ def render_here(
             output = workspace / order.output_file
             workspace.mkdir()
             if order.assets is not None:
-                lay_out(order.assets, store.store, workspace, stop)
+                lay_out(order.assets, bucket, workspace, stop)
             with disk_errors("output file"):
                 remove(output)  # an old one among the input is not what the command writes
                 _make_folder(output, order.output_file)

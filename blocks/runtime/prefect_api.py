@@ -89,7 +89,7 @@ def start_run(
             idempotency_key=idempotency_key or uuid4().hex,
         )
     except PrefectHTTPStatusError as error:
-        if not error.response.is_client_error:
+        if is_away(error):
             raise
         raise SetupError(
             f"deployment {deployment!r}: the server refuses a run of it: {error.response.text}"
@@ -97,10 +97,14 @@ def start_run(
     return run
 
 
-def is_away(error: Exception) -> bool:
-    """Return whether an error says that the server does not answer, or not to us, for now."""
+# RFC 9110, section 15.5.9, RFC 8470 and RFC 6585: the same request may succeed later.
+_LATER = frozenset({408, 425, 429})
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error says that the server does not answer for now."""
     if isinstance(error, PrefectHTTPStatusError):
-        return bool(error.response.is_server_error)
+        return error.response.is_server_error or error.response.status_code in _LATER
     return isinstance(error, httpx.TransportError)
 
 
@@ -114,12 +118,6 @@ def read_runs(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
             runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=some), limit=_MOST_READ)
             found.update((run.id, run) for run in runs)
     return found
-
-
-def rename_run(run_id: UUID, name: str) -> None:
-    """Give a run another name."""
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_name(run_id, name)
 
 
 def end_run(run_id: UUID, reason: str) -> None:
@@ -137,11 +135,3 @@ def declare_crashed(run_id: UUID, reason: str) -> None:
     """Give a run its end for which no worker is left that could."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run_id, Crashed(message=reason), force=True)
-
-
-def declare_lost(run_id: UUID, reason: str) -> None:
-    """Give a run its end that has none and that no worker started, which would see to it."""
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_run(run_id)
-        if run.deployment_id is None and not (run.state and run.state.is_final()):
-            client.set_flow_run_state(run_id, Crashed(message=reason), force=True)

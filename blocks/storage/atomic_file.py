@@ -42,14 +42,37 @@ def scratch_folder(final: Path) -> Iterator[Path]:
         yield folder
 
 
-def write_atomic(final: Path, text: str) -> None:
-    """Write a text file in UTF-8 so that it appears whole or not at all."""
-    with _held(final, _new_file) as (temporary, descriptor):
-        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
-            file.write(text)
-        os.fsync(descriptor)
+def write_atomic(final: Path, data: bytes) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    with _written(final, data) as temporary:
         temporary.replace(final)
         _flush(final.parent)
+
+
+def create_atomic(final: Path, data: bytes) -> bool:
+    """Write a small file, whole or not at all, unless one exists; return whether it was written."""
+    with _written(final, data) as temporary:
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError):
+                os.close(os.open(final, os.O_CREAT | os.O_EXCL))
+                temporary.replace(final)
+                return True
+            return False
+        _flush(final.parent)
+    return True
+
+
+@contextmanager
+def _written(final: Path, data: bytes) -> Iterator[Path]:
+    with _held(final, _new_file) as (temporary, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        os.fsync(descriptor)
+        yield temporary
 
 
 def link_atomic(source: Path, final: Path) -> None:
@@ -65,7 +88,7 @@ def link_atomic(source: Path, final: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        write_atomic(final, source.read_text(encoding="utf-8"))
+        write_atomic(final, source.read_bytes())
         return
     try:
         temporary.replace(final)

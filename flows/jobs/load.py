@@ -20,6 +20,7 @@ from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.http.download import DownloadFailed, open_download
 from prefect_renderfarm.blocks.http.url_rules import UrlRefused, UrlRules, public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows.jobs.checks import RECORDS
 from prefect_renderfarm.flows.jobs.fields import require_plain
@@ -193,7 +194,7 @@ def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | N
     if block is None or not isinstance(job, str) or not is_key(job.strip()):
         return None
     job = job.strip()
-    store = JobStore(block, job)
+    store = JobStore(BucketStore(block), job)
     data = store.read("job.json")
     if data is None:
         raise JobError(

@@ -16,32 +16,30 @@ from prefect_renderfarm.blocks.errors import (
     StorageError,
     StorageRefused,
 )
+from prefect_renderfarm.blocks.runtime.retry import retry
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.runs.retry import patiently
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 _STOPPED = "the assembly was stopped"
 
 
-class ChunkArrivals:
+class ChunkFetcher:
     """Waits for the manifests of a job's chunks, and checks each file against its own.
 
-    What is done is told by the folder alone, so that whoever waits and whoever renders may both be
-    stopped and started again at any moment.
+    What is done is told by the manifests alone, so that whoever waits and whoever renders may both
+    be stopped and started again at any moment.
 
     Args:
-        folder: The job's folder.
+        state: The job.
         patience: Seconds to wait for the next chunk; 0: all must be there.
         why_not: Says why no more chunks will come, or returns None; asked every other second.
     """
 
-    def __init__(
-        self, folder: JobFolder, patience: float, why_not: Callable[[], str | None]
-    ) -> None:
-        self._folder = folder
+    def __init__(self, state: JobState, patience: float, why_not: Callable[[], str | None]) -> None:
+        self._state = state
         self._patience = patience
         self._why_not = why_not
         self._checked: dict[int, ChunkResult] = {}
@@ -52,9 +50,9 @@ class ChunkArrivals:
         Raises:
             StorageError: The storage does not say, and no chunk is waited for.
         """
-        ask = partial(self._folder.chunks_done, self._folder.job.chunks)
+        ask = partial(self._state.done, self._state.job.chunks)
         try:
-            return patiently(ask, "which chunks are done")
+            return len(retry(ask, "which chunks are done")) == len(self._state.job.chunks)
         except StorageRefused:
             raise
         except StorageError:
@@ -69,11 +67,11 @@ class ChunkArrivals:
             AssemblyError: A chunk is missing, or its file is not what was rendered.
             RenderStopped: The next chunk will not come, or did not come for too long.
         """
-        width = self._folder.fetched_ahead
+        width = self._state.objects.store.parallel_fetches
         stop = threading.Event()
-        with ThreadPoolExecutor(width, thread_name_prefix="arrivals") as ahead:
+        with ThreadPoolExecutor(width, thread_name_prefix="fetch") as ahead:
             try:
-                left = iter(self._folder.job.chunks)
+                left = iter(self._state.job.chunks)
                 coming = deque(
                     ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, width)
                 )
@@ -97,9 +95,9 @@ class ChunkArrivals:
             if stop.wait(seconds):
                 raise RenderStopped(_STOPPED)
 
-        fetch = partial(self._folder.finished_chunk, chunk)
+        fetch = partial(self._state.fetch_chunk, chunk)
         try:
-            return patiently(fetch, f"chunk {chunk.id}", wait)
+            return retry(fetch, f"chunk {chunk.id}", sleep=wait)
         except StorageError as error:
             raise AssemblyError(f"chunk {chunk.id}: {error}") from None
 
@@ -113,12 +111,12 @@ class ChunkArrivals:
                     raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
             if now - since > self._patience:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
-            if stop.wait(self._folder.poll_seconds):
+            if stop.wait(self._state.objects.store.poll_seconds):
                 raise RenderStopped(_STOPPED)
 
     def _is_there(self, chunk: Chunk) -> bool:
         try:
-            return self._folder.has_chunk(chunk)
+            return self._state.manifest(chunk) is not None
         except StorageRefused:
             raise
         except StorageError as error:

@@ -17,11 +17,11 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
     is_away,
     start_run,
 )
+from prefect_renderfarm.blocks.runtime.retry import retry
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.runs.names import job_label, job_tag
-from prefect_renderfarm.flows.runs.retry import patiently
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 # Name of the state of a merge run that gave its slot on the work pool back.
 RELEASED = "Released"
@@ -30,8 +30,8 @@ _POLL_SECONDS, _SOON_SECONDS = 0.1, 10.0
 _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
-_PATIENCE_SECONDS = 60.0
-_SILENT_SERVER_SECONDS = 120.0
+_WAITING_SECONDS = 60.0
+_SERVER_AWAY_SECONDS = 120.0
 # A run whose worker was killed just after it took it stays Pending for ever; one whose container is
 # being fetched and started stays so for minutes.
 _STARTING_SECONDS = 300.0
@@ -42,15 +42,15 @@ class MergeRun:
 
     Args:
         deployment: Its name, `flow/deployment`.
-        parameters: The parameters of `merge_job`, ready for JSON, but for the environment, which is
-            known when the run is started.
-        folder: The job's folder.
+        parameters: The parameters of `merge_job`, ready for JSON, but for the inputs digest,
+            which is known when the run is started.
+        state: The job.
     """
 
-    def __init__(self, deployment: str, parameters: dict[str, Any], folder: JobFolder) -> None:
+    def __init__(self, deployment: str, parameters: dict[str, Any], state: JobState) -> None:
         self._deployment = deployment
         self._parameters = parameters
-        self._folder = folder
+        self._state = state
         self._run: FlowRun | None = None
         self._key: str | None = None
         self._pending_since: float | None = None
@@ -78,23 +78,23 @@ class MergeRun:
     def _start(self) -> FlowRun:
         return start_run(
             self._deployment,
-            self._parameters | {"environment": self._folder.environment},
-            name=f"merge {job_label(self._folder.job)}",
-            tags=[job_tag(self._folder.job)],
+            self._parameters | {"inputs": self._state.inputs},
+            name=f"merge {job_label(self._state.job)}",
+            tags=[job_tag(self._state.job)],
             idempotency_key=self._key,
         )
 
     def alive(self) -> bool:
-        """Return whether the run was started and has not come to nothing; ask again at any time.
+        """Return whether the run is pending, running, completed or failed. Idempotent.
 
-        A run that gave its place back, or whose process was lost, has come to nothing, and another
-        may be started. One that failed is kept: another would fail the same way.
+        After one that gave its slot back, or whose process was lost, another may be started. One
+        that failed is kept: another would fail the same way.
         """
         if self._run is None:
             return False
         with get_client(sync_client=True) as client:
             self._run = client.read_flow_run(self._run.id)
-        if self._came_to_nothing(self._run):
+        if self._is_to_be_replaced(self._run):
             self._run = None
         return self._run is not None
 
@@ -111,7 +111,7 @@ class MergeRun:
             raise
         if ended.state is None or not ended.state.is_completed():
             raise AssemblyError(_failure(ended))
-        return patiently(partial(self._folder.load_merge, str(ended.id)), "the merge run's report")
+        return retry(partial(self._state.load_merge, str(ended.id)), "the merge run's report")
 
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker.
@@ -126,7 +126,7 @@ class MergeRun:
         except Exception as error:
             run_log().warning("a merge run may be left that could not be ended: %s", error)
 
-    def _came_to_nothing(self, run: FlowRun) -> bool:
+    def _is_to_be_replaced(self, run: FlowRun) -> bool:
         state = run.state
         if self._never_began(run):
             declare_crashed(run.id, "its worker took it, and never began it")
@@ -153,30 +153,19 @@ class MergeRun:
         return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def _wait(self) -> FlowRun:
-        started = heard = time.monotonic()
-        warned = silent = False
+        started = time.monotonic()
+        warned = False
         while True:
-            now = time.monotonic()
-            try:
-                run = self._look()
-                heard, silent = now, False
-            except Exception as error:
-                # A server that is started again costs no film: the run goes on without it.
-                if not is_away(error) or now - heard > _SILENT_SERVER_SECONDS:
-                    raise
-                if not silent:
-                    run_log().warning("the server does not say how the merge run is: %s", error)
-                silent = True
-                time.sleep(_SLOW_POLL_SECONDS)
-                continue
+            # A server that is started again costs no film: the run goes on without it.
+            run = retry(self._look, "state of the merge run", seconds=_SERVER_AWAY_SECONDS)
             if run.state is not None and run.state.is_final():
                 return run
-            waited = now - started
-            if run.start_time is None and waited > _PATIENCE_SECONDS and not warned:
+            waited = time.monotonic() - started
+            if run.start_time is None and waited > _WAITING_SECONDS and not warned:
                 warned = True
                 run_log().warning(
                     "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
-                    run.name, _PATIENCE_SECONDS, run.work_pool_name,
+                    run.name, _WAITING_SECONDS, run.work_pool_name,
                 )  # fmt: skip
             time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
 

@@ -44,17 +44,17 @@ class RunningAttempt:
 
     Args:
         chunk: The chunk.
-        rounds: How attempts go.
+        executor: How attempts go.
         job_stop: Ends it when set.
 
     Attributes:
         slow: Whether it has been found to take too long.
     """
 
-    def __init__(self, chunk: Chunk, rounds: ChunkExecutor, job_stop: StopSwitch) -> None:
+    def __init__(self, chunk: Chunk, executor: ChunkExecutor, job_stop: StopSwitch) -> None:
         self.chunk = chunk
         self.slow = False
-        self._rounds = rounds
+        self._executor = executor
         self._job_stop = job_stop
         self._stop = job_stop.child()
         self._started = time.monotonic()
@@ -80,7 +80,7 @@ class RunningAttempt:
             StorageError: The storage did not answer.
         """
         try:
-            return self._rounds.attempt(self.chunk, self._stop)
+            return self._executor.attempt(self.chunk, self._stop)
         except WorkStopped:
             if self._job_stop.is_set():
                 raise
@@ -99,7 +99,7 @@ class RunningAttempt:
         self._why = why
         self._stop.set()
 
-    def double(self) -> None:
+    def duplicate(self) -> None:
         """Begin another attempt at the chunk beside it; the first to be done counts."""
         self._rival = threading.Thread(
             target=self._context.run,
@@ -111,7 +111,7 @@ class RunningAttempt:
 
     def _compete(self) -> None:
         try:
-            self._rival_result = self._rounds.attempt(self.chunk, self._rival_stop)
+            self._rival_result = self._executor.attempt(self.chunk, self._rival_stop)
         except Exception:  # the first one goes on, and says how it ends
             return
         self._stop.set()

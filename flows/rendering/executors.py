@@ -13,8 +13,6 @@ from prefect_renderfarm.blocks.chunks.request import ChunkRequest, StorageAddres
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
-    CommandFailed,
-    CommandNotRunnable,
     FatalWorkerError,
     StorageError,
     WorkerError,
@@ -23,39 +21,32 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.state.job_folder import JobFolder
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 
 class ChunkExecutor(ABC):
     """Attempts at the chunks of one job; safe to use from several threads.
 
     Args:
-        folder: The job's folder.
+        state: The job.
         adapter: Where commands run.
         rules: What the stitcher asks of chunks.
         timeout: Seconds that an attempt may take; None: the adapter's own limit.
     """
 
     def __init__(
-        self,
-        folder: JobFolder,
-        adapter: WorkerAdapter,
-        rules: ChunkRules,
-        timeout: float | None,
+        self, state: JobState, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
     ) -> None:
-        self._folder = folder
+        self._state = state
         self._adapter = adapter
         self._rules = rules
         self._timeout = timeout
-        self._reader = ChunkReader(rules.verify)
 
     def published(self, chunk: Chunk) -> ChunkResult | None:
         """Return the manifest of a chunk that another run has done meanwhile, if it is whole."""
-        return None  # a worker's round looks for itself
+        return None  # a worker with a storage looks itself
 
-    @abstractmethod
-    def begin(self, chunk: Chunk) -> None:
+    def begin(self, chunk: Chunk) -> None:  # noqa: B027 -- for a storage nothing is to be done
         """Make room for an attempt."""
 
     @abstractmethod
@@ -71,12 +62,11 @@ class ChunkExecutor(ABC):
             StorageError: The storage did not answer.
         """
 
-    @abstractmethod
-    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
+    def publish(self, result: ChunkResult) -> ChunkResult:
         """Let the chunk count as done, unless it does so already; return its manifest."""
+        return result
 
-    @abstractmethod
-    def clear(self, chunk: Chunk) -> None:
+    def clear(self, chunk: Chunk) -> None:  # noqa: B027 -- as above
         """Leave nothing half-written of an attempt that failed."""
 
     @abstractmethod
@@ -87,12 +77,18 @@ class ChunkExecutor(ABC):
 class _FolderExecutor(ChunkExecutor):
     """Attempts in the job folder, which whoever renders and whoever assembles both see."""
 
+    def __init__(
+        self, state: JobState, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
+    ) -> None:
+        super().__init__(state, adapter, rules, timeout)
+        self._reader = ChunkReader(rules.verify)
+
     def published(self, chunk: Chunk) -> ChunkResult | None:
-        found = self._folder.manifest(chunk)
-        return None if found is None or self._folder.faults([found]) else found
+        found = self._state.manifest(chunk)
+        return None if found is None or self._state.faults([found]) else found
 
     def begin(self, chunk: Chunk) -> None:
-        self._folder.drop_chunk(chunk)
+        self._state.drop_chunk(chunk)
 
     def attempt(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         started = time.monotonic()
@@ -100,7 +96,7 @@ class _FolderExecutor(ChunkExecutor):
         result = self._adapter.execute(
             WorkerJob(
                 command=chunk.command,
-                cwd=self._folder.path,
+                cwd=self._state.path,
                 name=name,
                 chunk_id=chunk.id,
                 output_file=chunk.output_file,
@@ -108,79 +104,70 @@ class _FolderExecutor(ChunkExecutor):
                 stop=stop,
             )
         )
-        require_success(result, name)
+        result.require_success(name)
         done = measure(
-            self._folder.chunk_file(chunk),
+            self._state.chunk_file(chunk),
             chunk_id=chunk.id,
-            identity=self._folder.identity(chunk),
+            identity=self._state.identity(chunk),
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
             output_file=chunk.output_file,
-            fps=self._folder.job.metadata.rate,
+            fps=self._state.job.metadata.rate,
             reader=self._reader,
             worker=result.worker,
             started=started,
         )
         return _with_cost(done, result)
 
-    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
-        result = result.model_copy(update={"published_at": datetime.now(UTC)})
-        self._folder.publish_chunk(chunk, result)
-        return result
+    def publish(self, result: ChunkResult) -> ChunkResult:
+        return self._state.publish(result.model_copy(update={"published_at": datetime.now(UTC)}))
 
     def clear(self, chunk: Chunk) -> None:
-        self._folder.drop_chunk(chunk)
+        self._state.drop_chunk(chunk)
 
     def withdraw(self, chunk: Chunk) -> None:
-        self._folder.drop_chunk(chunk)
+        self._state.drop_chunk(chunk)
 
 
 class _StorageExecutor(ChunkExecutor):
     """Attempts by workers that share a storage only: the manifest there tells what is done."""
 
     def __init__(
-        self,
-        folder: StoredFolder,
-        adapter: WorkerAdapter,
-        rules: ChunkRules,
-        timeout: float | None,
+        self, state: JobState, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
     ) -> None:
-        super().__init__(folder, adapter, rules, timeout)
-        self._stored = folder
-        self._places = {chunk.id: place for place, chunk in enumerate(folder.job.chunks)}
-
-    def begin(self, chunk: Chunk) -> None:
-        return
+        super().__init__(state, adapter, rules, timeout)
+        self._places = {chunk.id: place for place, chunk in enumerate(state.job.chunks)}
 
     def attempt(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         name = f"chunk {chunk.id}"
-        order, storage = self.order(chunk), self._stored.store.store.block
+        assert self._state.block is not None  # noqa: S101 -- see executor_for
         cost = WorkerResult(exit_code=0)
         try:
-            cost = self._adapter.render(order, storage, stop)
-            require_success(cost, name)
+            cost = self._adapter.render(self._request(chunk), self._state.block, stop)
+            cost.require_success(name)
         except (WorkerError, StorageError) as error:
-            done = None if isinstance(error, FatalWorkerError) else self._manifest(chunk)
+            done = None if isinstance(error, FatalWorkerError) else self._state.manifest(chunk)
             if done is None:
                 raise
             run_log().warning("%s: done, though its answer was lost: %s", name, error)
         else:
-            done = self._manifest(chunk)
+            done = self._state.manifest(chunk)
         if done is None:
             raise ChunkFileError(
                 f"{name}: its worker says that it is done, but its manifest is not in the "
-                f"{self._stored.store.store.name}: does the worker write to the same bucket?"
+                f"{self._state.name}: does the worker write to the same bucket?"
             )
         return _with_cost(done, cost)
 
-    def order(self, chunk: Chunk) -> ChunkRequest:
-        """Return what a worker is told of a chunk."""
-        job = self._folder.job
+    def _request(self, chunk: Chunk) -> ChunkRequest:
+        """Return what a worker needs to know of a chunk."""
+        job, block = self._state.job, self._state.block
+        assert block is not None  # noqa: S101 -- see executor_for
         return ChunkRequest(
             job=job.title,
             key=job.key,
             chunk_id=chunk.id,
-            identity=self._folder.identity(chunk),
+            identity=self._state.identity(chunk),
             place=self._places[chunk.id],
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
@@ -189,24 +176,15 @@ class _StorageExecutor(ChunkExecutor):
             fps=str(job.metadata.rate),
             verify=self._rules.verify,
             timeout=self._timeout,
-            storage=StorageAddress.of(self._stored.store.store.block),
-            assets=self._folder.assets,
+            storage=StorageAddress.of(block),
+            assets=self._state.assets,
         )
-
-    def publish(self, chunk: Chunk, result: ChunkResult) -> ChunkResult:
-        return result
-
-    def clear(self, chunk: Chunk) -> None:
-        return  # if it was done and only its answer was lost, its manifest is worth keeping
 
     def withdraw(self, chunk: Chunk) -> None:
         try:
-            self._folder.forget_chunks([chunk])
+            self._state.forget_chunks([chunk])
         except StorageError as error:
             run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
-
-    def _manifest(self, chunk: Chunk) -> ChunkResult | None:
-        return self._folder.manifest(chunk)
 
 
 def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
@@ -216,26 +194,8 @@ def _with_cost(done: ChunkResult, result: WorkerResult) -> ChunkResult:
 
 
 def executor_for(
-    folder: JobFolder, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
+    state: JobState, adapter: WorkerAdapter, rules: ChunkRules, timeout: float | None
 ) -> ChunkExecutor:
     """Return how chunks are rendered: through the storage, if the job has one."""
-    if isinstance(folder, StoredFolder):
-        return _StorageExecutor(folder, adapter, rules, timeout)
-    return _FolderExecutor(folder, adapter, rules, timeout)
-
-
-def require_success(result: WorkerResult, name: str) -> None:
-    """Raise unless a command ended with exit code 0.
-
-    Raises:
-        CommandNotRunnable: Its program is missing or cannot be executed.
-        CommandFailed: It ended with any other code.
-    """
-    if result.exit_code == 0:
-        return
-    kind = CommandNotRunnable if result.exit_code in (126, 127) else CommandFailed
-    words = result.last_words()
-    raise kind(
-        f"{name}: its command ended with exit code {result.exit_code}"
-        + (f": {' / '.join(words.splitlines())}" if words else "")
-    )
+    kind = _FolderExecutor if state.block is None else _StorageExecutor
+    return kind(state, adapter, rules, timeout)

@@ -8,42 +8,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from uuid import UUID
+from functools import partial
+from uuid import UUID, uuid4
 
 from prefect.client.schemas.objects import FlowRun
 
 from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.errors import StorageError, StorageRefused
 from prefect_renderfarm.blocks.runtime.prefect_api import read_runs
+from prefect_renderfarm.blocks.runtime.retry import retry
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
+from prefect_renderfarm.flows.rendering.pool_done import DoneChunks
 from prefect_renderfarm.flows.rendering.pool_losses import RunLosses
 from prefect_renderfarm.flows.rendering.pool_queue import ChunkQueue
 from prefect_renderfarm.flows.rendering.pool_run import BatchRun, end_all, wait_for_ends
-from prefect_renderfarm.flows.rendering.pool_start import BatchStarts
-from prefect_renderfarm.flows.runs.names import job_tag
+from prefect_renderfarm.flows.rendering.slow_chunks import slowness
+from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.progress import Progress
-from prefect_renderfarm.flows.state.done_chunks import DoneChunks
-from prefect_renderfarm.flows.state.eta import Pace
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.eta import Eta
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.notes import RunNotes
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
 
 # A run that no worker has taken by then is worth a warning.
-_PATIENCE_SECONDS = 60.0
+_WAITING_SECONDS = 60.0
+# So long the server may start no run before the job fails.
+_SERVER_AWAY_SECONDS = 900.0
 _STOPPED = "its job was stopped"
 _DONE_ELSEWHERE = "its chunks are done by another run"
 
 
 class ChunkRuns:
-    """Renders chunks of one job by flow runs, once; `pace` may be called from another thread.
+    """Renders chunks of one job by flow runs, once; `eta` may be called from another thread.
 
     Args:
-        folder: The job's folder.
+        state: The job.
         chunks: The chunks.
         adapter: Where the runs are, and how they are cut.
         rules: What the stitcher asks of chunks.
@@ -51,7 +54,6 @@ class ChunkRuns:
         done: Those of the chunks that need not be rendered, by their ids.
         width: Number of runs at once.
         failures: Takes the attempts that fail.
-        family: What the runs have in common with this one, so that they may render its chunks.
 
     Raises:
         SetupError: The storage is not saved, so that other machines could not load it.
@@ -59,7 +61,7 @@ class ChunkRuns:
 
     def __init__(
         self,
-        folder: JobFolder,
+        state: JobState,
         chunks: Sequence[Chunk],
         adapter: WorkPoolAdapter,
         rules: ChunkRules,
@@ -68,46 +70,37 @@ class ChunkRuns:
         *,
         width: int,
         failures: Failures,
-        family: str,
     ) -> None:
-        parameters = (
-            _place(folder)
+        self._parameters = (
+            _location(state)
             | attempts.parameters()
-            | {
-                "environment": folder.environment,
-                "family": family,
-                "verify": rules.verify.value,
-            }
+            | {"inputs": state.inputs, "verify": rules.verify.value}
         )
-        job = folder.job
-        self._starts = BatchStarts(adapter, parameters, job.title, job_tag(job))
-        self._folder = folder
+        self._state = state
         self._chunks = chunks
         self._adapter = adapter
+        self._attempts = attempts
         self._width = width
-        self._done = DoneChunks(folder, chunks, rules, attempts.retries, done)
-        self._losses = RunLosses(folder, attempts.retries)
+        self._done = DoneChunks(state, chunks, rules, attempts.retries, done)
+        self._losses = RunLosses(state, attempts.retries)
         self._failures = failures
         self._runs: list[BatchRun] = []
+        # What the server was asked to start and has not answered.
+        self._asked: tuple[Sequence[Chunk], bool, str] | None = None
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
-        self._queue = ChunkQueue(self._left(), adapter.chunks_per_run, target, width)
+        self._queue = ChunkQueue(self._done.left, adapter.chunks_per_run, target, width)
         self._warned: set[str] = set()
-        # Two runs at the same chunk would write the same file in a folder that they share.
-        doubled = attempts.slow_factor if attempts.slow_chunks is SlowChunks.DUPLICATE else None
-        factor = adapter.straggler_factor or doubled
-        self._factor = factor if isinstance(folder, StoredFolder) else None
 
-    def pace(self) -> Pace:
+    def eta(self) -> Eta:
         """Return how far the rendering is."""
         done = dict(self._done.results)
         ages: dict[int, float] = {}
         for run in list(self._runs):
             if run.running:
-                at = run.chunks[: self._adapter.chunks_at_once]
-                ages |= {chunk.id: run.silence for chunk in at if chunk.id not in done}
+                under_way = run.chunks[: self._adapter.chunks_at_once]
+                ages |= {chunk.id: run.silence for chunk in under_way if chunk.id not in done}
         finished = [result.seconds for result in done.values()]
-        waiting = len(self._left()) - len(ages)
-        return Pace(finished, list(ages.values()), waiting)
+        return Eta(finished, list(ages.values()), len(self._chunks) - len(done) - len(ages))
 
     def render(self) -> list[ChunkResult]:
         """Render the chunks by runs of the deployment, each a child of the current flow run.
@@ -122,11 +115,10 @@ class ChunkRuns:
             SetupError: A run could not be started, or ended before it came to any chunk.
             StorageRefused: The storage does not say what is done.
         """
-        progress = Progress(len(self._done.results) + len(self._left()), "chunks rendered")
-        with progress:
+        with Progress(len(self._chunks), "chunks rendered") as progress:
             try:
                 self._look()
-                while self._left():
+                while self._done.left:
                     self._give_out()
                     time.sleep(self._adapter.poll_seconds)
                     self._look()
@@ -138,16 +130,13 @@ class ChunkRuns:
                 raise
         for run in self._runs:
             self._take_failures(run)
-        end_all([run for run in self._runs if run.doubled], _DONE_ELSEWHERE)
+        end_all([run for run in self._runs if run.duplicated], _DONE_ELSEWHERE)
         return [self._result(chunk.id) for chunk in self._chunks]
-
-    def _left(self) -> list[Chunk]:
-        return [chunk for chunk in self._chunks if chunk.id not in self._done.results]
 
     def _result(self, chunk_id: int) -> ChunkResult:
         result = self._done.results[chunk_id]
         more = self._losses.count[chunk_id] + self._done.refused[chunk_id]
-        # A manifest in a storage was written by who knows of one attempt only.
+        # A manifest in a storage was written by a worker that knows of one attempt only.
         failed = sum(attempt.chunk == chunk_id for attempt in self._failures.all)
         return result.model_copy(update={"attempts": max(result.attempts, 1 + failed) + more})
 
@@ -162,10 +151,9 @@ class ChunkRuns:
         except StorageError as error:
             self._warn("the storage does not say what is done: %s", error)
             return
-        odd_ids = {chunk.id for chunk in odd}
+        done = {chunk.id for chunk in odd} | self._done.results.keys()
         for run in self._runs:
-            run.did(odd_ids | self._done.results.keys())
-            run.saw(states.get(run.run.id, run.run))
+            run.update(states.get(run.run.id, run.run), done)
         self._queue.give_back(odd)
         for run in [run for run in self._runs if run.final]:
             self._runs.remove(run)
@@ -180,7 +168,7 @@ class ChunkRuns:
 
     def _take_failures(self, run: BatchRun) -> None:
         try:
-            failed = RunNotes(self._folder, str(run.run.id)).failed_attempts()
+            failed = RunNotes(self._state, str(run.run.id)).failed_attempts()
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
@@ -199,7 +187,7 @@ class ChunkRuns:
     def _watch(self, run: BatchRun) -> None:
         """Notice a run that no worker takes, or of which nothing is heard any more."""
         if not run.begun:
-            if run.silence > _PATIENCE_SECONDS:
+            if run.silence > _WAITING_SECONDS:
                 pool = run.run.work_pool_name
                 self._warn(
                     "no worker has taken run %r yet: is one of work pool %r up?", run.name, pool
@@ -216,49 +204,50 @@ class ChunkRuns:
 
     def _give_out(self) -> None:
         each = self._done.frame_seconds()
-        for run in self._runs:
-            if self._queue and run.wants_more:
-                left = run.frames_left
-                self._extend(run, self._queue.more(each, self._frames_left(), run.frames, left))
-        for run in self._starts.repeat():
-            self._runs.append(run)
-        for _ in range(self._width - len(self._runs) - len(self._starts)):
+        for _ in range(self._width - len(self._runs)):
             if self._queue:
-                batch = self._queue.next_batch(each, self._frames_left())
-                self._runs += self._starts.start(batch)
-            elif straggler := self._straggler():
-                straggler.doubled = True
-                run_log().info("run %r is slow: its chunks are given out once more", straggler.name)
-                self._runs += self._starts.start(straggler.chunks, again=True)
+                frames_running = sum(run.frames_left for run in self._runs)
+                self._start(self._queue.next_batch(each, frames_running))
+            elif slow := self._slow_run():
+                slow.duplicated = True
+                run_log().info("run %r is slow: its chunks are given out once more", slow.name)
+                self._start(slow.chunks, again=True)
 
-    def _frames_left(self) -> int:
-        return sum(run.frames_left for run in self._runs)
+    def _start(self, chunks: Sequence[Chunk], *, again: bool = False) -> None:
+        """Have the server start a run, once, though its answers may be lost."""
+        self._asked = chunks, again, uuid4().hex
+        ask = partial(self._ask, *self._asked)
+        self._runs.append(retry(ask, "a run of render-chunks", seconds=_SERVER_AWAY_SECONDS))
+        self._asked = None
 
-    def _extend(self, run: BatchRun, chunks: Sequence[Chunk]) -> None:
-        try:
-            if chunks:
-                run.give_more(self._folder, chunks)
-        except (StorageError, OSError) as error:
-            self._queue.give_back(chunks)
-            self._warn("a run cannot be given more chunks: %s", error)
+    def _ask(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
+        ids = [chunk.id for chunk in chunks]
+        job = self._state.job
+        given = self._parameters | {"chunk_ids": ids}
+        run = self._adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
+        return BatchRun(run, chunks, again)
 
     def _end_all(self) -> None:
         """End all runs: first those that are known, for which less must be asked."""
         end_all(self._runs, _STOPPED)
-        found = self._starts.find()
-        end_all(found, _STOPPED)
-        self._runs += found
+        if self._asked is not None:
+            try:
+                self._runs.append(self._ask(*self._asked))
+            except Exception as error:
+                run_log().warning("a run may be left of which nothing was heard: %s", error)
+            else:
+                end_all(self._runs[-1:], _STOPPED)
 
-    def _straggler(self) -> BatchRun | None:
-        """Return the run that is longest at a chunk, if that is too long."""
-        each = self._done.frame_seconds()
-        if self._factor is None or each is None:
+    def _slow_run(self) -> BatchRun | None:
+        """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
+        if self._attempts.slow_chunks is not SlowChunks.DUPLICATE:
             return None
+        times = self._done.frame_times()
         slow = [
             run
             for run in self._runs
-            if run.running and run.chunks and not run.doubled and not run.lost
-            and run.silence > self._factor * each * run.chunks[0].frame_count
+            if run.running and run.chunks and not run.duplicated and not run.lost
+            and slowness(self._attempts, run.chunks[0].frame_count, run.silence, times)
         ]  # fmt: skip
         return max(slow, key=lambda run: run.silence, default=None)
 
@@ -268,9 +257,8 @@ class ChunkRuns:
             run_log().warning(message, *arguments)
 
 
-def _place(folder: JobFolder) -> dict[str, object]:
+def _location(state: JobState) -> dict[str, object]:
     """Return the parameters that tell a run where the job is: in a storage or a shared folder."""
-    if isinstance(folder, StoredFolder):
-        storage = reference(folder.store.store.block, "storage")
-        return {"job": folder.job.key, "storage": storage}
-    return {"job": str(folder.job_file), "job_dir": str(folder.path)}
+    if state.block is not None:
+        return {"job": state.job.key, "storage": reference(state.block, "storage")}
+    return {"job": str(state.job_file), "job_dir": str(state.path)}

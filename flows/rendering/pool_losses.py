@@ -13,7 +13,7 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.flows.rendering.pool_run import BatchRun
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.notes import RunNotes
 
 # So many runs that were at the same chunk may be lost, whatever `retries` says: a machine that is
@@ -29,13 +29,13 @@ class RunLosses:
     A loss is put down to the chunk that the run was at.
 
     Args:
-        folder: The job's folder, where failed runs leave word.
+        state: The job, where failed runs write why.
         retries: Number of further attempts that a chunk has.
     """
 
-    def __init__(self, folder: JobFolder, retries: int) -> None:
+    def __init__(self, state: JobState, retries: int) -> None:
         self.count: Counter[int] = Counter()
-        self._folder = folder
+        self._state = state
         self._most = max(retries, _LEAST_LOST)
 
     def judge(self, run: BatchRun) -> None:
@@ -52,8 +52,6 @@ class RunLosses:
         why = run.lost or f"ended as {state.name}: {state.message}"
         first = run.chunks[0].id
         if not run.lost:
-            if state.is_completed() and run.more >= {chunk.id for chunk in run.chunks}:
-                return  # it was over before it could know of them
             if state.is_completed():
                 raise SetupError(
                     f"{where} says that it is done, but chunk {first} is not in the storage or "
@@ -62,7 +60,7 @@ class RunLosses:
             if state.is_cancelled():
                 raise WorkStopped(f"{where} was cancelled, and so its job ends")
             if state.is_failed():
-                why = self._word_of_failure(run, f"{where} {why}")
+                why = self._reason_of_failure(run, f"{where} {why}")
         self.count[first] += 1
         if self.count[first] > self._most:
             raise WorkerLost(
@@ -71,13 +69,13 @@ class RunLosses:
             )
         run_log().warning("%s was lost: %s; its unfinished chunks are given out again", where, why)
 
-    def _word_of_failure(self, run: BatchRun, instead: str) -> str:
+    def _reason_of_failure(self, run: BatchRun, instead: str) -> str:
         try:
-            error = RunNotes(self._folder, str(run.run.id)).failure()
+            error = RunNotes(self._state, str(run.run.id)).failure()
         except StorageRefused:
             raise
         except (StorageError, OSError) as unread:
-            return f"{instead}; its word cannot be read: {unread}"
+            return f"{instead}; what it wrote of that cannot be read: {unread}"
         if error is None:
             raise SetupError(instead)
         if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):

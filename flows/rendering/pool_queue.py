@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from prefect_renderfarm.flows.jobs.fields import Chunk
 
 # While nothing is known of how long chunks take, a first batch is this part of a fair share.
 _FIRST_PART = 4
-# What is left over is given along if it is a smaller part of a batch than this: it is not worth
+# What is left over is added to a batch if it is a smaller part of it than this: it is not worth
 # another start.
 _CRUMBS = 0.25
 
@@ -37,13 +37,9 @@ class ChunkQueue:
         return len(self._waiting)
 
     def give_back(self, chunks: Sequence[Chunk]) -> None:
-        """Take chunks of a run that did not do them; they are the next to be given out."""
+        """Take chunks of a run that did not render them; they are the next to be given out."""
         known = {chunk.id for chunk in self._waiting}
         self._waiting[:0] = [chunk for chunk in chunks if chunk.id not in known]
-
-    def forget(self, done: Collection[int]) -> None:
-        """Drop chunks that are done."""
-        self._waiting = [chunk for chunk in self._waiting if chunk.id not in done]
 
     def next_batch(self, frame_seconds: float | None, frames_running: int) -> list[Chunk]:
         """Give out a batch, of one chunk at least.
@@ -53,38 +49,21 @@ class ChunkQueue:
             frames_running: Number of frames that all runs have yet to render.
         """
         if self._per_run or frame_seconds is None:
-            return self._take(self._per_run or math.ceil(self._total / (_FIRST_PART * self._width)))
-        return self._take(max(1, self._count(frame_seconds, frames_running, 0, 0)))
-
-    def more(
-        self, frame_seconds: float | None, frames_running: int, given: int, left: int
-    ) -> list[Chunk]:
-        """Give out what a run may take on top of its batch, if that is worth it.
-
-        Args:
-            frame_seconds: Seconds that a frame takes; None: not known yet.
-            frames_running: Number of frames that all runs have yet to render.
-            given: Number of frames that the run was given.
-            left: How many of them it has yet to render.
-        """
-        if self._per_run or frame_seconds is None:
-            return []
-        return self._take(self._count(frame_seconds, frames_running, given, left))
-
-    def _take(self, count: int) -> list[Chunk]:
+            count = self._per_run or math.ceil(self._total / (_FIRST_PART * self._width))
+        else:
+            count = self._count(frame_seconds, frames_running)
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    def _count(self, frame_seconds: float, frames_running: int, given: int, left: int) -> int:
+    def _count(self, frame_seconds: float, frames_running: int) -> int:
         """Return how many chunks fill a batch up to the wanted time, or to a fair share."""
         waiting = sum(chunk.frame_count for chunk in self._waiting)
         share = (waiting + frames_running) / self._width
-        wanted = min(self._target / max(frame_seconds, 1e-9) - given, share - left)
+        wanted = min(self._target / max(frame_seconds, 1e-9), share)
         frames = count = 0
         for chunk in self._waiting:
-            if frames + chunk.frame_count / 2 > wanted:
+            if count and frames + chunk.frame_count / 2 > wanted:
                 break
             frames += chunk.frame_count
             count += 1
-        rest = waiting - frames
-        return len(self._waiting) if count and rest < _CRUMBS * (left + frames) else count
+        return len(self._waiting) if waiting - frames < _CRUMBS * frames else count

@@ -8,24 +8,16 @@ from contextlib import suppress
 
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_renderfarm.blocks.runtime.prefect_api import (
-    declare_crashed,
-    end_run,
-    read_runs,
-    rename_run,
-)
+from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run, read_runs
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.runs.names import batch_name
-from prefect_renderfarm.flows.state.job_folder import JobFolder
-from prefect_renderfarm.flows.state.notes import RunNotes
 
-# A worker that is there ends a run within this time; Prefect's own limit is 30 s.
+# A worker that is up ends a run within this time; Prefect's own limit is 30 s.
 _ENDING_SECONDS = 45.0
-# How long a job that fails waits for its runs to be over, so that none disturbs the next attempt.
+# How long a job that fails waits for its runs to end, so that none disturbs the next attempt.
 _LAST_WAIT_SECONDS = 20.0
 # A run whose chunks are all done needs a moment to report.
-_FAREWELL_SECONDS = 5.0
+_REPORTING_SECONDS = 5.0
 
 
 class BatchRun:
@@ -40,13 +32,9 @@ class BatchRun:
     def __init__(self, run: FlowRun, chunks: Sequence[Chunk], again: bool = False) -> None:
         self.run = run
         self.chunks = list(chunks)
-        self.doubled = again
-        self.news_at = time.monotonic()
+        self.duplicated = again
         self.lost = ""
-        self.more: set[int] = set()
-        self.frames = sum(chunk.frame_count for chunk in chunks)
-        self.ids = [chunk.id for chunk in chunks]
-        self._given = len(self.chunks)
+        self._news_at = time.monotonic()
         self._ending_since: float | None = None
 
     @property
@@ -74,41 +62,19 @@ class BatchRun:
     @property
     def silence(self) -> float:
         """Seconds since the run began, or since the last one of its chunks was done."""
-        return time.monotonic() - self.news_at
-
-    def saw(self, run: FlowRun) -> None:
-        """Take note of what the server says of the run."""
-        if run.state_type != self.run.state_type:
-            self.news_at = time.monotonic()
-        self.run = run
-
-    def did(self, done: Collection[int]) -> None:
-        """Take note of which chunks are done."""
-        left = [chunk for chunk in self.chunks if chunk.id not in done]
-        if len(left) < len(self.chunks):
-            self.news_at = time.monotonic()
-        self.chunks = left
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether the run has done half of its chunks, and was given no more so far."""
-        half = max(1, self._given // 2)
-        return self.running and not self.more and not self.doubled and 0 < len(self.chunks) <= half
+        return time.monotonic() - self._news_at
 
     @property
     def frames_left(self) -> int:
         """Number of frames that the run has yet to render."""
         return sum(chunk.frame_count for chunk in self.chunks)
 
-    def give_more(self, folder: JobFolder, chunks: Sequence[Chunk]) -> None:
-        """Give the run more chunks, as long as it is at the last ones it has."""
-        RunNotes(folder, str(self.run.id)).write_more([chunk.id for chunk in chunks])
-        self.chunks += chunks
-        self.more = {chunk.id for chunk in chunks}
-        self.frames += sum(chunk.frame_count for chunk in chunks)
-        self.ids += [chunk.id for chunk in chunks]
-        with suppress(Exception):  # it is but a name
-            rename_run(self.run.id, batch_name(self.ids, folder.job.title))
+    def update(self, run: FlowRun, done: Collection[int]) -> None:
+        """Take note of what the server says of the run, and of which chunks are done."""
+        left = [chunk for chunk in self.chunks if chunk.id not in done]
+        if run.state_type != self.run.state_type or len(left) < len(self.chunks):
+            self._news_at = time.monotonic()
+        self.run, self.chunks = run, left
 
     def end(self, reason: str) -> None:
         """Have the run ended, if it is not; once."""
@@ -125,7 +91,7 @@ class BatchRun:
 
     def dismiss(self, reason: str) -> None:
         """End a run of which all chunks are done, if it still renders what another did, too."""
-        if self.doubled and self.silence > _FAREWELL_SECONDS:
+        if self.duplicated and self.silence > _REPORTING_SECONDS:
             self.end(reason)
 
 
@@ -140,11 +106,11 @@ def end_all(runs: Sequence[BatchRun], reason: str) -> None:
 
 
 def wait_for_ends(runs: Sequence[BatchRun]) -> None:
-    """Wait until runs that were told to end have ended, but not for ever."""
+    """Wait until runs that are being ended have ended, for a limited time."""
     deadline = time.monotonic() + _LAST_WAIT_SECONDS
     with suppress(Exception):  # nobody is helped by an error on top of the one that ends the job
         while not all(run.final for run in runs) and time.monotonic() < deadline:
             time.sleep(0.25)
             states = read_runs(run.run.id for run in runs)
             for run in runs:
-                run.saw(states.get(run.run.id, run.run))
+                run.update(states.get(run.run.id, run.run), ())

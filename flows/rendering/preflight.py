@@ -11,11 +11,10 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.errors import FatalWorkerError, JobError, SetupError
-from prefect_renderfarm.flows.state.job_folder import JobFolder
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 
-def check_adapter(adapter: WorkerAdapter, folder: JobFolder) -> None:
+def check_adapter(adapter: WorkerAdapter, state: JobState) -> None:
     """Refuse an adapter that cannot render a job, before any chunk.
 
     Raises:
@@ -24,10 +23,10 @@ def check_adapter(adapter: WorkerAdapter, folder: JobFolder) -> None:
         JobError: It does not run the command of a chunk.
     """
     name = type(adapter).__name__
-    if adapter.needs_storage and not isinstance(folder, StoredFolder):
+    if adapter.needs_storage and state.block is None:
         raise SetupError(
             f"adapter: the workers of a {name} do not see the job folder: choose a storage, which "
-            "brings the chunks home"
+            "brings the chunks back"
         )
     limit = adapter.shared_limit()
     if limit is not None:
@@ -40,7 +39,7 @@ def check_adapter(adapter: WorkerAdapter, folder: JobFolder) -> None:
                 f"(`prefect gcl create {limit} --limit 2`), or leave the field empty"
             ) from None
     adapter.check()
-    check_commands(adapter, ((f"chunk {chunk.id}", chunk.command) for chunk in folder.job.chunks))
+    check_commands(adapter, ((f"chunk {chunk.id}", chunk.command) for chunk in state.job.chunks))
 
 
 def check_commands(adapter: WorkerAdapter, commands: Iterable[tuple[str, str]]) -> None:

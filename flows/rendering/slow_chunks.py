@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from statistics import median
-from typing import Self
 
+from prefect_renderfarm.blocks.runtime.periodic import periodic
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.flows.rendering.attempt import RunningAttempt
-from prefect_renderfarm.flows.rendering.attempts import SlowChunks
+from prefect_renderfarm.flows.rendering.attempts import Attempts, SlowChunks
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 
 # So many chunks have to be done before others can be called slow ...
@@ -19,51 +20,52 @@ _LEAST_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 
 
-class SlowWatch:
-    """A context in which a renderer's slow chunks are reported, doubled or ended.
+def slowness(
+    attempts: Attempts, frames: int, seconds: float, frame_times: Sequence[float]
+) -> str | None:
+    """Say in what a chunk is slow; None if it is not.
 
     Args:
-        renderer: Renders the chunks; it says how they are tried.
+        attempts: How the job's chunks are tried; it says which chunks are slow.
+        frames: Number of frames of the chunk.
+        seconds: How long it has been rendered.
+        frame_times: Seconds that a frame took, of each finished chunk.
     """
+    factor = attempts.slow_factor
+    if factor is None or len(frame_times) < _LEAST_DONE:
+        return None
+    usual = median(frame_times) * frames
+    if seconds < max(factor * usual, _LEAST_SECONDS):
+        return None
+    return f"it takes {factor:g} times as long as the others, which took {usual:.1f} s"
 
-    def __init__(self, renderer: ChunkRenderer) -> None:
-        self._renderer = renderer
-        self._over = threading.Event()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._watch,), name="slow chunks", daemon=True
-        )
 
-    def __enter__(self) -> Self:
-        if self._renderer.attempts.slow_factor is not None:
-            self._thread.start()
-        return self
+@contextmanager
+def watching_slow_chunks(renderer: ChunkRenderer) -> Iterator[None]:
+    """Inside the block, report, duplicate or end a renderer's slow chunks."""
+    if renderer.attempts.slow_factor is None:
+        yield
+        return
+    with periodic(partial(_look, renderer), _POLL_SECONDS, "slow chunks"):
+        yield
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
 
-    def _watch(self) -> None:
-        while not self._over.wait(_POLL_SECONDS):
-            times = self._renderer.frame_times()
-            if len(times) < _LEAST_DONE:
-                continue
-            each = median(times)
-            for attempt in list(self._renderer.running.values()):
-                self._look_at(attempt, each * attempt.chunk.frame_count)
+def _look(renderer: ChunkRenderer) -> None:
+    times = renderer.frame_times()
+    for attempt in list(renderer.running.values()):
+        slow = slowness(renderer.attempts, attempt.chunk.frame_count, attempt.age, times)
+        if slow is not None and not attempt.slow:
+            attempt.slow = True
+            _act(attempt, renderer.attempts.slow_chunks, slow)
 
-    def _look_at(self, attempt: RunningAttempt, usual: float) -> None:
-        how = self._renderer.attempts
-        factor = how.slow_factor or 0.0
-        if attempt.slow or attempt.age < max(factor * usual, _LEAST_SECONDS):
-            return
-        attempt.slow = True
-        chunk = attempt.chunk.id
-        words = f"it takes {factor:g} times as long as the others, which took {usual:.1f} s"
-        if how.slow_chunks is SlowChunks.END:
-            run_log().warning("chunk %s: %s: this attempt is ended", chunk, words)
-            attempt.end(f"ended after {attempt.age:.0f} s: {words}")
-        elif how.slow_chunks is SlowChunks.DUPLICATE:
-            run_log().warning("chunk %s: %s: a second attempt begins beside it", chunk, words)
-            attempt.double()
-        else:
-            run_log().warning("chunk %s: %s", chunk, words)
+
+def _act(attempt: RunningAttempt, action: SlowChunks, slow: str) -> None:
+    log, chunk = run_log(), attempt.chunk.id
+    if action is SlowChunks.END:
+        log.warning("chunk %s: %s: this attempt is ended", chunk, slow)
+        attempt.end(f"ended after {attempt.age:.0f} s: {slow}")
+    elif action is SlowChunks.DUPLICATE:
+        log.warning("chunk %s: %s: a second attempt begins beside it", chunk, slow)
+        attempt.duplicate()
+    else:
+        log.warning("chunk %s: %s", chunk, slow)

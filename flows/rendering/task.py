@@ -19,25 +19,25 @@ from prefect_renderfarm.blocks.errors import WorkStopped
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.rendering.attempts import worth_another_attempt
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.rendering.slow_chunks import SlowWatch
+from prefect_renderfarm.flows.rendering.slow_chunks import watching_slow_chunks
 from prefect_renderfarm.flows.runs.progress import Progress
 
+# Prefect's server drops events, and with them task runs, somewhere beyond 1,000 a job.
+MAX_TASK_RUNS = 1000
 _SECONDS_BETWEEN_ENTRIES = 1.0
 
 
 class DoneLog:
     """Takes the chunks that a task run renders one after the other.
 
-    Those that are done within a second are told in one entry of several lines: of a chunk that
-    takes a few milliseconds, an entry of its own in Prefect's log would cost a fifth more. So they
-    are told with the next one, or at the end.
+    Those that are done within a second share a log entry of several lines: of chunks that take a
+    few milliseconds, an entry each would cost a fifth more.
     """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
-        self._told_at = -math.inf
+        self._written_at = -math.inf
 
     def add(self, chunk: Chunk, result: ChunkResult) -> None:
         """Take note of a chunk that is done."""
@@ -45,19 +45,15 @@ class DoneLog:
             f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
             f"{result.seconds:.1f} s, {result.size:,} bytes"
         )
-        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_ENTRIES:
-            self.tell()
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN_ENTRIES:
+            self.write()
 
-    def tell(self) -> None:
-        """Tell of the chunks that were not told of yet."""
+    def write(self) -> None:
+        """Log the chunks that are not logged yet."""
         if self._lines:
             run_log().info("%s", "\n".join(self._lines))
             self._lines.clear()
-            self._told_at = time.monotonic()
-
-
-# Prefect's server drops events, and with them task runs, somewhere beyond 1,000 a job.
-MAX_TASK_RUNS = 1000
+            self._written_at = time.monotonic()
 
 
 class ChunkBatch:
@@ -80,35 +76,20 @@ def render_chunk(label: str, batch: ChunkBatch) -> list[ChunkResult] | State[Any
         batch: The chunks, and who renders them.
     """
     log = DoneLog()
+    results = []
     try:
-        return [_render_and_log(batch.renderer, chunk, log) for chunk in batch.chunks]
+        for chunk in batch.chunks:
+            results.append(batch.renderer.render(chunk))
+            log.add(chunk, results[-1])
     except WorkStopped as stopped:
         return Cancelled(message=str(stopped))
     finally:
-        log.tell()
-
-
-def _render_and_log(renderer: ChunkRenderer, chunk: Chunk, log: DoneLog) -> ChunkResult:
-    told = chunk.id in renderer.done  # by an earlier attempt at the batch
-    try:
-        result = renderer.render(chunk)
-    except WorkStopped:
-        raise
-    except Exception as error:
-        # Here, and not where the flow waits: by then a freed thread would have begun another chunk.
-        if not worth_another_attempt(error) or renderer.tried_enough(chunk):
-            renderer.give_up(error)
-        raise
-    if not told:
-        log.add(chunk, result)
-    return result
+        log.write()
+    return results
 
 
 def render_all(
-    renderer: ChunkRenderer,
-    chunks: Sequence[Chunk],
-    *,
-    concurrency: int,
+    renderer: ChunkRenderer, chunks: Sequence[Chunk], *, concurrency: int
 ) -> list[ChunkResult]:
     """Render chunks as task runs of the current flow run, `concurrency` at a time.
 
@@ -126,20 +107,12 @@ def render_all(
         WorkerError: That of the first chunk that failed for good.
     """
     batches = _batches([chunk for chunk in chunks if chunk.id not in renderer.done])
-    attempt = render_chunk.with_options(
-        # Each chunk's own; the renderer gives up when one of them has had its last.
-        retries=renderer.attempts.retries * max(map(len, batches), default=1),
-        retry_condition_fn=lambda _task, _run, state: (
-            not renderer.stop.is_set()
-            and worth_another_attempt(state.result(raise_on_failure=False))
-        ),
-    )
     progress = Progress(len(renderer.done) + sum(map(len, batches)), "chunks rendered")
     pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=concurrency)
     # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
-    with pool as runner, progress, SlowWatch(renderer), _stopping(renderer):
+    with pool as runner, progress, watching_slow_chunks(renderer), _stopping(renderer):
         futures: Any = runner.map(
-            attempt,
+            render_chunk,
             {
                 "label": [_label(batch) for batch in batches],
                 "batch": [ChunkBatch(batch, renderer) for batch in batches],

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from prefect.runtime import deployment
 
+from prefect_renderfarm.blocks.runtime.periodic import periodic
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 
 _POLL_SECONDS = 1.0
@@ -27,24 +28,20 @@ def ending_with_its_worker() -> Iterator[None]:
     if deployment.id is None or parent <= 1:
         yield
         return
-    over = threading.Event()
     main = threading.main_thread().ident or 0
-    log = run_log()
+    ended = False
 
-    def watch() -> None:
-        while not over.wait(_POLL_SECONDS):
-            if os.getppid() != parent:
-                _print_nowhere()
-                log.error("the worker that started this run is gone: the run ends, too")
-                # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
-                signal.pthread_kill(main, signal.SIGTERM)
-                return
+    def look() -> None:
+        nonlocal ended
+        if not ended and os.getppid() != parent:
+            ended = True
+            _print_nowhere()
+            run_log().error("the worker that started this run is gone: the run ends, too")
+            # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
+            signal.pthread_kill(main, signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
+    with periodic(look, _POLL_SECONDS, "worker watch"):
         yield
-    finally:
-        over.set()
 
 
 def _print_nowhere() -> None:

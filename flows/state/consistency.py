@@ -1,4 +1,4 @@
-"""Hold each chunk to the one that was done first, as far as a stitcher asks for it."""
+"""Compare each chunk with the one that was done first, as far as a stitcher asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 
 
-class Likeness:
+class Consistency:
     """Remembers how the first chunk is coded; safe to use from several threads.
 
     Args:

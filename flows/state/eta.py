@@ -12,7 +12,7 @@ _MANY = 1000
 
 
 @dataclass(frozen=True)
-class Pace:
+class Eta:
     """How far a rendering is.
 
     Attributes:

@@ -10,8 +10,8 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.state.consistency import Likeness
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.consistency import Consistency
+from prefect_renderfarm.flows.state.job_state import JobState
 
 _ASKED_AT_ONCE = 8
 # More reasons than these are not read; how many there are is said in any case.
@@ -19,14 +19,14 @@ _REASONS_TOLD = 20
 
 
 def finished_chunks(
-    folder: JobFolder, chunks: Sequence[Chunk], rules: ChunkRules, *, force: bool = False
+    state: JobState, chunks: Sequence[Chunk], rules: ChunkRules, *, force: bool = False
 ) -> dict[int, ChunkResult]:
     """Find the chunks that are done and whose files are still what was rendered.
 
     Whatever else counts as done does so no more, and the log says why.
 
     Args:
-        folder: The job's folder, which knows what the chunks are known by.
+        state: The job, whose inputs digest is known.
         chunks: The chunks to look for.
         rules: What the stitcher asks of chunks.
         force: Whether none of them shall be good enough.
@@ -38,32 +38,32 @@ def finished_chunks(
         StorageError: The storage did not answer.
     """
     if force:
-        folder.forget_chunks(chunks)
+        state.forget_chunks(chunks)
         return {}
-    own = folder.manifests(chunks)
+    own = state.manifests(chunks)
     found = {
         chunk.id: own[chunk.id]
         for chunk in chunks
-        if chunk.id in own and own[chunk.id].identity == folder.identity(chunk)
+        if chunk.id in own and own[chunk.id].identity == state.identity(chunk)
     }
-    found |= _rendered_elsewhere(folder, [chunk for chunk in chunks if chunk.id not in found])
-    reasons = dict.fromkeys(own.keys() - found.keys(), "its input or environment has changed")
-    reasons |= folder.faults(found.values())
-    likeness = Likeness(rules)
+    found |= _rendered_elsewhere(state, [chunk for chunk in chunks if chunk.id not in found])
+    reasons = dict.fromkeys(own.keys() - found.keys(), "its inputs or variables have changed")
+    reasons |= state.faults(found.values())
+    consistency = Consistency(rules)
     for number in sorted(found.keys() - reasons.keys()):
         try:
-            likeness.check(found[number])
+            consistency.check(found[number])
         except ChunkFileError as error:
             reasons[number] = str(error)
     kept = {number: result for number, result in found.items() if number not in reasons}
-    folder.forget_chunks(chunk for chunk in chunks if chunk.id in reasons)
+    state.forget_chunks(chunk for chunk in chunks if chunk.id in reasons)
     _tell(len(kept), len(chunks), reasons)
     return kept
 
 
-def _rendered_elsewhere(folder: JobFolder, chunks: Sequence[Chunk]) -> dict[int, ChunkResult]:
+def _rendered_elsewhere(state: JobState, chunks: Sequence[Chunk]) -> dict[int, ChunkResult]:
     with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="known") as askers:
-        found = zip(chunks, askers.map(folder.take_over, chunks), strict=True)
+        found = zip(chunks, askers.map(state.take_over, chunks), strict=True)
     return {chunk.id: result for chunk, result in found if result is not None}
 
 

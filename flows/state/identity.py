@@ -1,6 +1,6 @@
-"""What a chunk is known by: the hash of all that decides what its command makes.
+"""The cache key of a chunk: the hash of all that determines its pictures.
 
-A finished chunk is good for every chunk with the same identity: of the same run, of a later one, of
+A finished chunk counts for every chunk with the same cache key: of the same run, of a later one, of
 another job. Secrets are no part of it, since a hash of a short one can be guessed.
 """
 
@@ -14,8 +14,8 @@ from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.flows.jobs.fields import Chunk
 
 
-def environment_digest(adapter: WorkerAdapter, assets: str) -> str:
-    """Return the part of an identity that is the same for all chunks of a job.
+def inputs_digest(adapter: WorkerAdapter, assets: str) -> str:
+    """Return the part of a cache key that is the same for all chunks of a job.
 
     Args:
         adapter: Where commands run; it says with which variables, image or version.
@@ -24,13 +24,13 @@ def environment_digest(adapter: WorkerAdapter, assets: str) -> str:
     return _digest({"adapter": adapter.declared_environment(), "assets": assets})
 
 
-def chunk_identity(chunk: Chunk, rate: str, environment: str) -> str:
-    """Return a chunk's identity, a SHA-256 in hexadecimal.
+def chunk_identity(chunk: Chunk, rate: str, inputs: str) -> str:
+    """Return a chunk's cache key, a SHA-256 in hexadecimal.
 
     Args:
         chunk: The chunk; its id does not count, so that a job may be cut anew.
         rate: Frames a second that are planned, as a fraction.
-        environment: See `environment_digest`.
+        inputs: See `inputs_digest`.
     """
     return _digest(
         {
@@ -38,7 +38,7 @@ def chunk_identity(chunk: Chunk, rate: str, environment: str) -> str:
             "frames": [chunk.start_frame, chunk.frame_count],
             "file": chunk.output_file,
             "rate": rate,
-            "environment": environment,
+            "inputs": inputs,
         }
     )
 

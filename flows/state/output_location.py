@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prefect_renderfarm.blocks.errors import AssemblyError, JobError, StorageError
-from prefect_renderfarm.flows.state.job_folder import JobFolder
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 IN_STORAGE = "storage:"
 
@@ -26,25 +25,25 @@ class OutputLocation:
 
     @property
     def name(self) -> Path:
-        """What people call the place."""
+        """The place, for people."""
         return self.path if self.key is None else Path(f"{IN_STORAGE}{self.key}")
 
-    def deliver(self, folder: JobFolder) -> None:
+    def deliver(self, state: JobState) -> None:
         """Send the film to the storage, if that is where it goes, and keep no copy.
 
         Raises:
             AssemblyError: It could not be sent; it stays at its path.
         """
-        if self.key is None or not isinstance(folder, StoredFolder):
+        if self.key is None:
             return
         try:
-            folder.store.store.upload(self.path, self.key)
+            state.objects.store.upload(self.path, self.key)
         except StorageError as error:
             raise AssemblyError(f"{error}; the film stays at {str(self.path)!r}") from None
         self.path.unlink()
 
 
-def output_location(folder: JobFolder, output_file: Path | None) -> OutputLocation | None:
+def output_location(state: JobState, output_file: Path | None) -> OutputLocation | None:
     """Return where `output_file` is: absolute, in the job folder, or `storage:films/film.mp4`.
 
     Raises:
@@ -54,10 +53,10 @@ def output_location(folder: JobFolder, output_file: Path | None) -> OutputLocati
         return None
     text = output_file.as_posix()
     if not text.startswith(IN_STORAGE):
-        return OutputLocation(folder.path / output_file)
+        return OutputLocation(state.path / output_file)
     key = PurePosixPath(text.removeprefix(IN_STORAGE).lstrip("/"))
-    if not isinstance(folder, StoredFolder):
+    if state.block is None:
         raise JobError(f"output_file {text!r} is a key in the storage, but no storage is chosen")
     if not key.name or ".." in key.parts or "%" in key.name:
         raise JobError(f"output_file {text!r}: name one file, such as 'storage:films/film.mp4'")
-    return OutputLocation(folder.path / key.name, str(key))
+    return OutputLocation(state.path / key.name, str(key))

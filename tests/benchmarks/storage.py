@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from stitching import own_memory
 from storage_samples import serving
 
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.chunk_files import content
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
@@ -48,7 +49,7 @@ def travel(count: int, megabytes: int, folder: Path) -> None:
     print(f"\n{count} chunks of {megabytes} MB through the storage, {WIDTH} at once", flush=True)
     chunks = [make_chunk(folder, number, megabytes) for number in range(count)]
     with serving(folder / "server") as server:
-        store = JobStore(server.new_bucket(), "bench-0123456789ab")
+        store = JobStore(BucketStore(server.new_bucket()), "bench-0123456789ab")
         results = [described(number, path) for number, path in enumerate(chunks)]
         store.write("job.json", b"{}")  # the client is there, as in a run that renders
         # Importing took more memory than is in use now: only what comes from here on counts.

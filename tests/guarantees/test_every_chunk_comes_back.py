@@ -16,6 +16,7 @@ from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkerAdapter, WorkPoolAdapter
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job
 
@@ -80,7 +81,7 @@ def test_same_film_by_every_adapter(
     assert run.state.is_completed(), run.state.message
     pools = {child.work_pool_name for child in api.children(run) if child.name.startswith("merge")}
     assert (run.work_pool_name, pools) == ("cloud", {"local"})
-    data = JobStore(bucket, job.key).read("report.json")
+    data = JobStore(BucketStore(bucket), job.key).read("report.json")
     assert data is not None
     report = RenderReport.model_validate_json(data)
     assert len(report.chunks) == CHUNKS

@@ -15,10 +15,10 @@ from prefect_aws.s3 import S3Bucket
 from storage_samples import keys
 
 from prefect_renderfarm.blocks import AssemblyError, LocalAdapter, RemuxStitcher
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, merge_job, render_job
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 pytestmark = pytest.mark.usefixtures("api")
 
@@ -69,14 +69,14 @@ class Place:
         if self.storage is None:
             Path(file).unlink()
         else:
-            ObjectStore(self.storage).delete([file])
+            BucketStore(self.storage).delete([file])
 
     def alter(self, file: str) -> None:
         """Write something else into a chunk's file."""
         if self.storage is None:
             Path(file).write_bytes(b"something else")
         else:
-            ObjectStore(self.storage).write(file, b"something else")
+            BucketStore(self.storage).write(file, b"something else")
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_what_another_run_did_meanwhile(tmp_path: Path) -> None:
     """A run that was halted looks whether its next chunk has been rendered since it last looked."""
     place = Place(tmp_path, None)
     job = place.job()
-    folder = JobFolder(tmp_path / "job", job)
+    folder = JobState(tmp_path / "job", job)
     folder.prepare()
     folder.identify(LocalAdapter())
     halted = ChunkRenderer(folder, LocalAdapter())
@@ -242,7 +242,7 @@ def test_an_old_job_may_go(place: Place) -> None:
     first, _ = place.render(job)
     other = with_commands(job, {1: f"{job.chunks[1].command} --sleep 0.01"})
     second, _ = place.render(other)
-    store = ObjectStore(place.storage)
+    store = BucketStore(place.storage)
     store.delete([key for key in keys(place.storage) if f"/{first.key}/" in key])
     film = place.folder / "film.mp4"
     _, chunks = place.render(other, stitcher=RemuxStitcher(), output_file=film, merge=True)

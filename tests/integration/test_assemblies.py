@@ -16,11 +16,10 @@ from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, Set
 from prefect_renderfarm.flows import merge_job
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.results import Assembly, MergeReport
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.lease import Lease
-from prefect_renderfarm.flows.state.stored_folder import open_folder
 
-Opener = Callable[[], JobFolder]
+Opener = Callable[[], JobState]
 
 
 @pytest.fixture
@@ -28,13 +27,13 @@ def stored(bucket: S3Bucket, tmp_path: Path) -> Opener:
     """Return what opens a job's folder on this machine, as a run does; its chunks are stored."""
     job = small_job()
 
-    def opened() -> JobFolder:
-        folder = open_folder(tmp_path / "here", job, bucket)
+    def opened() -> JobState:
+        folder = JobState(tmp_path / "here", job, bucket)
         folder.prepare()
         folder.environment = "same"
         return folder
 
-    elsewhere = open_folder(tmp_path / "elsewhere", job, bucket)
+    elsewhere = JobState(tmp_path / "elsewhere", job, bucket)
     elsewhere.prepare()
     elsewhere.environment = "same"
     renderer = ChunkRenderer(elsewhere, LocalAdapter())
@@ -43,7 +42,7 @@ def stored(bucket: S3Bucket, tmp_path: Path) -> Opener:
     return opened
 
 
-def fetch_all(folder: JobFolder, but_first: Callable[[], None]) -> None:
+def fetch_all(folder: JobState, but_first: Callable[[], None]) -> None:
     """Fetch all chunks of a job, to one of which something happens after the first one."""
     for number, chunk in enumerate(folder.job.chunks):
         if number == 1:
@@ -51,7 +50,7 @@ def fetch_all(folder: JobFolder, but_first: Callable[[], None]) -> None:
         folder.finished_chunk(chunk)
 
 
-def copies(folder: JobFolder) -> set[int]:
+def copies(folder: JobState) -> set[int]:
     """Return the chunks that have a file on this machine, by their ids."""
     return {chunk.id for chunk in folder.job.chunks if folder.chunk_file(chunk).exists()}
 
@@ -94,7 +93,7 @@ def test_without_locks_copies_go_all_the_same(
 def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
     """In a folder where the job was rendered without a storage, its chunks are no copies."""
     folder = stored()
-    local = JobFolder(folder.path, folder.job)
+    local = JobState(folder.path, folder.job)
     local.environment = "same"
     ChunkRenderer(local, LocalAdapter()).render(local.job.chunks[2])
     with folder.assembling():
@@ -109,7 +108,7 @@ def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
 def test_merge_job_alone_keeps_the_chunks(tmp_path: Path, environment: str | None) -> None:
     """While a film is put together nobody renders its chunks anew, if its render-job died, too."""
     job = small_job().model_copy(update={"merge_command": "sleep 4"})
-    folder = JobFolder(tmp_path, job)
+    folder = JobState(tmp_path, job)
     folder.prepare()
     folder.environment = "some"
     renderer = ChunkRenderer(folder, LocalAdapter())
@@ -128,7 +127,7 @@ def test_merge_job_alone_keeps_the_chunks(tmp_path: Path, environment: str | Non
 def test_each_run_fetches_the_audio_track(bucket: S3Bucket, tmp_path: Path) -> None:
     """A track that was changed since a machine fetched it is fetched again; one's own is used."""
     job = small_job().model_copy(update={"audio_track": "track.wav"})
-    rendering, merging = (open_folder(tmp_path / name, job, bucket) for name in ("one", "two"))
+    rendering, merging = (JobState(tmp_path / name, job, bucket) for name in ("one", "two"))
     with pytest.raises(JobError, match=r"audioTrack 'track\.wav', which is no file"):
         merging.audio_track()
     for sound in (b"first", b"second"):
@@ -152,7 +151,7 @@ def test_each_run_has_a_report_of_its_own(
     opened: Opener = (
         request.getfixturevalue("stored")
         if kind == "storage"
-        else lambda: JobFolder(tmp_path, small_job())
+        else lambda: JobState(tmp_path, small_job())
     )
     reports = {
         name: MergeReport(assembly=Assembly.STITCHED, film=Path(f"/{name}.mp4"))

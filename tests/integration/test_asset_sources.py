@@ -34,9 +34,9 @@ from prefect_renderfarm.blocks import (
 from prefect_renderfarm.blocks.assets import sources as asset_sources
 from prefect_renderfarm.blocks.assets.archive import unpack
 from prefect_renderfarm.blocks.assets.manifest import lay_out, read_list
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.flows import RenderJob, plan_job, render_chunks, render_job
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
@@ -45,7 +45,7 @@ GO = threading.Event()
 
 def test_folder_of_a_bucket(bucket: S3Bucket, tmp_path: Path, travels: Travels) -> None:
     """`s3://` input is laid out at the workspace's root, once fetched; a key cannot lead out."""
-    store = ObjectStore(bucket)
+    store = BucketStore(bucket)
     for key in ("in/put/a", "in/put/deep/b", "in/putty/c"):
         store.write(key, key.encode())
     url = f"s3://{bucket.bucket_name}/in/put"
@@ -148,7 +148,7 @@ def test_archive_on_the_web(
     web: Web, bucket: S3Bucket, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An archive is fetched once for each version of it, and unpacked for every chunk."""
-    store = ObjectStore(bucket)
+    store = BucketStore(bucket)
     url = f"{web.url}/in{ending}?secret=s3cret"
     packed = make_archive(tmp_path / f"a{ending}", {"a": b"1", "deep/b": b"2"})
     web.body = packed
@@ -248,7 +248,7 @@ def test_what_the_job_makes_is_no_input(bucket: S3Bucket, tmp_path: Path) -> Non
         job, adapter=LocalAdapter(), storage=bucket, job_dir=job_dir,
         stitcher=RemuxStitcher(), output_file=Path("film.mp4"),
     )  # fmt: skip
-    listed = read_list(ObjectStore(bucket), f"renderfarm/{report.key}/assets.json")
+    listed = read_list(BucketStore(bucket), f"renderfarm/{report.key}/assets.json")
     assert [file.path for file in listed.files] == ["chunks/look.txt", "scene.txt"]
     assert (job_dir / "film.mp4").read_bytes() != b"old"
 
@@ -256,7 +256,7 @@ def test_what_the_job_makes_is_no_input(bucket: S3Bucket, tmp_path: Path) -> Non
 def test_each_run_renders_its_own_input(bucket: S3Bucket, tmp_path: Path) -> None:
     """What a later run of the same job sends does not reach the workers of an earlier one."""
     job = small_job().model_copy(update={"assets_url": "in"})
-    first, second, batch = (StoredFolder(tmp_path / "job", job, bucket) for _ in range(3))
+    first, second, batch = (JobState(tmp_path / "job", job, bucket) for _ in range(3))
     for folder, data in ((first, b"old"), (second, b"new")):
         write(tmp_path / "job" / "in", {"texture": data})
         folder.prepare()

@@ -29,8 +29,8 @@ from prefect_renderfarm.blocks.assets.manifest import (
     send_assets,
 )
 from prefect_renderfarm.blocks.assets.url import local_folder
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 
 STRANGE = ['it\'s "quoted".txt', "日本語 é.txt", "new\nline", "-rf", "back\\slash", "a b/ç/$HOME"]
 pytestmark = pytest.mark.usefixtures("temporary")
@@ -42,7 +42,7 @@ LIST = "renderfarm/film-0123456789ab/assets.json"
 @pytest.fixture
 def store(bucket: S3Bucket) -> JobStore:
     """Return a job's place in an empty bucket."""
-    return JobStore(bucket, "film-0123456789ab")
+    return JobStore(BucketStore(bucket), "film-0123456789ab")
 
 
 def test_only_what_changed_travels(store: JobStore, tmp_path: Path, travels: Travels) -> None:
@@ -54,7 +54,7 @@ def test_only_what_changed_travels(store: JobStore, tmp_path: Path, travels: Tra
     assert set(written) == {file.key for file in first.files}
     travels.sent.clear()
     (folder / "deep/b").write_bytes(b"3")
-    other = JobStore(store.store.block, "other-0123456789ab")
+    other = JobStore(store.store, "other-0123456789ab")
     second = send_assets(other, folder, tmp_path)
     [changed] = [file.key for file in second.files if file.path == "in/deep/b"]
     assert travels.sent == [changed]
@@ -130,13 +130,13 @@ def test_file_that_changes_while_it_is_sent_is_refused(
 ) -> None:
     """A file that is written to meanwhile is named, and its wrong content does not stay."""
     folder = write(tmp_path / "in", {"a": b"1"})
-    upload = ObjectStore.upload
+    upload = BucketStore.upload
 
-    def late(self: ObjectStore, path: Path, key: str) -> None:
+    def late(self: BucketStore, path: Path, key: str) -> None:
         path.write_bytes(b"22")
         upload(self, path, key)
 
-    monkeypatch.setattr(ObjectStore, "upload", late)
+    monkeypatch.setattr(BucketStore, "upload", late)
     with pytest.raises(JobError, match="changed while it was sent"):
         send_assets(store, folder, tmp_path)
     assert list(store.store.objects("renderfarm/assets")) == []

@@ -22,8 +22,8 @@ from prefect_renderfarm.blocks import (
     WorkerError,
 )
 from prefect_renderfarm.blocks.assets.manifest import send_assets
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, clean_storage, render_job
 
 OLD, YOUNG = "old-0123456789ab", "young-0123456789ab"
@@ -49,12 +49,12 @@ def chunks_of(block: S3Bucket, key: str) -> list[str]:
 @pytest.mark.usefixtures("api")
 def test_chunks_go_when_the_film_is_there(bucket: S3Bucket, tmp_path: Path) -> None:
     """After a good job only its records stay, and the film; other jobs keep what is theirs."""
-    JobStore(bucket, OLD).write("chunks/000000.json", b"{}")
+    JobStore(BucketStore(bucket), OLD).write("chunks/000000.json", b"{}")
     report = render(bucket, tmp_path, output_file=Path("storage:films/film.mp4"))
     root = f"renderfarm/{report.key}"
     others = [f"renderfarm/{OLD}/chunks/000000.json", "films/film.mp4"]
     assert sorted(keys(bucket)) == sorted([*others, *(f"{root}/{name}" for name in RECORDS)])
-    ObjectStore(bucket).download("films/film.mp4", tmp_path / "copy.mp4")
+    BucketStore(bucket).download("films/film.mp4", tmp_path / "copy.mp4")
     assert len(frame_hashes(tmp_path / "copy.mp4")) == 18
 
 
@@ -87,15 +87,15 @@ def test_chunks_in_the_job_folder_go_too(tmp_path: Path) -> None:
 @pytest.fixture
 def aged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every object whose key has the word `old` in it be 40 days older than it is."""
-    objects = ObjectStore.objects
+    objects = BucketStore.objects
 
-    def older(self: ObjectStore, folder: str) -> Any:
+    def older(self: BucketStore, folder: str) -> Any:
         for found in objects(self, folder):
             days = timedelta(days=40 if found.key in OLDER or OLD in found.key else 0)
             yield type(found)(found.key, found.size, found.modified - days)
 
     OLDER.clear()
-    monkeypatch.setattr(ObjectStore, "objects", older)
+    monkeypatch.setattr(BucketStore, "objects", older)
 
 
 OLDER: set[str] = set()
@@ -105,7 +105,7 @@ def fill(block: S3Bucket, folder: Path) -> dict[str, str]:
     """Leave an old and a young job with input in a bucket, and things that are no job's."""
     assets: dict[str, str] = {}
     for key, names in ((OLD, ("shared", "old only")), (YOUNG, ("shared", "young only"))):
-        store = JobStore(block, key)
+        store = JobStore(BucketStore(block), key)
         for name in names:
             (folder / key).mkdir(exist_ok=True)
             (folder / key / name).write_text(name)
@@ -114,7 +114,7 @@ def fill(block: S3Bucket, folder: Path) -> dict[str, str]:
         for name in (*RECORDS, "chunks/000000/a/00000.mp4", "chunks/000000/a/log.txt",
                      "chunks/000000.json", "track/sound.wav"):  # fmt: skip
             store.write(name, b"12345")
-    store = ObjectStore(block)
+    store = BucketStore(block)
     for name in ("holiday.jpg", "films/film.mp4", "renderfarm/notes.txt", "renderfarm/else/old"):
         store.write(name, b"mine")
     store.write("renderfarm/assets/" + "0" * 64, b"under way")
@@ -132,7 +132,7 @@ def test_only_what_is_old_goes(bucket: S3Bucket, tmp_path: Path) -> None:
     assert [(job.key, job.old, job.deleted) for job in looked.jobs] == [
         (OLD, True, False), (YOUNG, False, False),
     ]  # fmt: skip
-    listed = len(ObjectStore(bucket).read(f"renderfarm/{OLD}/assets.json") or b"")
+    listed = len(BucketStore(bucket).read(f"renderfarm/{OLD}/assets.json") or b"")
     assert (looked.jobs[0].objects, looked.jobs[0].size) == (5, 20 + listed)
     assert looked.jobs[0].age_days == pytest.approx(40, abs=0.1)
     assert (looked.assets.objects, looked.assets.size) == (1, len("old only"))
@@ -168,9 +168,9 @@ def test_one_job_alone(bucket: S3Bucket, tmp_path: Path) -> None:
 def test_input_of_a_job_under_way_stays(bucket: S3Bucket, tmp_path: Path) -> None:
     """Old input that a job is about to use again stays, though its list is not final yet."""
     assets = fill(bucket, tmp_path)
-    store = ObjectStore(bucket)
+    store = BucketStore(bucket)
     listed = store.read(f"renderfarm/{OLD}/assets.json") or b""
-    JobStore(bucket, "next-0123456789ab").write("assets-next.json", listed)
+    JobStore(BucketStore(bucket), "next-0123456789ab").write("assets-next.json", listed)
     report = clean_storage(bucket, dry_run=False)
     assert report.assets.objects == 0
     assert store.read(assets["old only"]) == b"old only"
@@ -179,7 +179,7 @@ def test_input_of_a_job_under_way_stays(bucket: S3Bucket, tmp_path: Path) -> Non
 @pytest.mark.long
 def test_clean_storage_from_its_deployment(api: FarmClient, bucket: S3Bucket) -> None:
     """The deployment is there; its run has a name, and an artifact with a row for each job."""
-    JobStore(bucket, OLD).write("chunks/000000.json", b"{}")
+    JobStore(BucketStore(bucket), OLD).write("chunks/000000.json", b"{}")
     bucket.credentials.save("clean-credentials", overwrite=True)
     bucket.save("clean-storage", overwrite=True)
     run = api.submit("clean-storage/local", storage="s3-bucket/clean-storage", older_than_days=0)

@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks.assets import sources as asset_sources
 from prefect_renderfarm.blocks.assets.cache import AssetCache
 from prefect_renderfarm.blocks.assets.sources import files_in_s3, lay_out_archive
 from prefect_renderfarm.blocks.assets.url import local_folder, where_assets_are
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs import load as job_source
 from prefect_renderfarm.flows.jobs.load import load_job
@@ -217,7 +217,7 @@ def test_large_objects_and_other_buckets(
     s3: S3Server, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An object that is too large is not read, and input of a bucket that is not listed is not."""
-    store = ObjectStore(bucket)
+    store = BucketStore(bucket)
     store.write("job.json", JOB)
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)

@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 
 INVOKE = "/invocations"
 
@@ -114,7 +114,7 @@ def test_helios_function_that_fails(
     job = small_job("--fail")
     left = f"renderfarm/{job.key}/{job.chunks[0].output_file}"
     good = write_clip(tmp_path / "good.mp4", 0, 6, Recipe())
-    ObjectStore(bucket).upload(good, left)
+    BucketStore(bucket).upload(good, left)
     with pytest.raises(WorkerError, match=r"exit code 1.*asked to fail"):
         render(bucket, tmp_path / "job", "--fail", adapter=adapter, concurrency=1)
     assert left not in keys(bucket)

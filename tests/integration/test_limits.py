@@ -21,7 +21,7 @@ from repeating import repeating
 from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
 from prefect_renderfarm.blocks.adapters.remote import RateLimit
 from prefect_renderfarm.flows import render_chunks, render_job
-from prefect_renderfarm.flows.state.stored_folder import open_folder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 
 def test_so_many_at_once() -> None:
@@ -107,7 +107,7 @@ def test_job_that_waits_for_a_slot_holds_no_chunks(
 ) -> None:
     """Else two runs of a job could wait for each other: one with the slot, one with the chunks."""
     job, name = small_job(id="waiting"), "one-job"
-    folder = open_folder(tmp_path, job, bucket)
+    folder = JobState(tmp_path, job, bucket)
     with SyncPrefectClient(api.farm.api_url) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     adapter = http_worker.adapter(concurrency_limit=name)

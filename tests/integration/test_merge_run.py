@@ -20,7 +20,7 @@ from processes_here import wait_for
 
 from prefect_renderfarm.blocks import AssemblyError
 from prefect_renderfarm.flows.merging import merge_run
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def nobody(api: FarmClient) -> str:
 @pytest.fixture
 def run(nobody: str, tmp_path: Path) -> merge_run.MergeRun:
     """Return a merge run that no worker takes."""
-    return merge_run.MergeRun(nobody, {"job": "x"}, JobFolder(tmp_path, small_job()))
+    return merge_run.MergeRun(nobody, {"job": "x"}, JobState(tmp_path, small_job()))
 
 
 def fail(api: FarmClient, run_id: UUID, message: str) -> None:

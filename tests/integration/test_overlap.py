@@ -19,7 +19,7 @@ from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
 from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.results import RenderReport
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.lease import Lease
 
 
@@ -143,7 +143,7 @@ def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
     run = api.submit("merge-job/local", watch=False, job=path, patience=5, **STITCH)
     wait_for(lambda: api.flow_run(run.id).state_name == "Running", 60)
     time.sleep(1)
-    with Lease(JobFolder(tmp_path, job), {0, 1, 2}) as lease:
+    with Lease(JobState(tmp_path, job), {0, 1, 2}) as lease:
         assert lease.mine == {0, 1, 2}  # who waits for chunks is in nobody's way
     run = end_of(api, run)
     assert run.state is not None

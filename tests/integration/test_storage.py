@@ -21,22 +21,22 @@ from prefect_renderfarm.blocks import (
     StorageError,
     StorageRefused,
 )
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows import merge_job, render_job
 
 
 @pytest.fixture
-def store(bucket: S3Bucket) -> ObjectStore:
+def store(bucket: S3Bucket) -> BucketStore:
     """Return an object store on an empty bucket."""
-    return ObjectStore(bucket)
+    return BucketStore(bucket)
 
 
 def test_objects_are_written_read_listed_deleted(s3: S3Server, tmp_path: Path) -> None:
     """Whatever folder the block has, keys are below it, and only what is named is deleted."""
     for folder in ("", "team/films"):
         block = s3.new_bucket(folder)
-        store = ObjectStore(block)
+        store = BucketStore(block)
         (tmp_path / "file").write_bytes(b"x" * 20_000_000)
         store.upload(tmp_path / "file", "a/file")
         store.write("a/note", b"words")
@@ -54,7 +54,7 @@ def test_objects_are_written_read_listed_deleted(s3: S3Server, tmp_path: Path) -
         assert keys(block) == [f"{prefix}a/file", f"{prefix}ab/note"]
 
 
-def test_missing_object_leaves_no_file(store: ObjectStore, tmp_path: Path) -> None:
+def test_missing_object_leaves_no_file(store: BucketStore, tmp_path: Path) -> None:
     """An object that is not there is named, and nothing is left under the file's name."""
     with pytest.raises(StorageError, match=r"no object 'nothing'"):
         store.download("nothing", tmp_path / "copy")
@@ -65,15 +65,15 @@ def test_refusals_are_told_from_failures(s3: S3Server, bucket: S3Bucket) -> None
     """Wrong secrets and missing buckets are refusals; a server that is not there may come back."""
     wrong = bucket.model_copy(update={"credentials": s3.credentials("wrong")})
     with pytest.raises(StorageRefused, match=r"SignatureDoesNotMatch.*credentials") as caught:
-        ObjectStore(wrong).write("a", b"")
+        BucketStore(wrong).write("a", b"")
     assert s3.secret not in str(caught.value)
     nowhere = bucket.model_copy(update={"bucket_name": "no-such-bucket"})
     with pytest.raises(StorageRefused, match=r"no-such-bucket"):
-        ObjectStore(nowhere).write("a", b"")
+        BucketStore(nowhere).write("a", b"")
     gone = dataclasses.replace(s3, port=9)
     lost = bucket.model_copy(update={"credentials": gone.credentials()})
     with pytest.raises(StorageError) as failed:
-        ObjectStore(lost).write("a", b"")
+        BucketStore(lost).write("a", b"")
     assert not isinstance(failed.value, StorageRefused)
 
 
@@ -86,7 +86,7 @@ def test_job_through_the_storage(bucket: S3Bucket, tmp_path: Path) -> None:
     assert report.film == tmp_path / "film.mp4"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".renderfarm", "chunks", "film.mp4"]
     assert list((tmp_path / "chunks").iterdir()) == []  # the copies are gone, the storage has them
-    store = JobStore(bucket, report.key)
+    store = JobStore(BucketStore(bucket), report.key)
     for chunk in report.chunks:
         assert chunk.stored_as is not None
         assert chunk.log is not None
@@ -106,7 +106,7 @@ def test_film_goes_into_the_storage(bucket: S3Bucket, tmp_path: Path) -> None:
     report = render(bucket, tmp_path, output_file="storage:films/film.mp4")
     assert str(report.film) == "storage:films/film.mp4"
     assert not (tmp_path / "film.mp4").exists()
-    ObjectStore(bucket).download("films/film.mp4", tmp_path / "copy.mp4")
+    BucketStore(bucket).download("films/film.mp4", tmp_path / "copy.mp4")
     assert len(frame_hashes(tmp_path / "copy.mp4")) == 18
 
 
@@ -141,7 +141,7 @@ def test_failed_attempt_is_repeated_and_its_log_kept(bucket: S3Bucket, tmp_path:
 def test_altered_object_is_not_assembled(bucket: S3Bucket, tmp_path: Path) -> None:
     """A stored chunk that is not what its manifest says is refused by its number."""
     report = render(bucket, tmp_path, merge=False)
-    store = JobStore(bucket, report.key)
+    store = JobStore(BucketStore(bucket), report.key)
     name = report.chunks[1].stored_as or ""
     data = bytearray(store.store.read(name) or b"")
     data[-9] ^= 1
@@ -162,8 +162,8 @@ def test_clean_up_takes_the_jobs_own_only(bucket: S3Bucket, tmp_path: Path) -> N
         small_job(id="other"), adapter=LocalAdapter(), storage=bucket, merge=False,
         job_dir=tmp_path / "other",
     )  # fmt: skip
-    ObjectStore(bucket).write("holiday.jpg", b"")
-    assert JobStore(bucket, first.key).delete_chunks() == 9
+    BucketStore(bucket).write("holiday.jpg", b"")
+    assert JobStore(BucketStore(bucket), first.key).delete_chunks() == 9
     left = keys(bucket)
     assert "holiday.jpg" in left
     assert len([key for key in left if second.key in key and "/chunks/" in key]) == 9

@@ -31,9 +31,10 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkPoolAdapter,
 )
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderReport, merge_job, render_job
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 KINDS = ["local", "lambda", "http", "work-pool"]
 LATER = {kind: pytest.param(kind, marks=pytest.mark.long) for kind in KINDS}
@@ -134,7 +135,7 @@ def test_broken_uploads_are_repeated(
     assert work.begun() == [0, 0, 1, 1, 2]
     assert [chunk.attempts for chunk in report.chunks] == [2, 2, 1]
     assert frame_hashes(tmp_path / "job" / "film.mp4") == work.frames
-    there = {found.key: found.size for found in JobStore(bucket, report.key).objects()}
+    there = {found.key: found.size for found in JobStore(BucketStore(bucket), report.key).objects()}
     assert {there[str(chunk.stored_as)] == chunk.size for chunk in report.chunks} == {True}
 
 
@@ -148,7 +149,7 @@ def test_storage_that_loses_bytes_fails_the_job(
     storage.short = ["/000001/"] * 100
     with pytest.raises((StorageError, WorkerLost), match=r"^chunk 1: .*took .* bytes and has "):
         render(work, adapter, storage.block(bucket, kind), tmp_path, retries=1)
-    assert JobStore(bucket, work.job.key).done(range(3)) == {0}
+    assert JobStore(BucketStore(bucket), work.job.key).done(range(3)) == {0}
     assert not (tmp_path / "job" / "film.mp4").exists()
     assert work.begun() == [0, 1, 1] + ([1, 1] * 2 if kind == "work-pool" else [])
 
@@ -251,7 +252,7 @@ def test_damaged_chunk_is_rendered_anew(
 ) -> None:
     """A stored file that has changed is not assembled, and does not count as done any more."""
     report = render(work, LocalAdapter(), bucket, tmp_path, merge=False)
-    store = JobStore(bucket, report.key)
+    store = JobStore(BucketStore(bucket), report.key)
     name = str(report.chunks[1].stored_as)
     data = store.store.read(name) or b""
     store.store.write(name, data[:-1] + bytes([data[-1] ^ 1]))
@@ -271,7 +272,7 @@ def test_large_upload_is_cut_off(storage: FaultyStorage, bucket: S3Bucket, tmp_p
     """A file that travels in parts, one of them cut off, is not there; sent again, it is whole."""
     path = tmp_path / "00000.mp4"
     path.write_bytes(os.urandom(20_000_000))
-    store = JobStore(storage.block(bucket, "local"), "film-0123456789ab")
+    store = JobStore(BucketStore(storage.block(bucket, "local")), "film-0123456789ab")
     storage.proxy.fail(*[Fault.CUT_OFF] * 2, matching="partNumber=2")
     with pytest.raises(StorageError, match=r"cannot write 'renderfarm/film-"):
         store.publish(described(path, 0), b"")
@@ -287,7 +288,7 @@ def test_full_disk_where_the_film_is_made(
     disk = storage.temporary
     if not disk.is_mount():
         pytest.skip("a small disk can only be mounted by root")
-    folder = StoredFolder(disk / "job", work.job, bucket)
+    folder = JobState(disk / "job", work.job, bucket)
     folder.store.publish(described(work.clips[1], 1), b"")
     ballast = fill(disk)
     told = rf"^chunk 1: its file '{disk}/job/.*' cannot be written: No space left .*'{disk}' has 0 "

@@ -24,23 +24,22 @@ from prefect_renderfarm.blocks import (
     StorageRefused,
     WorkerLost,
 )
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
 from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.merging.fetch import ChunkArrivals
+from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
+from prefect_renderfarm.flows.rendering.pool_done import DoneChunks
 from prefect_renderfarm.flows.rendering.pool_losses import _LEAST_LOST, RunLosses
 from prefect_renderfarm.flows.rendering.pool_run import BatchRun
 from prefect_renderfarm.flows.runs import retry as patience
-from prefect_renderfarm.flows.state.done_chunks import DoneChunks
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.lease import Lease
-from prefect_renderfarm.flows.state.stored_folder import StoredFolder
 
 AWAY = StorageError("storage 'x' does not answer")
 
 
-class AwayFolder(JobFolder):
+class AwayFolder(JobState):
     """A job folder that answers some of its questions with errors first."""
 
     errors: Iterator[Exception]
@@ -78,11 +77,11 @@ def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.troubled = 1
-    waiting = ChunkArrivals(folder, 60, lambda: None)
+    waiting = ChunkFetcher(folder, 60, lambda: None)
     assert [result.id for result in waiting] == [0, 1, 2]
     folder.errors = iter([StorageRefused("no key for you")])
     with pytest.raises(StorageRefused):
-        list(ChunkArrivals(folder, 60, lambda: None))
+        list(ChunkFetcher(folder, 60, lambda: None))
 
 
 def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +90,14 @@ def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.troubled = 1
-    all_there = ChunkArrivals(folder, 0, lambda: None)
+    all_there = ChunkFetcher(folder, 0, lambda: None)
     assert [result.id for result in all_there] == [0, 1, 2]
     folder.errors = iter([AWAY] * 3)
     with pytest.raises(AssemblyError, match=r"^chunk 1: storage .x. does not answer"):
-        list(ChunkArrivals(folder, 0, lambda: None))
+        list(ChunkFetcher(folder, 0, lambda: None))
     folder.errors = iter([StorageRefused("no key for you")])
     with pytest.raises(AssemblyError, match=r"^chunk 1: no key for you"):
-        list(ChunkArrivals(folder, 0, lambda: None))
+        list(ChunkFetcher(folder, 0, lambda: None))
 
 
 def test_assembly_asks_again_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +106,16 @@ def test_assembly_asks_again_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.lists = False
-    assert ChunkArrivals(folder, 0, lambda: None).all_here()
+    assert ChunkFetcher(folder, 0, lambda: None).all_here()
     assert next(folder.errors, None) is None
     folder.errors = iter([AWAY] * 3)
     with pytest.raises(StorageError):
-        ChunkArrivals(folder, 0, lambda: None).all_here()
+        ChunkFetcher(folder, 0, lambda: None).all_here()
     folder.errors = iter([AWAY] * 3)
-    assert not ChunkArrivals(folder, 60, lambda: None).all_here()
+    assert not ChunkFetcher(folder, 60, lambda: None).all_here()
     folder.errors = iter([StorageRefused("no key for you")])
     with pytest.raises(StorageRefused):
-        ChunkArrivals(folder, 60, lambda: None).all_here()
+        ChunkFetcher(folder, 60, lambda: None).all_here()
 
 
 def test_known_chunk_is_asked_for_again(
@@ -125,19 +124,19 @@ def test_known_chunk_is_asked_for_again(
     """A chunk of another job is taken over though the storage fails first; not one that is gone."""
     monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
     first, second = (
-        prepared(tmp_path / name, small_job(id=name), partial(StoredFolder, block=bucket))
+        prepared(tmp_path / name, small_job(id=name), partial(JobState, block=bucket))
         for name in ("one", "two")
     )
     render(first, 0, 1)
     errors = iter([AWAY, AWAY])
-    copy = ObjectStore.copy
+    copy = BucketStore.copy
 
-    def failing(self: ObjectStore, key: str, other: str) -> None:
+    def failing(self: BucketStore, key: str, other: str) -> None:
         if error := next(errors, None):
             raise error
         copy(self, key, other)
 
-    monkeypatch.setattr(ObjectStore, "copy", failing)
+    monkeypatch.setattr(BucketStore, "copy", failing)
     taken = second.take_over(second.job.chunks[0])
     assert taken is not None
     assert second.done(second.job.chunks) == {0}
@@ -148,7 +147,7 @@ def test_known_chunk_is_asked_for_again(
     assert second.take_over(second.job.chunks[2]) is None
 
 
-def failed_run(folder: JobFolder) -> BatchRun:
+def failed_run(folder: JobState) -> BatchRun:
     """Return a run of all chunks that has failed."""
     run: Any = SimpleNamespace(id=uuid4(), name="chunks", work_pool_name="p", state=Failed())
     return BatchRun(run, folder.job.chunks)

@@ -26,6 +26,7 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkPoolAdapter,
 )
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderReport, render_job
 from prefect_renderfarm.flows.render_chunks import render_chunks
@@ -46,7 +47,7 @@ def test_job_through_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Pa
     )  # fmt: skip
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
-    store = JobStore(bucket, job.key)
+    store = JobStore(BucketStore(bucket), job.key)
     report = RenderReport.model_validate_json(store.read("report.json") or b"")
     assert [chunk.id for chunk in report.chunks if chunk.worker] == list(range(12))
     frames = []

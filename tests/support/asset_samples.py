@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_renderfarm.blocks.storage.object_store import ObjectStore
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
 
 
 @dataclass
@@ -21,18 +21,18 @@ class Travels:
 def watched_travels(monkeypatch: pytest.MonkeyPatch) -> Travels:
     """Take down what travels, from here on."""
     found = Travels()
-    upload, download = ObjectStore.upload, ObjectStore.download
+    upload, download = BucketStore.upload, BucketStore.download
 
-    def uploading(self: ObjectStore, path: Path, key: str) -> None:
+    def uploading(self: BucketStore, path: Path, key: str) -> None:
         found.sent.append(key)
         upload(self, path, key)
 
-    def downloading(self: ObjectStore, key: str, path: Path) -> None:
+    def downloading(self: BucketStore, key: str, path: Path) -> None:
         found.fetched.append(key)
         download(self, key, path)
 
-    monkeypatch.setattr(ObjectStore, "upload", uploading)
-    monkeypatch.setattr(ObjectStore, "download", downloading)
+    monkeypatch.setattr(BucketStore, "upload", uploading)
+    monkeypatch.setattr(BucketStore, "download", downloading)
     return found
 
 

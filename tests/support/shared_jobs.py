@@ -11,12 +11,12 @@ from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 SAME = ChunkRules(may_differ=frozenset())
 
 
-def prepared(path: Path, job: RenderJob, kind: type[JobFolder] = JobFolder) -> Any:
+def prepared(path: Path, job: RenderJob, kind: type[JobState] = JobState) -> Any:
     """Return a job's folder, ready to render."""
     folder = kind(path, job)
     folder.prepare()
@@ -24,7 +24,7 @@ def prepared(path: Path, job: RenderJob, kind: type[JobFolder] = JobFolder) -> A
     return folder
 
 
-def render(folder: JobFolder, *chunk_ids: int) -> None:
+def render(folder: JobState, *chunk_ids: int) -> None:
     """Render chunks as another run does."""
     other = ChunkRenderer(folder, LocalAdapter())
     for number in chunk_ids:

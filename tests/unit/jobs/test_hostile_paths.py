@@ -16,7 +16,7 @@ from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, Worker
 from prefect_renderfarm.blocks.processes.command_line import MOST_COMMAND_BYTES, split_command
 from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 NAME = "x" * 201
 
@@ -135,7 +135,7 @@ def test_links_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     (folder / name).symlink_to(outside)
     before = sorted(folder.rglob("*"))
     job = small_job(output_template="chunks/{id:04d}.mp4")
-    message = refusal(lambda: JobFolder(folder, job).prepare())
+    message = refusal(lambda: JobState(folder, job).prepare())
     assert "a symbolic link leads out of the job folder" in message
     assert sorted(folder.rglob("*")) == before
     assert list(outside.iterdir()) == []
@@ -145,7 +145,7 @@ def test_link_to_itself_is_refused(tmp_path: Path) -> None:
     """A link that leads nowhere ends no run with anything but an error of ours."""
     (tmp_path / "chunks").symlink_to(tmp_path / "chunks")
     with pytest.raises(SetupError, match="cannot be written to"):
-        JobFolder(tmp_path, small_job(output_template="chunks/{id:04d}.mp4")).prepare()
+        JobState(tmp_path, small_job(output_template="chunks/{id:04d}.mp4")).prepare()
 
 
 @pytest.mark.parametrize(

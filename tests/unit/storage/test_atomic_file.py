@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks.storage.atomic_file import (
     write_atomic,
 )
 from prefect_renderfarm.blocks.storage.publish import publishing
-from prefect_renderfarm.flows.state.job_folder import JobFolder
+from prefect_renderfarm.flows.state.job_state import JobState
 
 
 def left_over(final: Path, *, hours: float = 0.0) -> Path:
@@ -120,7 +120,7 @@ def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_run_tidies_its_job(tmp_path: Path) -> None:
     """Before a run begins, old leftovers go: among the records, manifests and chunks."""
-    folder = JobFolder(tmp_path, small_job(output_template="chunks/{id}.mp4"))
+    folder = JobState(tmp_path, small_job(output_template="chunks/{id}.mp4"))
     places = [folder.job_file, folder.records / "chunks" / "000000.json",
               folder.records / "leases" / "x.json", tmp_path / ".renderfarm" / "known" / "y.json",
               tmp_path / "chunks" / "0.mp4"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Objects in a Prefect storage block: the few things that a job asks of S3, GCS, Azure, others."""
+"""Objects in a Prefect storage block: S3, Google Cloud Storage, Azure and others."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
@@ -26,9 +24,12 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
+from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 
-# The names and numbers of providers' errors, if an object is not there ...
+# The names and numbers of providers' errors, if an object does not exist ...
 _MISSING = frozenset({"NoSuchKey", "NotFound", "404", "ResourceNotFoundError", "BlobNotFound"})
+# ... if it is there, and was to be created: 409 while another request creates it ...
+_EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "409"})
 # ... and if asking again will not help.
 _REFUSED = frozenset(
     {"NoSuchBucket", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "401", "403",
@@ -40,38 +41,29 @@ _REFUSED = frozenset(
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Amazon S3 API reference, DeleteObjects.
 _MOST_DELETED = 1000
-_PLACES = ("bucket_name", "bucket", "container_name")
+_NAMES_OF_BUCKETS = ("bucket_name", "bucket", "container_name")
 
 
-@dataclass(frozen=True)
-class StoredObject:
-    """An object in a storage.
-
-    Attributes:
-        key: Its key, below the storage block's own folder.
-        size: Bytes.
-        modified: When it was written.
-    """
-
-    key: str
-    size: int
-    modified: datetime
-
-
-class ObjectStore:
+class BucketStore(ObjectStore):
     """A storage block, with errors that tell whether asking again may help.
 
-    Reading and writing take any `ObjectStorageBlock`. Listing and deleting are no part of that
-    interface: they take `S3Bucket`, and blocks with the methods of `GcsBucket`.
+    Reading and writing take any `ObjectStorageBlock`. Creating, listing and deleting are no part of
+    that interface: they take `S3Bucket`, and blocks with the methods of `GcsBucket`. Keys are below
+    the storage block's own folder.
 
     Args:
         block: The storage block.
     """
 
+    root: ClassVar[str] = "renderfarm"
+    in_place: ClassVar[bool] = False
+    poll_seconds: ClassVar[float] = 0.3
+    parallel_fetches: ClassVar[int] = 4
+
     def __init__(self, block: ObjectStorageBlock) -> None:
         self.block = block
         self.bucket = next(
-            (str(getattr(block, name)) for name in _PLACES if hasattr(block, name)), ""
+            (str(getattr(block, name)) for name in _NAMES_OF_BUCKETS if hasattr(block, name)), ""
         )
         self.name = f"storage {block.get_block_type_slug()} {self.bucket!r}"
 
@@ -106,6 +98,33 @@ class ObjectStore:
         """Write a small object. Raises: StorageError."""
         with self._errors(f"write {key!r}"):
             _out_of_the_log(self.block.upload_from_file_object, io.BytesIO(data), key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a small object unless one exists, by a conditional request.
+
+        Amazon S3 User Guide, "How to prevent object overwrites with conditional writes"; Google
+        Cloud Storage, "Request preconditions".
+
+        Raises:
+            SetupError: This kind of storage block has no conditional requests.
+            StorageError: The storage did not answer.
+        """
+        try:
+            with self._errors(f"create {key!r}", creating=True):
+                if isinstance(self.block, S3Bucket):
+                    client: Any = self.block.credentials.get_s3_client()
+                    client.put_object(
+                        Bucket=self.bucket, Key=self.absolute(key), Body=data, IfNoneMatch="*"
+                    )
+                elif hasattr(self.block, "get_bucket"):
+                    blob = _out_of_the_log(self.block.get_bucket).blob(self.absolute(key))
+                    blob.upload_from_string(data, if_generation_match=0)
+                else:
+                    raise SetupError(f"{self.name} cannot create an object on condition")
+        except _ExistsError:
+            # The client repeats a request of which the answer was lost.
+            return self.read(key) == data
+        return True
 
     def upload(self, path: Path, key: str) -> None:
         """Send a file, in parts where it is large. Raises: StorageError."""
@@ -208,11 +227,11 @@ class ObjectStore:
         return key.removeprefix(self._folder())
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str, *, creating: bool = False) -> Iterator[None]:
         """Turn a provider's error into one of ours, by its code and not by its words."""
         try:
             yield
-        except (SetupError, StorageError, _MissingError):
+        except (SetupError, StorageError, _MissingError, _ExistsError):
             raise
         except Exception as raised:
             error = _cause(raised)
@@ -224,6 +243,8 @@ class ObjectStore:
                 ) from None
             if codes & _MISSING:
                 raise _MissingError from None
+            if creating and codes & _EXISTS:
+                raise _ExistsError from None
             if isinstance(error, OSError) and (error.filename or error.errno in _NO_ROOM):
                 raise  # of a file on this machine, not of the storage
             raise StorageError(f"{self.name} cannot {what}: {error}") from None
@@ -239,6 +260,10 @@ def _out_of_the_log(call: Callable[..., Any], *arguments: Any) -> Any:
 
 class _MissingError(Exception):
     """There is no such object."""
+
+
+class _ExistsError(Exception):
+    """There is such an object already."""
 
 
 def _cause(error: Exception) -> BaseException:

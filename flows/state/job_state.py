@@ -1,0 +1,407 @@
+"""What is known of a job: its folder on this machine, and its objects in a storage or that folder.
+
+Without a storage all machines of a job share its folder. With one, the folder is this machine's
+own: the storage has the truth, and the folder has copies.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from prefect.blocks.abstract import ObjectStorageBlock
+from pydantic import ValidationError
+
+from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.assets.manifest import (
+    assets_version,
+    list_assets,
+    list_name,
+    send_assets,
+)
+from prefect_renderfarm.blocks.assets.url import ASSET_LIST, local_folder, where_assets_are
+from prefect_renderfarm.blocks.errors import (
+    AssemblyError,
+    JobError,
+    MediaFault,
+    ObjectMissing,
+    SetupError,
+    StorageError,
+    StorageRefused,
+    WorkerError,
+)
+from prefect_renderfarm.blocks.http.url_rules import public_part
+from prefect_renderfarm.blocks.media.image_sequence import has_number, list_images
+from prefect_renderfarm.blocks.runtime.retry import retry
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.storage.atomic_file import remove_all_leftovers
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
+from prefect_renderfarm.blocks.storage.chunk_files import remove
+from prefect_renderfarm.blocks.storage.folder import FolderStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.publish import disk_of
+from prefect_renderfarm.flows.jobs.checks import RECORDS
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import RenderJob, job_file_path, require_inside
+from prefect_renderfarm.flows.results import MergeReport, RenderReport
+from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
+
+_TRACK = "track"
+
+
+class JobState:
+    """One job: which of its chunks are done, and where its files are.
+
+    Methods raise `StorageError` if the storage does not answer, `OSError` for the folder.
+
+    Args:
+        path: The job folder of this machine, absolute; commands run in it where it is shared.
+        job: The job.
+        block: The storage block; None: all machines share the job folder.
+
+    Attributes:
+        objects: The job's objects.
+        records: The folder of its records on this machine.
+        inputs: The inputs digest, what besides the chunks' own lines determines their pictures.
+            Empty: not known, and chunks with any cache key count as done.
+    """
+
+    def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock | None = None) -> None:
+        self.path = path
+        self.job = job
+        self.block = block
+        self.local = self.objects = JobStore(FolderStore(path), job.key)
+        self._bucket = None if block is None else BucketStore(block)
+        if self._bucket is not None:
+            self.objects = JobStore(self._bucket, job.key)
+        self.records = path / RECORDS / job.key
+        self.job_file = self.records / "job.json"
+        self.inputs = ""
+        self._retry_known = True
+        self._assets = (
+            None if block is None else where_assets_are(job.assets_url, self.objects.root)
+        )
+
+    @property
+    def name(self) -> str:
+        """The storage or job folder, in errors and logs."""
+        return self.objects.store.name
+
+    # Before rendering
+
+    def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
+        """Make the folder, write the job spec into it, and send to a storage what workers need.
+
+        What the job itself makes is no input, even in the folder that its `assetsUrl` names.
+        Without a storage, commands find their input files in the folder; nothing is fetched.
+
+        Args:
+            film: The film that will be made, if its path is known.
+            sent: Whether another machine has sent it all, which this one need not have.
+
+        Raises:
+            SetupError: The folder or the storage cannot be written to.
+            JobError: The input files are not there, or a symbolic link in the folder leads out of
+                it; nothing has been written.
+        """
+        require_inside(self.path, self.job.chunks, [RECORDS])
+        url = public_part(self.job.assets_url or "")
+        if self.block is None and "://" in url and not url.lower().startswith("file://"):
+            run_log().warning("assetsUrl %r is not fetched: without a storage, commands find "
+                              "their input files in the job folder", url)  # fmt: skip
+        try:
+            self.local.write("job.json", self.job.to_json().encode())
+            for chunk in self.job.chunks:
+                _make_folder(chunk, self.path / chunk.output_file)
+        except OSError as error:
+            raise SetupError(
+                f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
+            ) from None
+        self.tidy()
+        if self.block is not None and not sent:
+            try:
+                self._send(film)
+            except StorageError as error:
+                raise SetupError(str(error)) from None
+
+    def _send(self, film: Path | None) -> None:
+        folder = local_folder(self.job.assets_url, self.path)
+        if folder is not None:
+            made = self._made_by_the_job(*[film] if film else [])
+            send_assets(self.objects, folder, self.path, made)
+        self.objects.write("job.json", self.job.to_json().encode())
+        if (track := self.audio_track()) is not None and track != self._track_copy:
+            self.objects.store.upload(track, self._track_key)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed left unfinished an hour ago or earlier."""
+        folders = {self.chunk_file(chunk).parent for chunk in self.job.chunks}
+        records = [self.path / RECORDS / "known", self.records, *self.records.glob("*/")]
+        for folder in [*records, *folders]:
+            remove_all_leftovers(folder)
+
+    def identify(self, adapter: WorkerAdapter, *no_input: Path | None) -> None:
+        """Find the inputs digest, and keep the list of the input files that it stands for.
+
+        Args:
+            adapter: Where commands run.
+            no_input: Files that are no input, wherever they lie: the film that will be made, the
+                job's own file. Nor are films that jobs of this name were assembled into before.
+
+        Raises:
+            JobError: The input files cannot be read.
+            SetupError: They cannot be listed.
+        """
+        version = self._assets_version(no_input)
+        self.inputs = inputs_digest(adapter, version)
+        if self._sends_files:
+            try:
+                self.objects.write(list_name(self.inputs), version.encode())
+            except StorageError as error:
+                raise SetupError(str(error)) from None
+
+    @property
+    def assets(self) -> str | None:
+        """What workers are given as the job's input files; None: they see the folder.
+
+        Once the inputs digest is known it is a list that stays as it is; other runs have others.
+        """
+        if self._sends_files and self.inputs:
+            return f"{self.objects.root}/{list_name(self.inputs)}"
+        return self._assets
+
+    @property
+    def _sends_files(self) -> bool:
+        return self._assets == f"{self.objects.root}/{ASSET_LIST}"
+
+    def _assets_version(self, no_input: Iterable[Path | None]) -> str:
+        """Return what stands for the content of the job's input files."""
+        if self._bucket is None:
+            folder = local_folder(self.job.assets_url, self.path)
+            if folder is None:
+                return (self.job.assets_url or "").partition("?")[0]
+            others = [path for path in [*no_input, *self._films()] if path]
+            return list_assets(folder, self.path, self._made_by_the_job(*others)).model_dump_json()
+        if self._assets is None:
+            return ""
+        try:
+            return assets_version(self._assets, self._bucket)
+        except StorageRefused as error:
+            # Only workers may read that bucket.
+            run_log().warning("input files that change under the same address are not noticed: %s",
+                              error)  # fmt: skip
+            return self._assets
+        except (StorageError, WorkerError) as error:
+            raise SetupError(str(error)) from None
+
+    def _films(self) -> list[Path]:
+        """Return the films that jobs of this name were assembled into."""
+        found = []
+        name = glob.escape(self.job.key.rpartition("-")[0])
+        for file in (self.path / RECORDS).glob(f"{name}-*/merge.json"):
+            with suppress(OSError, ValidationError):
+                report = MergeReport.model_validate_json(file.read_text(encoding="utf-8"))
+                found += [report.film] if report.film else []
+        return found
+
+    def _made_by_the_job(self, *others: Path) -> Callable[[Path], bool]:
+        """Return what tells a file that the job makes, or one of the others, from its input."""
+        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
+        files = {self.path.resolve() / RECORDS}
+        for output in [*outputs, *others]:
+            files.add(output.parent.resolve() / output.name)
+            if has_number(output):
+                with suppress(MediaFault):
+                    files.update(image.resolve() for image in list_images(output).values())
+        return files.__contains__
+
+    # Files
+
+    def chunk_file(self, chunk: Chunk) -> Path:
+        """Return the absolute path of a chunk's file."""
+        return job_file_path(self.path, chunk)
+
+    def audio_track(self) -> Path | None:
+        """Return the absolute path of the whole film's audio, if the job has one.
+
+        With a storage, of a fresh copy where the job folder has no such file. A copy lies among the
+        records, where no run takes it for the job's own file.
+
+        Raises:
+            JobError: It is not there, or a symbolic link leads out of the job folder.
+            SetupError: The storage does not give it.
+        """
+        name = self.job.audio_track
+        if name is None:
+            return None
+        path = self.path / name
+        if self.block is not None and not path.is_file():
+            fetch = partial(self.objects.store.download, self._track_key, self._track_copy)
+            with suppress(ObjectMissing):
+                try:
+                    retry(fetch, "the audio track")
+                except ObjectMissing:
+                    raise
+                except (StorageError, OSError) as error:
+                    raise SetupError(f"the job's audio track {name!r}: {error}") from None
+                return self._track_copy
+        if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
+            raise JobError(
+                f"the job has audioTrack {name!r}, which is no file in the job folder "
+                f"{str(self.path)!r}: put it there"
+            )
+        return path
+
+    @property
+    def _track_key(self) -> str:
+        return f"{self.objects.root}/{_TRACK}/{self._track_copy.name}"
+
+    @property
+    def _track_copy(self) -> Path:
+        return self.records / _TRACK / Path(self.job.audio_track or "none").name
+
+    # Chunks
+
+    def identity(self, chunk: Chunk) -> str:
+        """Return the cache key of a chunk."""
+        return chunk_identity(chunk, str(self.job.metadata.rate), self.inputs)
+
+    def done(self, chunks: Iterable[Chunk]) -> set[int]:
+        """Return the ids of those chunks that count as done."""
+        return self.objects.done(chunk.id for chunk in chunks)
+
+    def manifest(self, chunk: Chunk) -> ChunkResult | None:
+        """Return a chunk's manifest; None: it is not done. Its file is not looked at."""
+        return self.objects.manifest(chunk.id, self.identity(chunk) if self.inputs else None)
+
+    def manifests(self, chunks: Iterable[Chunk]) -> dict[int, ChunkResult]:
+        """Return the manifests of those chunks that are done, whatever their cache keys."""
+        return self.objects.manifests(chunk.id for chunk in chunks)
+
+    def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
+        """Return what is wrong with the files of finished chunks, by the chunks' ids."""
+        here = (
+            result.model_copy(update={"path": self.path / result.output_file}) for result in results
+        )
+        return self.objects.faults(here)
+
+    def take_over(self, chunk: Chunk) -> ChunkResult | None:
+        """Let a chunk count as done that another job rendered into this storage or folder."""
+        find = partial(
+            self.objects.take_over, self.identity(chunk), chunk.id, self.path / chunk.output_file
+        )
+        try:
+            # What was waited for in vain is not waited for at each of a thousand chunks.
+            return retry(find, f"chunk {chunk.id}") if self._retry_known else find()
+        except ObjectMissing:
+            return None
+        except StorageError as error:
+            if self._retry_known:
+                run_log().warning("chunks are rendered that other jobs may have: %s", error)
+            self._retry_known = False
+            return None
+
+    def publish(self, result: ChunkResult) -> ChunkResult:
+        """Let a chunk count as done whose file lies in the shared folder; return its manifest."""
+        return self.objects.publish(result)
+
+    def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
+        self.objects.forget({chunk.id: self.identity(chunk) for chunk in chunks})
+
+    def drop_chunk(self, chunk: Chunk) -> None:
+        """Remove a chunk's manifest, then its file or its images."""
+        self.forget_chunks([chunk])
+        path = self.chunk_file(chunk)
+        remove(path)
+        _make_folder(chunk, path)
+
+    def fetch_chunk(self, chunk: Chunk) -> ChunkResult:
+        """Have a chunk's file on this machine, checked against its manifest.
+
+        Raises:
+            AssemblyError: The chunk is not done, or its file is not what was rendered.
+            StorageError: It cannot be fetched now.
+        """
+        path = self.chunk_file(chunk)
+        if (result := self.manifest(chunk)) is None:
+            raise AssemblyError(
+                f"chunk {chunk.id} of job {self.job.title!r} is not rendered in {self.name}: run "
+                "render-job"
+            )
+        try:
+            self.objects.fetch(result, path)
+        except AssemblyError as error:
+            raise AssemblyError(f"chunk {chunk.id}: {error}") from None
+        except OSError as error:
+            raise AssemblyError(
+                f"chunk {chunk.id}: its file {str(path)!r} cannot be written: "
+                f"{error.strerror}; {disk_of(path)}"
+            ) from None
+        return result.model_copy(update={"path": path})
+
+    @contextmanager
+    def copies(self) -> Iterator[None]:
+        """Inside the block, have copies of the chunks on this machine; remove them if it ends well.
+
+        The storage keeps the chunks. Without one there are no copies.
+        """
+        yield
+        if self.block is not None:
+            remove(self._track_copy)
+            made_here = self.local.done(chunk.id for chunk in self.job.chunks)
+            for chunk in self.job.chunks:
+                if chunk.id not in made_here:  # by a run without a storage
+                    remove(self.chunk_file(chunk))
+
+    def delete_chunks(self) -> None:
+        """Delete the chunks: manifests, files, logs, and what runs wrote to each other."""
+        self.forget_chunks(self.job.chunks)
+        self.objects.delete_chunks()
+        self.objects.delete(self.objects.names("runs"))
+        if self.block is None:
+            for chunk in self.job.chunks:
+                remove(self.chunk_file(chunk))
+
+    # Reports
+
+    def save_report(self, report: RenderReport) -> None:
+        """Write what the job came to, on this machine and in the storage."""
+        data = report.model_dump_json().encode()
+        self.local.write("report.json", data)
+        if self.block is not None:
+            self.objects.write("report.json", data)
+
+    def save_merge(self, report: MergeReport, run_id: str) -> None:
+        """Write how a run assembled the film."""
+        for name in (_merge_record(run_id), "merge.json"):
+            self.objects.write(name, report.model_dump_json().encode())
+
+    def load_merge(self, run_id: str) -> MergeReport:
+        """Return how a run assembled the film.
+
+        Raises:
+            SetupError: It wrote to another storage or folder.
+        """
+        data = self.objects.read(_merge_record(run_id))
+        if data is None:
+            raise SetupError(
+                f"merge-job has left no report in {self.name}, as it is seen from here: let both "
+                "work pools use the same storage block, or share the job folder"
+            )
+        return MergeReport.model_validate_json(data)
+
+
+def _merge_record(run_id: str) -> str:
+    return f"runs/{run_id}-merge.json"
+
+
+def _make_folder(chunk: Chunk, path: Path) -> None:
+    """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
+    folder = path if chunk.output_file.endswith("/") else path.parent
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,42 @@
+"""What every flow does first: find the job, its storage and its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import deployment
+
+from prefect_renderfarm.flows.jobs.load import find_in_storage, find_stored_job, load_job
+from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.parameters import absolute_in_deployment, load_storage
+from prefect_renderfarm.flows.state.job_state import JobState
+
+
+def open_job(
+    job: Any, storage: Any, job_dir: Path | None, *, rendered_before: bool = False
+) -> JobState:
+    """Return the job that the parameters of a flow name.
+
+    Args:
+        job: The job, as a flow takes it.
+        storage: What carries chunks between machines, as a flow takes it.
+        job_dir: The job folder. None: the folder of the job file; for a job from elsewhere, or with
+            a storage and a job that was rendered before, one under the run's working directory.
+        rendered_before: Whether `job` may also be the key, the id or the report of an earlier run.
+
+    Raises:
+        JobError: The job cannot be read or is not valid.
+        SetupError: The storage is no saved block, or the folder is relative in a deployed run.
+    """
+    block = load_storage(storage)
+    deployed = deployment.id is not None
+    found: tuple[RenderJob, Path | None] | None = None
+    if rendered_before:
+        if (stored := find_in_storage(job, block)) is not None:
+            found = stored, None
+        elif (here := find_stored_job(job, job_dir)) is not None:
+            found = here[0], here[1] if block is None else None
+    spec, folder = found or load_job(job, deployed=deployed)
+    path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
+    return JobState(absolute_in_deployment(path, "job_dir", deployed), spec, block)
