@@ -88,16 +88,6 @@ class WorkPoolAdapter(WorkerAdapter):
             "A machine's start should be a small part of it."
         ),
     )
-    straggler_factor: float | None = Field(
-        default=None,
-        gt=1,
-        title="Straggler factor",
-        description=(
-            "A chunk that takes this many times as long as finished ones did is given out once "
-            "more, if a run is free; the first one to be done counts. Only with a storage. "
-            "Empty: never."
-        ),
-    )
     lost_after: float | None = Field(
         default=None,
         gt=0,

@@ -283,6 +283,7 @@ class FolderLock(JobLock):
                 return None
             if (other := self._other_job()) is not None:
                 return other
+            self._record = self._record.model_copy(update={"since": datetime.now(UTC)})
             previous = self._read(file)
             self.previous = previous if previous and not previous.released else None
             self._write(file, self._record)
@@ -330,6 +331,9 @@ class FolderLock(JobLock):
                 logged = waited
                 run_log().info("waiting for the end of the runs that %s had started", previous)
             time.sleep(self.poll_seconds)
+
+    def _has_ended(self, previous: LockRecord) -> bool:
+        return True  # else the system would not have freed its lock
 
     @staticmethod
     def _read(file: IO[str]) -> LockRecord | None:
@@ -393,6 +397,7 @@ class StorageLock(JobLock):
             if record and not record.released and not self._is_dead(number, record):
                 return record
             begun = _clock()
+            self._record = self._record.model_copy(update={"since": datetime.now(UTC)})
             created = jobs.create(_name(number + 1), self._record.model_dump_json().encode())
             # A number may have been used and deleted since the list was read.
             if not created or self._highest() > number + 1:

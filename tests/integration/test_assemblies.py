@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from jobs import small_job
+from lock_samples import refused
 from prefect_aws.s3 import S3Bucket
 from processes_here import wait_for
 
@@ -16,8 +16,8 @@ from prefect_renderfarm.blocks import AssemblyError, JobError, LocalAdapter, Set
 from prefect_renderfarm.flows import merge_job
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.results import Assembly, MergeReport
+from prefect_renderfarm.flows.state.job_lock import job_lock
 from prefect_renderfarm.flows.state.job_state import JobState
-from prefect_renderfarm.flows.state.lease import Lease
 
 Opener = Callable[[], JobState]
 
@@ -30,12 +30,12 @@ def stored(bucket: S3Bucket, tmp_path: Path) -> Opener:
     def opened() -> JobState:
         folder = JobState(tmp_path / "here", job, bucket)
         folder.prepare()
-        folder.environment = "same"
+        folder.inputs = "same"
         return folder
 
     elsewhere = JobState(tmp_path / "elsewhere", job, bucket)
     elsewhere.prepare()
-    elsewhere.environment = "same"
+    elsewhere.inputs = "same"
     renderer = ChunkRenderer(elsewhere, LocalAdapter())
     for chunk in job.chunks:
         renderer.render(chunk)
@@ -47,7 +47,7 @@ def fetch_all(folder: JobState, but_first: Callable[[], None]) -> None:
     for number, chunk in enumerate(folder.job.chunks):
         if number == 1:
             but_first()
-        folder.finished_chunk(chunk)
+        folder.fetch_chunk(chunk)
 
 
 def copies(folder: JobState) -> set[int]:
@@ -55,73 +55,51 @@ def copies(folder: JobState) -> set[int]:
     return {chunk.id for chunk in folder.job.chunks if folder.chunk_file(chunk).exists()}
 
 
-def test_the_last_run_removes_the_copies(stored: Opener) -> None:
-    """A run that is done does not take the copies away from one that is not."""
-    one, two = stored(), stored()
-    with two.assembling():
-        two.finished_chunk(two.job.chunks[0])
-        with one.assembling():
-            one.finished_chunk(one.job.chunks[1])
-            assert copies(one) == {0, 1}
-        assert copies(two) == {0, 1}
-    assert copies(two) == set()
+def test_copies_are_removed_at_the_end(stored: Opener) -> None:
+    """The storage keeps the chunks: a run that is done leaves no copies."""
+    folder = stored()
+    with folder.copies():
+        folder.fetch_chunk(folder.job.chunks[0])
+        assert copies(folder) == {0}
+    assert copies(folder) == set()
 
 
 def test_copies_of_a_run_that_fails_stay(stored: Opener) -> None:
     """What was fetched for a film that failed need not be fetched for the next attempt."""
     folder = stored()
-    with pytest.raises(AssemblyError, match="not rendered"), folder.assembling():
+    with pytest.raises(AssemblyError, match="not rendered"), folder.copies():
         fetch_all(folder, but_first=lambda: folder.forget_chunks(folder.job.chunks[1:]))
     assert copies(folder) == {0}
-
-
-def test_without_locks_copies_go_all_the_same(
-    stored: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a file system that has no locks each run removes them."""
-
-    def refuse(*_: object) -> None:
-        raise OSError("no locks here")
-
-    folder = stored()
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with folder.assembling():
-        folder.finished_chunk(folder.job.chunks[0])
-    assert copies(folder) == set()
 
 
 def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
     """In a folder where the job was rendered without a storage, its chunks are no copies."""
     folder = stored()
     local = JobState(folder.path, folder.job)
-    local.environment = "same"
+    local.inputs = "same"
     ChunkRenderer(local, LocalAdapter()).render(local.job.chunks[2])
-    with folder.assembling():
+    with folder.copies():
         for chunk in folder.job.chunks:
-            folder.finished_chunk(chunk)
+            folder.fetch_chunk(chunk)
     assert copies(folder) == {2}
-    assert local.has_chunk(local.job.chunks[2])
+    assert local.manifest(local.job.chunks[2])
 
 
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("environment", [None, pytest.param("some", marks=pytest.mark.long)])
-def test_merge_job_alone_keeps_the_chunks(tmp_path: Path, environment: str | None) -> None:
-    """While a film is put together nobody renders its chunks anew, if its render-job died, too."""
+def test_merge_job_alone_holds_the_lock(tmp_path: Path) -> None:
+    """While a film is assembled nobody renders its chunks anew."""
     job = small_job().model_copy(update={"merge_command": "sleep 4"})
-    folder = JobState(tmp_path, job)
-    folder.prepare()
-    folder.environment = "some"
-    renderer = ChunkRenderer(folder, LocalAdapter())
+    state = JobState(tmp_path, job)
+    state.prepare()
+    state.inputs = "some"
+    renderer = ChunkRenderer(state, LocalAdapter())
     for chunk in job.chunks:
         renderer.render(chunk)
-    with ThreadPoolExecutor(1) as pool, Lease(folder) as lease:
-        merging = pool.submit(
-            merge_job, job, adapter=LocalAdapter(), job_dir=tmp_path, environment=environment
-        )
-        wait_for(lambda: bool(lease.others({0, 1, 2})), 30)
-        assert lease.take({0, 1, 2}) == set()
+    with ThreadPoolExecutor(1) as pool:
+        merging = pool.submit(merge_job, job, adapter=LocalAdapter(), job_dir=tmp_path)
+        wait_for(lambda: "waits for run" in refused(job_lock(state)), 30)
         assert merging.result(60).assembly is Assembly.MERGED
-        assert lease.take({0, 1, 2}) == {0, 1, 2}
+    assert refused(job_lock(state)) == ""
 
 
 def test_each_run_fetches_the_audio_track(bucket: S3Bucket, tmp_path: Path) -> None:
@@ -135,7 +113,7 @@ def test_each_run_fetches_the_audio_track(bucket: S3Bucket, tmp_path: Path) -> N
         (tmp_path / "one" / "track.wav").write_bytes(sound)
         rendering.prepare()
         assert rendering.audio_track() == tmp_path / "one" / "track.wav"
-        with merging.assembling():
+        with merging.copies():
             copy = merging.audio_track()
             assert copy is not None
             assert copy.read_bytes() == sound
@@ -162,6 +140,6 @@ def test_each_run_has_a_report_of_its_own(
     assert {name: opened().load_merge(name) for name in reports} == reports
     with pytest.raises(SetupError, match="let both work pools"):
         opened().load_merge("three")
-    opened().delete_notes()
+    opened().delete_chunks()
     with pytest.raises(SetupError, match="let both work pools"):
         opened().load_merge("one")

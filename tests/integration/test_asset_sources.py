@@ -261,9 +261,9 @@ def test_each_run_renders_its_own_input(bucket: S3Bucket, tmp_path: Path) -> Non
         write(tmp_path / "job" / "in", {"texture": data})
         folder.prepare()
         folder.identify(LocalAdapter())
-    batch.environment = first.environment  # as render-job tells its runs on work pools
+    batch.inputs = first.inputs  # as render-job tells its runs on work pools
     for folder, data in ((first, b"old"), (second, b"new"), (batch, b"old")):
         here = tmp_path / uuid4().hex
         here.mkdir()
-        lay_out(folder.assets or "", folder.store.store, here, threading.Event())
+        lay_out(folder.assets or "", BucketStore(bucket), here, threading.Event())
         assert (here / "in" / "texture").read_bytes() == data

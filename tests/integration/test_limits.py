@@ -13,15 +13,12 @@ from http_samples import HttpWorker
 from jobs import small_job
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.concurrency.sync import concurrency
 from prefect_aws.s3 import S3Bucket
-from processes_here import wait_for
 from repeating import repeating
 
 from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
 from prefect_renderfarm.blocks.adapters.remote import RateLimit
 from prefect_renderfarm.flows import render_chunks, render_job
-from prefect_renderfarm.flows.state.job_state import JobState
 
 
 def test_so_many_at_once() -> None:
@@ -99,25 +96,3 @@ def test_jobs_share_a_concurrency_limit(
         assert len(report.chunks) == 3  # type: ignore[union-attr]
         assert max(seen) == 1
         assert client.read_global_concurrency_limit_by_name("provider").active_slots == 0
-
-
-@pytest.mark.long
-def test_job_that_waits_for_a_slot_holds_no_chunks(
-    api: FarmClient, http_worker: HttpWorker, bucket: S3Bucket, tmp_path: Path
-) -> None:
-    """Else two runs of a job could wait for each other: one with the slot, one with the chunks."""
-    job, name = small_job(id="waiting"), "one-job"
-    folder = JobState(tmp_path, job, bucket)
-    with SyncPrefectClient(api.farm.api_url) as client:
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-    adapter = http_worker.adapter(concurrency_limit=name)
-    with ThreadPoolExecutor(1) as pool:
-        with concurrency(name, occupy=1):
-            waiting = pool.submit(
-                render_job, job, adapter=adapter, storage=bucket, job_dir=tmp_path, merge=False
-            )
-            wait_for(lambda: folder.read_record("job.json"), 60)
-            time.sleep(3)
-            assert folder.list_records("leases") == []
-            assert not waiting.done()
-        assert len(waiting.result(60).chunks) == 3

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from farm_client import FarmClient
 from jobs import save_job, small_job, with_commands
+from lock_samples import refused
 from prefect.client.schemas.objects import FlowRun
 from processes_here import wait_for
 from run_checks import STITCH, assert_failed, assert_film, is_final
@@ -19,8 +20,8 @@ from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
 from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.results import RenderReport
+from prefect_renderfarm.flows.state.job_lock import job_lock
 from prefect_renderfarm.flows.state.job_state import JobState
-from prefect_renderfarm.flows.state.lease import Lease
 
 
 def gated_job(folder: Path, **options: Any) -> RenderJob:
@@ -136,15 +137,14 @@ def test_killed_rendering_ends_the_merge_run(api: FarmClient, tmp_path: Path) ->
 
 
 @pytest.mark.long
-def test_patience_ends(api: FarmClient, tmp_path: Path) -> None:
+def test_chunk_timeout_ends(api: FarmClient, tmp_path: Path) -> None:
     """A merge run that waits too long for a chunk gives its place back and says why."""
     job = small_job()
     path = save_job(tmp_path, job)
-    run = api.submit("merge-job/local", watch=False, job=path, patience=5, **STITCH)
+    run = api.submit("merge-job/local", watch=False, job=path, chunk_timeout=5, **STITCH)
     wait_for(lambda: api.flow_run(run.id).state_name == "Running", 60)
     time.sleep(1)
-    with Lease(JobState(tmp_path, job), {0, 1, 2}) as lease:
-        assert lease.mine == {0, 1, 2}  # who waits for chunks is in nobody's way
+    assert refused(job_lock(JobState(tmp_path, job))) == ""  # a run that waits blocks nobody
     run = end_of(api, run)
     assert run.state is not None
     assert run.state.is_cancelled()

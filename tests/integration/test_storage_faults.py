@@ -289,11 +289,11 @@ def test_full_disk_where_the_film_is_made(
     if not disk.is_mount():
         pytest.skip("a small disk can only be mounted by root")
     folder = JobState(disk / "job", work.job, bucket)
-    folder.store.publish(described(work.clips[1], 1), b"")
+    folder.objects.publish(described(work.clips[1], 1), b"")
     ballast = fill(disk)
     told = rf"^chunk 1: its file '{disk}/job/.*' cannot be written: No space left .*'{disk}' has 0 "
     with pytest.raises(AssemblyError, match=told):
-        folder.finished_chunk(work.job.chunks[1])
+        folder.fetch_chunk(work.job.chunks[1])
     ballast.unlink()
-    path = folder.finished_chunk(work.job.chunks[1]).path
+    path = folder.fetch_chunk(work.job.chunks[1]).path
     assert path.read_bytes() == work.clips[1].read_bytes()

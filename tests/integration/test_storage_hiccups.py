@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,29 +11,27 @@ from uuid import uuid4
 
 import pytest
 from jobs import small_job
-from lease_samples import FailingFolder, until
 from prefect.states import Failed
 from prefect_aws.s3 import S3Bucket
 from shared_jobs import SAME, one_with_sound, prepared, render
+from tenacity import stop_after_attempt, wait_fixed
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
-    LocalAdapter,
     StorageError,
     StorageRefused,
     WorkerLost,
 )
+from prefect_renderfarm.blocks.runtime import retry as retrying
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
+from prefect_renderfarm.blocks.storage.folder import FolderStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
-from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.rendering.pool_done import DoneChunks
 from prefect_renderfarm.flows.rendering.pool_losses import _LEAST_LOST, RunLosses
 from prefect_renderfarm.flows.rendering.pool_run import BatchRun
-from prefect_renderfarm.flows.runs import retry as patience
 from prefect_renderfarm.flows.state.job_state import JobState
-from prefect_renderfarm.flows.state.lease import Lease
 
 AWAY = StorageError("storage 'x' does not answer")
 
@@ -56,10 +53,6 @@ class AwayFolder(JobState):
             self._fail()
         return super().manifest(chunk)
 
-    def read_record(self, name: str) -> str | None:
-        self._fail()
-        return super().read_record(name)
-
     def _fail(self) -> None:
         if error := next(self.errors, None):
             raise error
@@ -70,6 +63,12 @@ def away(path: Path, *errors: Exception, job: Any = None) -> AwayFolder:
     folder: AwayFolder = prepared(path, job or small_job(), AwayFolder)
     folder.errors = iter(errors)
     return folder
+
+
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let calls be repeated twice, after a moment."""
+    monkeypatch.setattr(retrying, "wait_exponential", lambda **_: wait_fixed(0.01))
+    monkeypatch.setattr(retrying, "stop_after_delay", lambda _: stop_after_attempt(3))
 
 
 def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_assembly_waits_for_the_storage(tmp_path: Path) -> None:
 
 def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that is done, and that the storage does not give, is asked for again, for a while."""
-    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    quick_retries(monkeypatch)
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.troubled = 1
@@ -102,7 +101,7 @@ def test_assembly_fetches_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_assembly_asks_again_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether all chunks are there is asked again; who waits for chunks can do without."""
-    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    quick_retries(monkeypatch)
     folder = away(tmp_path, AWAY, AWAY)
     render(folder, 0, 1, 2)
     folder.lists = False
@@ -122,7 +121,7 @@ def test_known_chunk_is_asked_for_again(
     bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk of another job is taken over though the storage fails first; not one that is gone."""
-    monkeypatch.setattr(patience, "_PAUSES_SECONDS", (0.1, 0.1))
+    quick_retries(monkeypatch)
     first, second = (
         prepared(tmp_path / name, small_job(id=name), partial(JobState, block=bucket))
         for name in ("one", "two")
@@ -142,7 +141,7 @@ def test_known_chunk_is_asked_for_again(
     assert second.done(second.job.chunks) == {0}
     gone = first.manifest(first.job.chunks[1])
     assert gone is not None
-    first.store.store.delete([str(gone.stored_as)])
+    first.objects.store.delete([str(gone.stored_as)])
     assert second.take_over(second.job.chunks[1]) is None
     assert second.take_over(second.job.chunks[2]) is None
 
@@ -153,15 +152,20 @@ def failed_run(folder: JobState) -> BatchRun:
     return BatchRun(run, folder.job.chunks)
 
 
-def test_unread_word_counts_as_a_lost_run(tmp_path: Path) -> None:
-    """A failed run whose word cannot be read is a lost one, and its chunks are given out again."""
-    folder = away(tmp_path, *[AWAY] * 10)
+def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed run whose error cannot be read is a lost one; its chunks are given out again."""
+
+    def read(*_: object) -> bytes:
+        raise AWAY
+
+    monkeypatch.setattr(FolderStore, "read", read)
+    folder = away(tmp_path)
     losses, run = RunLosses(folder, 0), failed_run(folder)
     losses.judge(run)
     assert losses.count == {0: 1}
     for _ in range(_LEAST_LOST - 1):
         losses.judge(run)
-    with pytest.raises(WorkerLost, match="its word cannot be read: storage 'x' does not answer"):
+    with pytest.raises(WorkerLost, match="cannot be read: storage 'x' does not answer"):
         losses.judge(run)
 
 
@@ -170,30 +174,9 @@ def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> 
     folder = away(tmp_path, AWAY, job=one_with_sound())
     render(folder, 0, 1, 2)
     folder.troubled = 2
-    done = DoneChunks(folder, folder.job.chunks, SAME, retries=1)
+    done = DoneChunks(folder, folder.job.chunks, SAME, 1, {})
     with pytest.raises(StorageError):
         done.look()
     assert [chunk.id for chunk in done.look()] == [1]
     assert done.look() == []
     assert set(done.results) == {0, 2}
-
-
-def test_chunk_in_doubt_is_waited_for(tmp_path: Path) -> None:
-    """A run that may be taken for dead begins no chunk, and fails none, until it has been heard."""
-    folder: FailingFolder = prepared(tmp_path, small_job(), FailingFolder)
-    with (
-        Lease(folder, {0, 1, 2}, beat_seconds=0.1, silent_seconds=1) as lease,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        renderer = ChunkRenderer(folder, LocalAdapter(), lease=lease)
-        folder.failing = True
-        until(lambda: not lease.mine, 30)
-        rendering = pool.submit(renderer.render, folder.job.chunks[0])
-        with pytest.raises(TimeoutError):
-            rendering.result(1.5)
-        assert not folder.chunk_file(folder.job.chunks[0]).exists()
-        folder.failing = False
-        assert rendering.result(30).attempts == 1
-        lease.let_go({1})
-        with pytest.raises(WorkerLost, match="chunk 1: not begun"):
-            renderer.render(folder.job.chunks[1])

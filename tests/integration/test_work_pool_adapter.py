@@ -138,16 +138,19 @@ def test_cancel_ends_the_runs(api: FarmClient, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_straggler_is_overtaken(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
+def test_slow_chunk_is_duplicated(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
     """A chunk that hangs is given out once more while its run is alive; the first one counts."""
     bucket.save("of-the-slow", overwrite=True)
     storage = S3Bucket.load("of-the-slow")
-    job = job_of(4, tmp_path, id="slow")
+    job = job_of(6, tmp_path, id="slow")
     job = with_commands(job, {1: f"{job.chunks[1].command} --hang-once '{tmp_path / 'hung'}'"})
-    adapter = two_runs(chunks_per_run=2, straggler_factor=3)
-    report = render_job(job, adapter=adapter, storage=storage, job_dir=tmp_path, merge=False)
-    assert [chunk.id for chunk in report.chunks] == [0, 1, 2, 3]
-    assert rendered(tmp_path) == Counter({0: 1, 1: 2, 2: 1, 3: 1})
+    adapter = two_runs(chunks_per_run=2)
+    report = render_job(
+        job, adapter=adapter, storage=storage, job_dir=tmp_path, merge=False,
+        slow_factor=3, slow_chunks="duplicate",
+    )  # fmt: skip
+    assert [chunk.id for chunk in report.chunks] == [0, 1, 2, 3, 4, 5]
+    assert rendered(tmp_path) == Counter({0: 1, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1})
     slow = next(run for run in batches(api, "slow") if run.name == "chunks 0-1 of slow")
     wait_for(lambda: is_final(api, slow), 20)
     assert api.flow_run(slow.id).state_name == "Cancelled"

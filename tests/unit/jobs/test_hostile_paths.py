@@ -122,7 +122,7 @@ def test_unusual_files_are_files(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", ["x" * 200, "x." + "y" * 198, "x" * 100 + "." + "y" * 99])
 def test_longest_name_can_be_written(tmp_path: Path, name: str) -> None:
     """What the limit lets through has room for the temporary name beside it, too."""
-    write_atomic(tmp_path / name, "")
+    write_atomic(tmp_path / name, b"")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -65,7 +65,7 @@ def test_alike_are_read_by_their_tables(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened == ["0.mp4", "2.mp4", "bad.mp4"]
 
 
-def test_done_chunks_are_told_together(
+def test_done_chunks_share_a_log_entry(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Chunks that are done within a second share an entry of the log; none is left out."""
@@ -82,8 +82,8 @@ def test_done_chunks_are_told_together(
                 size=1000, sha256="", seconds=0.1,
             )  # fmt: skip
             log.add(chunk, result)
-        log.tell()
-        log.tell()
+        log.write()
+        log.write()
     lines = [message.splitlines() for message in caplog.messages]
     assert [[line.split(":")[0] for line in entry] for entry in lines] == [
         ["chunk 0"],

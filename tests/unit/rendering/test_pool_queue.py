@@ -29,20 +29,6 @@ def test_batches_last_as_long_as_wanted() -> None:
     assert (len(first), len(rest)) == (100, 100)
 
 
-def test_a_run_is_given_more_once() -> None:
-    """What a run may take on top fills it up to the wanted time, or to its share of the rest."""
-    chunks = small_job(total_frames=800, chunks=200).chunks
-
-    def more(target: float, left: int) -> int:
-        queue = ChunkQueue(chunks, None, target, 2)
-        given = sum(chunk.frame_count for _ in range(2) for chunk in queue.next_batch(None, 0)) // 2
-        return len(queue.more(0.5, 2 * left, given, left))
-
-    assert more(1e6, 40) == 75
-    assert more(80.0, 40) == 15
-    assert more(40.0, 40) == 0
-
-
 def test_runs_are_named_after_their_chunks() -> None:
     """A name holds ranges, and is short whatever the chunks are."""
     assert batch_name([4], "film") == "chunk 4 of film"

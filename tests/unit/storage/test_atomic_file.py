@@ -44,11 +44,11 @@ def test_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: boo
         monkeypatch.setattr(os, "link", refuse)
     one, other = tmp_path / "one.json", tmp_path / "known" / "other.json"
     for text in ("first", "second", "second"):
-        write_atomic(one, text)
+        write_atomic(one, text.encode())
         link_atomic(one, other)
         link_atomic(one, other)
         assert (one.read_text(), other.read_text()) == (text, text)
-    write_atomic(one, "third")
+    write_atomic(one, b"third")
     assert other.read_text() == "second"
     assert [path.name for path in other.parent.iterdir()] == ["other.json"]
 

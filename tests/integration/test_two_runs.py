@@ -1,0 +1,121 @@
+"""Two runs of one job at the same time: one works, the other waits; every chunk is paid once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from farm_client import FarmClient
+from media_samples import frame_hashes
+from pool_samples import job_of, rendered
+from prefect_aws.s3 import S3Bucket
+from processes_here import wait_for
+
+from prefect_renderfarm.flows import RenderJob
+
+CHUNKS = 8
+PROGRAM = """
+import json, logging, sys
+from pathlib import Path
+from prefect_aws.s3 import S3Bucket
+from prefect_renderfarm.blocks import LocalAdapter, RemuxStitcher
+from prefect_renderfarm.flows import render_job
+logging.getLogger("prefect").setLevel("INFO")
+given = json.loads(sys.argv[1])
+render_job(
+    given["job"], adapter=LocalAdapter(), stitcher=RemuxStitcher(), output_file=given["film"],
+    storage=S3Bucket.load(given["storage"]) if given["storage"] else None,
+    job_dir=given["folder"], concurrency=2,
+)
+"""
+
+
+class Coordinator:
+    """A run of a job in a process of its own."""
+
+    def __init__(self, job: RenderJob, folder: Path, film: Path, storage: str | None) -> None:
+        given = {
+            "job": json.loads(job.to_json()),
+            "folder": str(folder),
+            "film": str(film),
+            "storage": storage,
+        }
+        self.film = film
+        self._log = film.with_suffix(".log")
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, json.dumps(given)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def log(self) -> str:
+        """Return what the run has logged."""
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """Kill the run and all that it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        """Wait for the end of the run, which is to be a success."""
+        assert self.process.wait(120) == 0, self.log()
+
+
+@pytest.fixture(params=["folder", "S3"])
+def storage(request: pytest.FixtureRequest, api: FarmClient) -> str | None:
+    """Return the name of a storage block; None: the runs share a folder."""
+    if request.param == "folder":
+        return None
+    bucket: S3Bucket = request.getfixturevalue("bucket")
+    bucket.save("two-runs", overwrite=True)
+    return "two-runs"
+
+
+def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: Path) -> None:
+    """Each run has its film, every chunk is rendered once, and the second one says why it waits."""
+    job = job_of(CHUNKS, tmp_path, "--sleep 1", id="both")
+    folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
+    first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
+    try:
+        wait_for(lambda: sum(rendered(tmp_path).values()) > 0, 60)
+        second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
+        first.end()
+        second.end()
+    finally:
+        first.process.kill()
+    assert rendered(tmp_path) == Counter(range(CHUNKS))
+    assert "waits for run 'render both' of job 'both' on" in second.log()
+    assert f"{CHUNKS} of {CHUNKS} chunks are done already" in second.log()
+    assert frame_hashes(first.film) == frame_hashes(second.film)
+    assert len(frame_hashes(first.film)) == job.metadata.total_frames
+
+
+def test_second_run_goes_on_where_a_killed_one_stopped(storage: str | None, tmp_path: Path) -> None:
+    """A run that waits for a killed one goes on within a minute, with what that one has done."""
+    job = job_of(CHUNKS, tmp_path, "--sleep 1", id="handed over")
+    folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
+    first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
+    try:
+        wait_for(lambda: sum(rendered(tmp_path).values()) > 3, 60)
+        second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
+        wait_for(lambda: "waits for" in second.log(), 60)
+    finally:
+        first.kill()
+    killed = time.monotonic()
+    wait_for(lambda: "has died: its work is taken over" in second.log(), 60)
+    print(f"taken over {time.monotonic() - killed:.1f} s after the kill")
+    second.end()
+    counts = rendered(tmp_path)
+    assert set(counts) == set(range(CHUNKS))
+    assert sum(counts.values()) <= CHUNKS + 2  # the two that were under way
+    assert len(frame_hashes(second.film)) == job.metadata.total_frames
