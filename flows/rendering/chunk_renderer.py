@@ -88,9 +88,9 @@ class ChunkRenderer:
                     self.failure = self.failure or error
                     self.stop.set()
                     raise
-            pause = self.attempts.pause(number)
-            number += 1
-            run_log().info("chunk %s: attempt %d begins in %.1f s", chunk.id, number, pause)
+                pause = self.attempts.pause(number)
+                number += 1
+                run_log().warning("%s; attempt %d begins in %.1f s", error, number, pause)
             if self.stop.wait(pause):
                 raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
 

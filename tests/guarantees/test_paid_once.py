@@ -143,7 +143,7 @@ def test_another_environment_is_another_chunk(
     place.render(place.job())
     _, chunks = place.render(place.job(), adapter=LocalAdapter(environment={"QUALITY": "high"}))
     assert chunks == [0, 1, 2]
-    assert "chunk 2 is rendered again: its input or environment has changed" in caplog.text
+    assert "chunk 2 is rendered again: its inputs or variables have changed" in caplog.text
 
 
 def test_changed_input_files_render_all_again(place: Place) -> None:
@@ -186,7 +186,7 @@ def test_films_hold_no_others_chunks(place: Place) -> None:
     given = {"job_dir": place.folder / "job", "storage": place.storage}
     film = place.folder / "film.mp4"
     with pytest.raises(AssemblyError, match="chunk 0 of job 'small' is not rendered"):
-        merge_job(job, stitcher=RemuxStitcher(), output_file=film, environment="other", **given)
+        merge_job(job, stitcher=RemuxStitcher(), output_file=film, inputs="other", **given)
     assert not film.exists()
     merge_job(job, stitcher=RemuxStitcher(), output_file=film, **given)
     assert len(frame_hashes(film)) == 12

@@ -61,7 +61,7 @@ def test_only_what_changed_travels(store: JobStore, tmp_path: Path, travels: Tra
     after = {found.key: found.modified for found in store.store.objects("renderfarm/assets")}
     assert {key: after[key] for key in written} == written
     assert read_list(store.store, f"{other.root}/assets.json") == second
-    assert [item.key for item in other.objects()] == [f"{other.root}/assets.json"]
+    assert [item.key for item in other.store.objects(other.root)] == [f"{other.root}/assets.json"]
 
 
 def test_files_arrive_as_they_were(store: JobStore, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_is_no_input_is_refused(store: JobStore, tmp_path: Path) -> None:
     os.close(os.open(os.fsencode(folder) + b"/\xff", os.O_CREAT))
     with pytest.raises(JobError, match="not UTF-8"):
         send_assets(store, folder, tmp_path)
-    assert list(store.objects()) == []
+    assert list(store.store.objects(store.root)) == []
 
 
 def test_file_that_changes_while_it_is_sent_is_refused(

@@ -27,7 +27,7 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, clean_storage, render_job
 
 OLD, YOUNG = "old-0123456789ab", "young-0123456789ab"
-RECORDS = ("job.json", "report.json", "merge.json")
+RECORDS = ("job.json", "report.json", "merge.json", "lock/00000001.json")
 
 
 def render(block: S3Bucket | None, folder: Path, extra: str = "", **options: Any) -> RenderReport:

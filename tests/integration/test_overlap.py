@@ -84,7 +84,7 @@ def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Pat
     assert 0 < seconds_between(report.rendered_at, report.assembled_at) < 3
     [merge] = merge_runs(api, run)
     assert seconds_between(merge.start_time, report.rendered_at) > 0
-    assert merge.parameters["environment"]  # else it would take chunks of any input
+    assert merge.parameters["inputs"]  # else it would take chunks of any input
     assert_film(tmp_path, job)
     assert leftovers(tmp_path) == []
 

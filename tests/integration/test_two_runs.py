@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from farm_client import FarmClient
+from jobs import with_commands
 from media_samples import frame_hashes
 from pool_samples import job_of, rendered
 from prefect_aws.s3 import S3Bucket
@@ -71,6 +72,14 @@ class Coordinator:
         assert self.process.wait(120) == 0, self.log()
 
 
+def gated(job: RenderJob, folder: Path) -> RenderJob:
+    """Let the last two chunks of a job wait for the file `go`."""
+    return with_commands(
+        job,
+        {chunk.id: f"{chunk.command} --wait-for '{folder / 'go'}'" for chunk in job.chunks[-2:]},
+    )
+
+
 @pytest.fixture(params=["folder", "S3"])
 def storage(request: pytest.FixtureRequest, api: FarmClient) -> str | None:
     """Return the name of a storage block; None: the runs share a folder."""
@@ -83,12 +92,14 @@ def storage(request: pytest.FixtureRequest, api: FarmClient) -> str | None:
 
 def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: Path) -> None:
     """Each run has its film, every chunk is rendered once, and the second one says why it waits."""
-    job = job_of(CHUNKS, tmp_path, "--sleep 1", id="both")
+    job = gated(job_of(CHUNKS, tmp_path, id="both"), tmp_path)
     folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
     first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
     try:
-        wait_for(lambda: sum(rendered(tmp_path).values()) > 0, 60)
+        wait_for(lambda: sum(rendered(tmp_path).values()) > 0, 90)
         second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
+        wait_for(lambda: "waits for" in second.log(), 90)
+        (tmp_path / "go").touch()
         first.end()
         second.end()
     finally:
@@ -102,15 +113,16 @@ def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: 
 
 def test_second_run_goes_on_where_a_killed_one_stopped(storage: str | None, tmp_path: Path) -> None:
     """A run that waits for a killed one goes on within a minute, with what that one has done."""
-    job = job_of(CHUNKS, tmp_path, "--sleep 1", id="handed over")
+    job = gated(job_of(CHUNKS, tmp_path, id="handed over"), tmp_path)
     folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
     first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
     try:
-        wait_for(lambda: sum(rendered(tmp_path).values()) > 3, 60)
+        wait_for(lambda: sum(rendered(tmp_path).values()) > 3, 90)
         second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
-        wait_for(lambda: "waits for" in second.log(), 60)
+        wait_for(lambda: "waits for" in second.log(), 90)
     finally:
         first.kill()
+    (tmp_path / "go").touch()
     killed = time.monotonic()
     wait_for(lambda: "has died: its work is taken over" in second.log(), 60)
     print(f"taken over {time.monotonic() - killed:.1f} s after the kill")
