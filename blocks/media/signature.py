@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import av
@@ -16,10 +16,6 @@ from prefect_renderfarm.blocks.media.frame_rate import exact
 # By name; None and the like where a file does not tell.
 Signature = Mapping[str, str | int | None]
 
-# May be said to differ: what a codec's header says, where that can change within a stream. The
-# concat demuxer puts the headers of H.264 into the stream, and of no other codec (FFmpeg,
-# libavformat/concatdec.c); in MPEG-TS they are there in any case.
-HEADERS_IN_STREAM = "headers in the stream"
 _UNKNOWN = (None, "")
 # ITU-T H.273: this is unspecified for primaries, transfer and matrix.
 _UNSPECIFIED = 2
@@ -63,22 +59,11 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
     return signature
 
 
-def difference(expected: Signature, found: Signature, but_for: Collection[str] = ()) -> str | None:
-    """Say in what two signatures differ; None if they agree in all that both of them know.
-
-    Args:
-        expected: A signature.
-        found: Another one.
-        but_for: Names that do not count; `HEADERS_IN_STREAM` stands for those of the header.
-    """
+def difference(expected: Signature, found: Signature) -> str | None:
+    """Say in what two signatures differ; None if they agree in all that both of them know."""
     if expected is found:
         return None
-    in_stream = expected.get("codec") == "h264" or expected.get("container") == "mpegts"
-    if in_stream and HEADERS_IN_STREAM in but_for:
-        but_for = {"codec header", "profile", *but_for}
     for name, value in expected.items():
-        if name in but_for:
-            continue
         other = found.get(name)
         if value != other and value not in _UNKNOWN and other not in _UNKNOWN:
             return f"{name} {other}, not {value}"

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import CodecContext
+from av.codec import Codec, CodecContext
 
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
 from prefect_renderfarm.blocks.media.model import Sound, layout_of, open_media
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
 
 # mp4 has a place for PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
 _KEEPS_PCM = frozenset({".mkv", ".mov"})
@@ -168,13 +167,31 @@ def sound_codec(named: str | None, film: Path) -> str:
     return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
 
 
+def find_encoder(name: str) -> Any:
+    """Return the audio encoder of PyAV's FFmpeg that has this name.
+
+    Raises:
+        StitchInputError: There is none, or it encodes something else.
+    """
+    try:
+        codec: Any = Codec(name, "w")
+    except (av.FFmpegError, ValueError):
+        codec = None
+    if codec is None or codec.type != "audio":
+        raise StitchInputError(
+            f"audio_codec {name!r} is not an audio encoder of PyAV's FFmpeg: name another, such as "
+            "aac or flac"
+        )
+    return codec
+
+
 def check_codec(name: str, sound: Sound) -> None:
     """Refuse a codec that is not there, or would need the sound resampled or remixed.
 
     Raises:
         StitchInputError: Saying what it does not take.
     """
-    codec = find_encoder("audio_codec", name, "audio")
+    codec = find_encoder(name)
     rates = codec.audio_rates
     if rates and sound.rate not in rates:
         raise StitchInputError(

@@ -43,11 +43,11 @@ class ChunkRules:
 
     Attributes:
         verify: How closely to look.
-        may_differ: Names in the signature in which chunks may differ; None: in all.
+        uniform: Whether all chunks must have the same stream signature.
     """
 
     verify: Verify = Verify.PACKETS
-    may_differ: frozenset[str] | None = None
+    uniform: bool = False
 
 
 class GrowingFilm(ABC):

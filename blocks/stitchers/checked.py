@@ -18,12 +18,12 @@ from prefect_renderfarm.blocks.stitchers.audio_plan import (
     SoundPlan,
     check_codec,
     check_track,
+    find_encoder,
     plan_sound,
     sound_codec,
 )
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, StitchReport, VideoStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures
 from prefect_renderfarm.blocks.storage.publish import publishing
 
@@ -81,7 +81,7 @@ class CheckedStitcher(VideoStitcher, ABC):
         if self.audio is SoundMode.TRACK and self.audio_track is None:
             raise StitchInputError(NO_TRACK)
         if self.audio_codec is not None:
-            find_encoder("audio_codec", self.audio_codec, "audio")
+            find_encoder(self.audio_codec)
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
@@ -90,7 +90,7 @@ class CheckedStitcher(VideoStitcher, ABC):
     def chunk_rules(self) -> ChunkRules:
         """Return what this stitcher asks of chunks; a worker counts their packets at the least."""
         verify = Verify.DECODE if self.verify is Verify.DECODE else Verify.PACKETS
-        return ChunkRules(verify, self._may_differ())
+        return ChunkRules(verify, uniform=True)
 
     def check_track(self, frames: int, fps: Fraction) -> None:
         """Refuse an audio track that is not there, is no sound, or is shorter than the film."""
@@ -126,10 +126,6 @@ class CheckedStitcher(VideoStitcher, ABC):
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         """Write the film from checked chunks, check it, and say what it is."""
 
-    def _may_differ(self) -> frozenset[str]:
-        """Return the names in the signature in which chunks may differ."""
-        return frozenset()
-
     def _chunk_check(
         self,
         inputs: Sequence[Path],
@@ -137,7 +133,7 @@ class CheckedStitcher(VideoStitcher, ABC):
         fps: float | str | Fraction | None,
         frame_counts: Sequence[int] | None,
     ) -> ChunkCheck:
-        return ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._may_differ())
+        return ChunkCheck(inputs, output, fps, frame_counts, self.verify)
 
     def _take_all(self, check: ChunkCheck, output: Path) -> list[Media]:
         first = check.take()

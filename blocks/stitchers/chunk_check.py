@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +23,6 @@ class ChunkCheck:
         fps: Frames a second that are planned; None: those of the first chunk.
         frame_counts: Number of frames that is planned for each chunk; None: not checked.
         verify: How closely to look.
-        may_differ: Names in the signature in which chunks may differ from the first.
 
     Raises:
         StitchInputError: The chunks cannot make up the film, whatever is in them.
@@ -36,15 +35,12 @@ class ChunkCheck:
         fps: float | str | Fraction | None,
         frame_counts: Sequence[int] | None,
         verify: Verify = Verify.PACKETS,
-        may_differ: Collection[str] = (),
     ) -> None:
         self.paths = [Path(path).absolute() for path in inputs]
         self.output = output
         self.sound = SoundPlan(SoundMode.NONE)
-        self.differs = False
         self._frame_counts = frame_counts
         self._verify = verify
-        self._may_differ = may_differ
         self._taken: list[Media] = []
         film = f"film {str(output)!r}"
         if not self.paths:
@@ -99,13 +95,12 @@ class ChunkCheck:
             chunk = read_media(path, self._fps, like=first, verify=self._verify, planned=planned)
             if planned is not None and chunk.frames != planned:
                 raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")  # noqa: TRY301
-            if first and (odd := difference(first.signature, chunk.signature, self._may_differ)):
+            if first and (found := difference(first.signature, chunk.signature)):
                 raise MediaFault(  # noqa: TRY301
-                    f"differs from the first chunk file: {odd}; render all with the same settings"
+                    f"differs from the first chunk file: {found}; render all with the same settings"
                 )
         except MediaFault as fault:
             raise self._refuse(number, str(fault)) from None
-        self.differs = self.differs or bool(first and difference(first.signature, chunk.signature))
         self._check_sound(number, chunk)
         self._fps = chunk.fps
         self._taken.append(chunk)

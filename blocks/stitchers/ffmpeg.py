@@ -188,17 +188,10 @@ class FfmpegStitcher(CheckedStitcher):
         )
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        return self._join(chunks, chunks, film, check)
-
-    def _join(
-        self, pictures: Sequence[Media], chunks: Sequence[Media], film: Path, check: ChunkCheck
-    ) -> FilmFigures:
-        """Make a film of the pictures of some files, and of the sound of the chunks."""
-        sound = check.sound
         if self.video_codec == "copy":
-            check_container(film, str(pictures[0].signature["codec"]))
-        self._write(self._exact_program(), pictures, chunks, film, sound, check.output)
-        return check_film(film, chunks, sound.mode)
+            check_container(film, str(chunks[0].signature["codec"]))
+        self._write(self._exact_program(), chunks, film, check.sound, check.output)
+        return check_film(film, chunks, check.sound.mode)
 
     def _exact_program(self) -> Path:
         """Return the ffmpeg program to assemble with.
@@ -210,14 +203,13 @@ class FfmpegStitcher(CheckedStitcher):
         copying, silent = FfmpegStitcher(), SoundPlan(SoundMode.NONE)
         require_exact(
             program,
-            lambda chunks, film: copying._write(program, chunks, chunks, film, silent, film),
+            lambda chunks, film: copying._write(program, chunks, film, silent, film),
         )
         return program
 
     def _write(
         self,
         program: Path,
-        pictures: Sequence[Media],
         chunks: Sequence[Media],
         film: Path,
         sound: SoundPlan,
@@ -225,15 +217,15 @@ class FfmpegStitcher(CheckedStitcher):
     ) -> None:
         with scratch_folder(output) as folder:
             # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
-            if pictures[0].images:
-                inputs = [Path(link_sequence(pictures, folder))]
+            if chunks[0].images:
+                inputs = [Path(link_sequence(chunks, folder))]
             else:
-                inputs = [Path(write_playlist(pictures, folder).name)]
+                inputs = [Path(write_playlist(chunks, folder).name)]
             if sound.mode is not SoundMode.NONE:
                 # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
                 inputs.append(Path("sound.nut"))
                 join_sound(chunks, sound, folder / inputs[1])
-            run_ffmpeg(self.command(program, inputs, film, sound, pictures), folder, output)
+            run_ffmpeg(self.command(program, inputs, film, sound, chunks), folder, output)
 
     def command(
         self,

@@ -7,33 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import model_validator
 
 from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.media.signature import HEADERS_IN_STREAM
 from prefect_renderfarm.blocks.stitchers.audio_plan import check_track
 from prefect_renderfarm.blocks.stitchers.base import GrowingFilm, StitchReport
 from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
-from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures, check_figures
 from prefect_renderfarm.blocks.stitchers.muxer import FilmOptions, FilmWriter, writing
 from prefect_renderfarm.blocks.stitchers.progress import watcher
-from prefect_renderfarm.blocks.stitchers.reencode import encode_pictures
-from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
 from prefect_renderfarm.blocks.storage.publish import publishing
-
-_REFUSE, _FFMPEG = "refuse", "ffmpeg"
-_MAY_DIFFER_COPIED = frozenset({HEADERS_IN_STREAM})
-# What is encoded anew may come from anywhere, as long as nothing has to be scaled.
-_MAY_DIFFER_ENCODED = frozenset(
-    {"codec header", "profile", "time base", "codec", "pixel format", "container"}
-)
 
 
 class RemuxStitcher(CheckedStitcher):
@@ -60,23 +48,17 @@ class RemuxStitcher(CheckedStitcher):
         "Every chunk is checked before, the film after."
     )
 
-    on_mismatch: str = Field(
-        default=_REFUSE,
-        title="On mismatch",
-        description=(
-            "What to do with chunks that were encoded with differing settings, which no packet "
-            "copy can join. refuse: an error that names the chunk; ffmpeg: let ffmpeg's concat "
-            "demuxer copy them, headers and all, where it can: H.264, and MPEG-TS; the name of an "
-            "encoder, such as libx264: encode the whole film anew. Chunks of differing size or "
-            "colour are always refused."
-        ),
-    )
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_fields(cls, values: Any) -> Any:
+        """Load block documents of earlier versions, which had a field `on_mismatch`."""
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key != "on_mismatch"}
+        return values
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
-        """Refuse a film without a container, image sequences, and an encoder that is not there."""
+        """Refuse a film without a container, and image sequences."""
         super().check_output(output, inputs)
-        if self.on_mismatch not in (_REFUSE, _FFMPEG):
-            find_encoder("on_mismatch", self.on_mismatch, "video")
         for path in inputs:
             if is_image_sequence(path):
                 raise StitchInputError(
@@ -109,18 +91,7 @@ class RemuxStitcher(CheckedStitcher):
                 raise
         film.published()
 
-    def _may_differ(self) -> frozenset[str]:
-        if self.on_mismatch == _REFUSE:
-            return frozenset()
-        return _MAY_DIFFER_COPIED if self.on_mismatch == _FFMPEG else _MAY_DIFFER_ENCODED
-
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        if check.differs and self.on_mismatch == _FFMPEG:
-            return self._with_ffmpeg()._join(chunks, chunks, film, check)
-        if check.differs:
-            with scratch_folder(check.output) as folder:
-                pictures = encode_pictures(chunks, self.on_mismatch, folder / "pictures.mkv")
-                return self._with_ffmpeg()._join([pictures], chunks, film, check)
         tell = watcher()
         writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         try:
@@ -137,13 +108,6 @@ class RemuxStitcher(CheckedStitcher):
     def _writer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmWriter:
         options = FilmOptions(self.audio_codec, self.audio_bitrate, self.faststart)
         return FilmWriter(film, first, check.sound, options, reorder, check.total_frames)
-
-    def _with_ffmpeg(self) -> FfmpegStitcher:
-        return FfmpegStitcher(
-            audio_codec=self.audio_codec,
-            audio_bitrate=self.audio_bitrate,
-            faststart=self.faststart,
-        )
 
 
 class _RemuxedFilm(GrowingFilm):
@@ -165,7 +129,7 @@ class _RemuxedFilm(GrowingFilm):
             self._check.plan_sound(self._stitcher._plan_sound(chunk, self._output))
             check_track(self._check.sound, self._check.total_frames or 0, chunk.fps)
             self._writer = self._stitcher._writer(chunk, self._film, self._check, chunk.reorder)
-        if self._check.differs or chunk.reorder > self._writer.reorder:
+        if chunk.reorder > self._writer.reorder:
             raise NotAppendableError(f"chunk file {str(chunk.path)!r} needs all chunks at once")
         with writing(self._film):
             self._writer.append(chunk)

@@ -118,7 +118,9 @@ def test_codec_that_is_none_for_sound(
         lambda stitcher: stitcher.check_output(film),
         lambda stitcher: stitcher.stitch(silent, film, fps=str(NTSC)),
     ):
-        with pytest.raises(StitchInputError, match=rf"audio_codec '{name}' is no audio encoder"):
+        with pytest.raises(
+            StitchInputError, match=rf"audio_codec '{name}' is not an audio encoder"
+        ):
             call(make(audio_codec=name))
 
 
