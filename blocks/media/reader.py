@@ -96,12 +96,12 @@ def read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
         return None
     if (table := video_table(path)) is None:
         return None
-    told = (known.description, known.presented, known.timescale)
-    if told != (table.description, table.presented, table.timescale):
+    coding = (known.description, known.presentation, known.timescale)
+    if coding != (table.description, table.presentation, table.timescale):
         return None
     rate = fps or like.fps
     try:
-        order = frame_order(table.shown, Fraction(1, table.timescale), rate)
+        order = frame_order(table.pts, Fraction(1, table.timescale), rate)
     except MediaFault:
         return None
     return replace(like, path=path, frames=len(order), first_time=0, fps=rate,

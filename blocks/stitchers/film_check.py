@@ -207,8 +207,8 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
         raise NotIndexedError("other tracks than one of video and one of audio")
     video = videos[0]
     clock = Fraction(1, video.timescale)
-    frames = len(frame_order(video.shown, clock, fps))
-    error = clock_error(video.shown, clock, fps)
+    frames = len(frame_order(video.pts, clock, fps))
+    error = clock_error(video.pts, clock, fps)
     length = Fraction(index.duration, index.timescale)
     if not sounds and abs(length - frames / fps) > Fraction(2, index.timescale):
         raise MediaFault(

@@ -232,11 +232,11 @@ class FilmWriter:
         ticks, tick = self._ticks, self._video.time_base
         step = Fraction(table.timescale) / self._fps
         above, below = step.denominator, step.numerator
-        video, mux, keys = self._video, self._output.mux_one, table.keys
+        video, mux, keys = self._video, self._output.mux_one, table.keyframes
         seen = set()
         with chunk.path.open("rb", buffering=0) as file:
             for number, (data, shown) in enumerate(
-                zip(read_samples(file.fileno(), table), table.shown, strict=True)
+                zip(read_samples(file.fileno(), table), table.pts, strict=True)
             ):
                 self._feed_track(number, chunk.frames)
                 packet = av.Packet(cast(bytes, data))
