@@ -13,7 +13,7 @@ import av
 
 from prefect_renderfarm.blocks.media.frame_rate import exact
 
-# By name; None and the like where a file does not tell.
+# By name; None or "" where a file does not tell.
 Signature = Mapping[str, str | int | None]
 
 _UNKNOWN = (None, "")
@@ -36,7 +36,7 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "profile": context.profile,
         "frame size": f"{context.width}x{context.height}",
         "pixel format": context.pix_fmt,
-        # The container's word goes before the codec's; where neither says one, pixels are square.
+        # The container has precedence over the codec; without either, pixels are square.
         "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
         "colour range": _colour_range(context),
         "colour matrix": _specified(context.colorspace),
@@ -47,14 +47,14 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "codec header": _short_hash(context.extradata),
     }
     if audio is not None:
-        sound = audio.codec_context
+        coding = audio.codec_context
         signature |= {
-            "audio codec": sound.name,
-            "audio rate": sound.sample_rate or None,
-            "audio channels": len(sound.layout.channels),
-            # "2 channels" and the like: where they stand is not told
-            "audio layout": None if "channels" in sound.layout.name else sound.layout.name,
-            "audio codec header": _short_hash(sound.extradata),
+            "audio codec": coding.name,
+            "audio rate": coding.sample_rate or None,
+            "audio channels": len(coding.layout.channels),
+            # "2 channels" and the like do not tell the layout.
+            "audio layout": None if "channels" in coding.layout.name else coding.layout.name,
+            "audio codec header": _short_hash(coding.extradata),
         }
     return signature
 
@@ -75,11 +75,11 @@ def _short_hash(data: bytes | None) -> str | None:
 
 
 def _colour_range(context: Any) -> str | None:
-    """Return the range that players take: of YUV that does not say, the limited one."""
-    shades = context.pix_fmt or ""
-    if shades.startswith("yuvj"):
+    """Return the range that players take: of YUV that does not tell, the limited one."""
+    pixel_format = context.pix_fmt or ""
+    if pixel_format.startswith("yuvj"):
         return "full"
-    usual = "limited" if shades.startswith(("yuv", "nv", "p0")) else None
+    usual = "limited" if pixel_format.startswith(("yuv", "nv", "p0")) else None
     return _RANGES.get(context.color_range, usual)
 
 
@@ -88,10 +88,10 @@ def _specified(value: int) -> int | None:
 
 
 def _rotation(video: Any) -> str | None:
-    """Return how players turn the picture; None if it cannot be told.
+    """Return how players rotate the picture; None if that is unknown.
 
-    PyAV has no name for a track's display matrix, but copies it: the head of a QuickTime or mp4
-    file with such a track, made in memory, tells it.
+    PyAV gives no access to a track's display matrix, but copies it: the head of a QuickTime or mp4
+    file with such a track, written in memory, contains it.
     """
     for container in ("mov", "mp4"):
         head = io.BytesIO()
@@ -104,11 +104,11 @@ def _rotation(video: Any) -> str | None:
         except (av.FFmpegError, ValueError):
             continue
         data = head.getvalue()
-        return _turn(data[data.index(b"tkhd") + _MATRIX_PLACE :])
+        return _rotation_of(data[data.index(b"tkhd") + _MATRIX_PLACE :])
     return None
 
 
-def _turn(matrix: bytes) -> str:
+def _rotation_of(matrix: bytes) -> str:
     a, b, _, c, d = struct.unpack_from(">5i", matrix)
     degrees = round(math.degrees(math.atan2(b, a))) % 360
     return f"{degrees} degrees{' and mirrored' if a * d - b * c < 0 else ''}"
