@@ -29,7 +29,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
 )
 from prefect_renderfarm.blocks.media.model import Media, Verify
-from prefect_renderfarm.blocks.media.reader import read_alike, read_media
+from prefect_renderfarm.blocks.media.reader import read_by_index, read_media
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.chunk_files import content, remove
 from prefect_renderfarm.blocks.storage.job_store import JobStore
@@ -59,7 +59,7 @@ class ChunkReader:
         """
         first = self._first
         if first is not None and self._verify is not Verify.DECODE:
-            media = read_alike(path, fps, first)
+            media = read_by_index(path, fps, first)
             if media is not None:
                 return media
         media = read_media(path, fps, verify=self._verify)

@@ -1,4 +1,4 @@
-"""What a media file holds."""
+"""The contents of a media file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.mp4_index import Track
 from prefect_renderfarm.blocks.media.signature import Signature
 
-# `aggressive` notices bits that are left over, which is how most damage to H.264 shows.
+# `aggressive` reports left-over bits, by which most damage to H.264 shows.
 _STRICT = "crccheck+bitstream+buffer+careful+compliant+aggressive+explode"
 _USUAL_LAYOUTS = {
     "1 channels": "mono",
@@ -29,7 +29,7 @@ _USUAL_LAYOUTS = {
 
 
 class Verify(StrEnum):
-    """How closely a chunk is looked at before assembly."""
+    """How thoroughly a chunk is checked before assembly."""
 
     HEADER = "header"
     PACKETS = "packets"
@@ -37,16 +37,16 @@ class Verify(StrEnum):
 
 
 @dataclass(frozen=True)
-class Sound:
-    """The sound of a media file.
+class Audio:
+    """The audio track of a media file.
 
     Attributes:
         codec: FFmpeg's name of the codec.
         rate: Samples a second.
-        layout: FFmpeg's name of where the channels stand.
-        samples: Length in samples, from its start; exact for PCM, else as the packets tell it.
-        start: When it begins, in seconds after the first frame; below 0 where an encoder put
-            samples first that only prime a decoder.
+        layout: FFmpeg's name of the channel layout.
+        samples: Length in samples, from its start; exact for PCM, else by the packets' times.
+        start: When it begins, in seconds after the first frame; below 0 where an encoder puts
+            priming samples first.
     """
 
     codec: str
@@ -56,13 +56,13 @@ class Sound:
     start: Fraction = Fraction(0)
 
     @property
-    def heard(self) -> int:
+    def audible(self) -> int:
         """Length in samples, without those before the first frame."""
         return self.samples + min(0, round(self.start * self.rate))
 
     @property
     def is_pcm(self) -> bool:
-        """Whether the sound is uncompressed, so that pieces join without a seam."""
+        """Whether the audio is uncompressed, so that pieces can be joined without a gap."""
         return pcm_bytes(self.codec) is not None
 
 
@@ -74,12 +74,12 @@ class Media:
         path: The file.
         frames: Number of video frames.
         first_time: Display time of the first frame, in the video track's own time base.
-        fps: Frames a second of the grid on which the frames were found.
+        fps: Frames a second of the grid on which the frames lie.
         reorder: Number of packets by which decoding order runs ahead of display order (B-frames).
         signature: What must be the same in all chunks of a film.
-        sound: The audio track, if there is one.
+        audio: The audio track, if there is one.
         clock_error: Largest distance of a frame from its place on the grid, in seconds.
-        table: The video's sample table, if the file is an mp4 or mov with nothing else in it.
+        mp4_track: The video's index, if the file is an mp4 or mov without any other track.
         images: The pictures, if it is an image sequence.
     """
 
@@ -89,16 +89,16 @@ class Media:
     fps: Fraction
     reorder: int
     signature: Signature
-    sound: Sound | None = None
+    audio: Audio | None = None
     clock_error: Fraction = Fraction(0)
-    table: Track | None = None
+    mp4_track: Track | None = None
     images: tuple[Path, ...] = ()
 
 
 def layout_of(context: Any) -> str:
-    """Return FFmpeg's name of where the channels of an audio track stand.
+    """Return FFmpeg's name of an audio track's channel layout.
 
-    Matroska's PCM tells only how many there are: then it is the usual place for so many.
+    PCM in Matroska tells only the number of channels: then it is the usual layout of so many.
     """
     name = str(context.layout.name)
     return _USUAL_LAYOUTS.get(name, name)
@@ -137,16 +137,16 @@ def open_media(
         raise MediaFault("does not exist") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaFault(
-            f"cannot be opened as a media file ({reason_of(error)}): is it whole?"
+            f"cannot be opened as a media file ({reason_of(error)}): is it complete?"
         ) from None
     with container:
         if strict:
-            # What is said to the container does not reach the decoders.
+            # Options of the container do not reach the decoders.
             for stream in container.streams.video:
                 stream.codec_context.options = {"err_detect": _STRICT}
         yield container
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the system or libav says of an error, without numbers and names."""
+    """Return the reason that the system or libav gives, without numbers and names."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,10 +1,10 @@
-"""Media files read with PyAV, packet by packet, and held to their frame grid."""
+"""Media files read with PyAV, packet by packet, and compared with their frame grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     read_images,
 )
 from prefect_renderfarm.blocks.media.model import (
+    Audio,
     Media,
-    Sound,
     Verify,
     layout_of,
     open_media,
@@ -36,7 +36,7 @@ from prefect_renderfarm.blocks.media.mp4_index import (
     read_mp4_index,
 )
 from prefect_renderfarm.blocks.media.signature import difference, read_signature
-from prefect_renderfarm.blocks.media.tail import FileTail
+from prefect_renderfarm.blocks.media.tail import TailReader
 
 # ISO/IEC 13818-1: the bytes of a transport packet; and with the time stamp that Blu-ray adds.
 _TRANSPORT_PACKETS = (188, 192)
@@ -45,11 +45,26 @@ _BUFFER_BYTES = 1 << 20
 _IN_BAND = (b"avc3", b"hev1")
 
 
+@dataclass(frozen=True)
+class Packets:
+    """The packets of a file.
+
+    Attributes:
+        pts: Display time of each frame, in units of `time_base`, in the order of the file.
+        time_base: Seconds.
+        audio: The audio track, if there is one.
+    """
+
+    pts: Sequence[int]
+    time_base: Fraction
+    audio: Audio | None
+
+
 def read_media(
     path: Path,
     fps: Fraction | None = None,
     *,
-    like: Media | None = None,
+    first: Media | None = None,
     verify: Verify = Verify.PACKETS,
     planned: int | None = None,
 ) -> Media:
@@ -57,11 +72,11 @@ def read_media(
 
     Args:
         path: The file; or the folder of a sequence, or a name such as `film/%05d.png`.
-        fps: Frames a second that are planned; None: the file's own rate.
-        like: A file that has been read in full. One that is coded in the same way, byte for byte of
-            its headers, is then taken by its sample table alone, or else without a probe.
-        verify: `packets`: the time and place of every packet; `decode`: also decode every frame;
-            `header`: where a file does not tell its frames, believe that it has the planned ones.
+        fps: Frames a second that are planned; None means the file's own rate.
+        first: A file that has been read in full. A file that is coded in the same way, byte for
+            byte of its headers, is then read by its index alone, or else without a probe.
+        verify: `packets`: check the time of every packet; `decode`: also decode every frame;
+            `header`: assume the planned number of frames where a file does not tell it.
         planned: Number of frames that are planned, for `header`.
 
     Raises:
@@ -69,9 +84,13 @@ def read_media(
             several audio tracks; or has frames that are doubled, missing or off the grid.
     """
     if is_image_sequence(path):
-        return _read_sequence(path, fps, verify)
-    media = (like and read_alike(path, fps, like)) or _read_packets(
-        path, fps, like=like, planned=planned if verify is Verify.HEADER else None
+        images = complete_images(path)
+        if fps is None:
+            raise MediaFault(f"has {len(images)} images, which have no frame rate: give fps")
+        signature = read_images(images, decode=verify is not Verify.HEADER)
+        return Media(path, len(images), 0, fps, 0, signature, images=images)
+    media = (first and read_by_index(path, fps, first)) or _read_packets(
+        path, fps, first=first, planned=planned if verify is Verify.HEADER else None
     )
     if verify is Verify.DECODE:
         for _ in decoded_frames(path, media.frames, strict=True):
@@ -79,33 +98,34 @@ def read_media(
     return media
 
 
-def read_alike(path: Path, fps: Fraction | None, like: Media) -> Media | None:
-    """Read a file by its sample table alone, if it is coded like another one.
+def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | None:
+    """Read a file by its mp4 index alone, if it is coded as another one.
 
     Args:
         path: The file.
-        fps: Frames a second that are planned; None: those of the other.
-        like: The other, which has been read in full.
+        fps: Frames a second that are planned; None means those of the other file.
+        first: The other file, which has been read in full.
 
     Returns:
-        What it holds; None: that cannot be told in this way, and nothing is said of the file.
+        The contents; None if they cannot be read in this way, which does not mean a fault.
     """
-    known = like.table
+    known = first.mp4_track
     # Without a header of the codec, only its frames tell the pixel format and the colours.
-    if known is None or not like.signature["codec header"] or known.description[:4] in _IN_BAND:
+    header = first.signature["codec header"]
+    if known is None or not header or known.description[:4] in _IN_BAND:
         return None
-    if (table := video_table(path)) is None:
+    if (track := _only_video_track(path)) is None:
         return None
-    told = (known.description, known.presented, known.timescale)
-    if told != (table.description, table.presented, table.timescale):
+    coding = (known.description, known.presentation, known.timescale)
+    if coding != (track.description, track.presentation, track.timescale):
         return None
-    rate = fps or like.fps
+    rate = fps or first.fps
     try:
-        order = frame_order(table.shown, Fraction(1, table.timescale), rate)
+        order = frame_order(track.pts, Fraction(1, track.timescale), rate)
     except MediaFault:
         return None
-    return replace(like, path=path, frames=len(order), first_time=0, fps=rate,
-                   reorder=reorder_depth(order), table=table)  # fmt: skip
+    return replace(first, path=path, frames=len(order), first_time=0, fps=rate,
+                   reorder=reorder_depth(order), mp4_track=track)  # fmt: skip
 
 
 def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator[Any]:
@@ -113,8 +133,8 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
 
     Args:
         path: The file.
-        frames: How many there are.
-        strict: Whether to let nothing pass that a decoder can notice.
+        frames: Their number.
+        strict: Whether to raise any damage that a decoder can detect.
 
     Raises:
         MediaFault: A frame is damaged, or there are more or fewer of them.
@@ -136,8 +156,8 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
         raise MediaFault(f"has {frames} frames, of which only {decoded} can be decoded")
 
 
-def video_table(path: Path) -> Track | None:
-    """Return the sample table of an mp4 or mov file that holds one video track and nothing else."""
+def _only_video_track(path: Path) -> Track | None:
+    """Return the video track of an mp4 or mov file that has no other track."""
     if path.suffix.lower() not in MP4_ENDINGS:
         return None
     with suppress(NotIndexedError, OSError):
@@ -147,84 +167,72 @@ def video_table(path: Path) -> Track | None:
     return None
 
 
-def _read_sequence(path: Path, fps: Fraction | None, verify: Verify) -> Media:
-    images = complete_images(path)
-    if fps is None:
-        raise MediaFault(f"has {len(images)} images, which tell no frame rate: give fps")
-    signature = read_images(images, decode=verify is not Verify.HEADER)
-    return Media(path, len(images), 0, fps, 0, signature, images=images)
-
-
 def _read_packets(
-    path: Path, fps: Fraction | None, *, like: Media | None = None, planned: int | None = None
+    path: Path, fps: Fraction | None, *, first: Media | None = None, planned: int | None = None
 ) -> Media:
-    # Compressed sound tells how long its packets are only to who can decode it.
-    probe = like is None or (like.sound is not None and not like.sound.is_pcm)
+    # The length of compressed audio packets is known only to the decoder.
+    probe = first is None or (first.audio is not None and not first.audio.is_pcm)
     with open_media(path, probe=probe) as container:
         _check_transport_packets(path, container)
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
-        # Without a probe only the same codec header tells that all is the same that it stands for.
-        if like is not None and (
-            signature["codec header"] is None or difference(like.signature, signature)
+        # Without a probe, only an equal codec header proves that the rest is equal.
+        if first is not None and (
+            signature["codec header"] is None or difference(first.signature, signature)
         ):
             return _read_packets(path, fps, planned=planned)
         rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
         if not rate:
-            raise MediaFault("does not tell its frame rate: give fps")
-        believed = planned is not None and audio is None and not video.frames
-        if planned is not None and believed and video.start_time is not None:
+            raise MediaFault("has no frame rate in its header: give fps")
+        no_index = audio is None and not video.frames and video.start_time is not None
+        if planned is not None and no_index:
             depth = video.codec_context.reorder_depth
             return Media(path, planned, video.start_time, rate, depth, signature)
-        times, sound = _read_times(container, video, audio)
-        clock = exact(video.time_base)
-        order = frame_order(times, clock, rate)
-        announced = video.frames
-        if announced and announced != len(order):
-            raise MediaFault(f"is cut short: {len(order)} of the {announced} frames of its header")
+        packets = _read_tracks(container, video, audio)
+        order = frame_order(packets.pts, packets.time_base, rate)
+        if video.frames and video.frames != len(order):
+            raise MediaFault(
+                f"is cut short: {len(order)} of the {video.frames} frames of its header"
+            )
         return Media(
             path=path,
             frames=len(order),
-            first_time=min(times),
+            first_time=min(packets.pts),
             fps=rate,
-            # One frame tells nothing of the depth that its encoder uses elsewhere.
+            # A single frame does not show the depth that its encoder uses elsewhere.
             reorder=max(reorder_depth(order), video.codec_context.reorder_depth if probe else 0),
             signature=signature,
-            sound=sound,
-            clock_error=clock_error(times, clock, rate),
-            table=None if audio else video_table(path),
+            audio=packets.audio,
+            clock_error=clock_error(packets.pts, packets.time_base, rate),
+            mp4_track=None if audio else _only_video_track(path),
         )
 
 
-def read_growing(
-    file: FileTail, *, probe: bool = False
-) -> tuple[list[int], Fraction, Sound | None]:
-    """Read every packet of a file that is still being written, to its end.
+def read_back(film: Path | TailReader, *, probe: bool) -> Packets:
+    """Read every packet of a film, to its end.
 
     Args:
-        file: The file.
-        probe: Let libav decode a little: without that a transport stream tells nothing of sound.
-
-    Returns:
-        The display times of all frames, their time base in seconds, and the sound.
+        film: The film, which may still be being written.
+        probe: Let libav decode a little: a transport stream needs that for its audio.
 
     Raises:
-        MediaFault: It is no whole media file.
+        MediaFault: It is not a complete media file.
     """
+    if isinstance(film, Path):
+        with open_media(film, probe=probe) as container:
+            _check_transport_packets(film, container)
+            return _read_tracks(container, *_tracks(container))
     options = {} if probe else {"codec_whitelist": "none"}
     try:
-        with av.open(file, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
-            video, audio = _tracks(container)
-            times, sound = _read_times(container, video, audio)
-            return times, exact(video.time_base), sound
+        with av.open(film, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
+            return _read_tracks(container, *_tracks(container))
     except (av.FFmpegError, ValueError) as error:
         raise MediaFault(f"cannot be read back ({reason_of(error)})") from None
 
 
-def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Sound | None]:
-    """Return the display times of all frames, and the sound with its start after the first."""
+def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     times: list[int] = []
-    pcm = 0
+    audio_bytes = 0
     start: Fraction | None = None
     end = Fraction(0)
     try:
@@ -246,7 +254,7 @@ def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Soun
                     )
                 times.append(packet.pts)
                 continue
-            pcm += packet.size
+            audio_bytes += packet.size
             if packet.pts is not None:
                 begin = packet.pts * packet.time_base
                 start = begin if start is None else start
@@ -254,27 +262,29 @@ def _read_times(container: Any, video: Any, audio: Any) -> tuple[list[int], Soun
                 end = begin + (packet.duration or 0) * packet.time_base
     except av.FFmpegError as error:
         raise MediaFault(
-            f"cannot be read past frame {len(times)} ({reason_of(error)}): is it whole?"
+            f"cannot be read past frame {len(times)} ({reason_of(error)}): is it complete?"
         ) from None
+    clock = exact(video.time_base)
     if audio is None:
-        return times, None
+        return Packets(times, clock, None)
     context = audio.codec_context
     start = start or Fraction(0)
     if size := pcm_bytes(context.name):
-        samples = pcm // (size * len(context.layout.channels))
+        samples = audio_bytes // (size * len(context.layout.channels))
     else:
         samples = round((end - start) * context.sample_rate)
-    after_first = start - min(times, default=0) * video.time_base
-    return times, Sound(context.name, context.sample_rate, layout_of(context), samples, after_first)
+    start -= min(times, default=0) * clock
+    layout = layout_of(context)
+    return Packets(times, clock, Audio(context.name, context.sample_rate, layout, samples, start))
 
 
 def _check_transport_packets(path: Path, container: av.container.InputContainer) -> None:
     """Refuse a transport stream that ends within a packet: its last frame would lack its end."""
     size = path.stat().st_size
     if container.format.name == "mpegts" and all(size % each for each in _TRANSPORT_PACKETS):
-        whole = _TRANSPORT_PACKETS[0]
         raise MediaFault(
-            f"is cut short: its last transport packet has {size % whole} bytes, not {whole}"
+            f"is cut short: its last transport packet has {size % _TRANSPORT_PACKETS[0]} bytes, "
+            f"not {_TRANSPORT_PACKETS[0]}"
         )
 
 

@@ -6,20 +6,16 @@ import hashlib
 import io
 import math
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import av
 
 from prefect_renderfarm.blocks.media.frame_rate import exact
 
-# By name; None and the like where a file does not tell.
+# By name; None or "" where a file does not tell.
 Signature = Mapping[str, str | int | None]
 
-# May be said to differ: what a codec's header says, where that can change within a stream. The
-# concat demuxer puts the headers of H.264 into the stream, and of no other codec (FFmpeg,
-# libavformat/concatdec.c); in MPEG-TS they are there in any case.
-HEADERS_IN_STREAM = "headers in the stream"
 _UNKNOWN = (None, "")
 # ITU-T H.273: this is unspecified for primaries, transfer and matrix.
 _UNSPECIFIED = 2
@@ -40,7 +36,7 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "profile": context.profile,
         "frame size": f"{context.width}x{context.height}",
         "pixel format": context.pix_fmt,
-        # The container's word goes before the codec's; where neither says one, pixels are square.
+        # The container has precedence over the codec; without either, pixels are square.
         "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
         "colour range": _colour_range(context),
         "colour matrix": _specified(context.colorspace),
@@ -51,34 +47,23 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "codec header": _short_hash(context.extradata),
     }
     if audio is not None:
-        sound = audio.codec_context
+        coding = audio.codec_context
         signature |= {
-            "audio codec": sound.name,
-            "audio rate": sound.sample_rate or None,
-            "audio channels": len(sound.layout.channels),
-            # "2 channels" and the like: where they stand is not told
-            "audio layout": None if "channels" in sound.layout.name else sound.layout.name,
-            "audio codec header": _short_hash(sound.extradata),
+            "audio codec": coding.name,
+            "audio rate": coding.sample_rate or None,
+            "audio channels": len(coding.layout.channels),
+            # "2 channels" and the like do not tell the layout.
+            "audio layout": None if "channels" in coding.layout.name else coding.layout.name,
+            "audio codec header": _short_hash(coding.extradata),
         }
     return signature
 
 
-def difference(expected: Signature, found: Signature, but_for: Collection[str] = ()) -> str | None:
-    """Say in what two signatures differ; None if they agree in all that both of them know.
-
-    Args:
-        expected: A signature.
-        found: Another one.
-        but_for: Names that do not count; `HEADERS_IN_STREAM` stands for those of the header.
-    """
+def difference(expected: Signature, found: Signature) -> str | None:
+    """Say in what two signatures differ; None if they agree in all that both of them know."""
     if expected is found:
         return None
-    in_stream = expected.get("codec") == "h264" or expected.get("container") == "mpegts"
-    if in_stream and HEADERS_IN_STREAM in but_for:
-        but_for = {"codec header", "profile", *but_for}
     for name, value in expected.items():
-        if name in but_for:
-            continue
         other = found.get(name)
         if value != other and value not in _UNKNOWN and other not in _UNKNOWN:
             return f"{name} {other}, not {value}"
@@ -90,11 +75,11 @@ def _short_hash(data: bytes | None) -> str | None:
 
 
 def _colour_range(context: Any) -> str | None:
-    """Return the range that players take: of YUV that does not say, the limited one."""
-    shades = context.pix_fmt or ""
-    if shades.startswith("yuvj"):
+    """Return the range that players take: of YUV that does not tell, the limited one."""
+    pixel_format = context.pix_fmt or ""
+    if pixel_format.startswith("yuvj"):
         return "full"
-    usual = "limited" if shades.startswith(("yuv", "nv", "p0")) else None
+    usual = "limited" if pixel_format.startswith(("yuv", "nv", "p0")) else None
     return _RANGES.get(context.color_range, usual)
 
 
@@ -103,10 +88,10 @@ def _specified(value: int) -> int | None:
 
 
 def _rotation(video: Any) -> str | None:
-    """Return how players turn the picture; None if it cannot be told.
+    """Return how players rotate the picture; None if that is unknown.
 
-    PyAV has no name for a track's display matrix, but copies it: the head of a QuickTime or mp4
-    file with such a track, made in memory, tells it.
+    PyAV gives no access to a track's display matrix, but copies it: the head of a QuickTime or mp4
+    file with such a track, written in memory, contains it.
     """
     for container in ("mov", "mp4"):
         head = io.BytesIO()
@@ -119,11 +104,11 @@ def _rotation(video: Any) -> str | None:
         except (av.FFmpegError, ValueError):
             continue
         data = head.getvalue()
-        return _turn(data[data.index(b"tkhd") + _MATRIX_PLACE :])
+        return _rotation_of(data[data.index(b"tkhd") + _MATRIX_PLACE :])
     return None
 
 
-def _turn(matrix: bytes) -> str:
+def _rotation_of(matrix: bytes) -> str:
     a, b, _, c, d = struct.unpack_from(">5i", matrix)
     degrees = round(math.degrees(math.atan2(b, a))) % 360
     return f"{degrees} degrees{' and mirrored' if a * d - b * c < 0 else ''}"

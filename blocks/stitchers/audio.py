@@ -1,4 +1,4 @@
-"""The audio track of a film under assembly: at each chunk's end as long as the frames so far."""
+"""The audio track of a film that is being written: as long as its frames, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import av.container
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.media.model import Media, layout_of, open_media, pcm_bytes
 from prefect_renderfarm.blocks.stitchers.audio_plan import (
-    SoundMode,
-    SoundPlan,
+    AudioMode,
+    AudioPlan,
     nearest_format,
     samples_at,
     track_too_short,
 )
 
-# Matroska's clock of 1 ms moves the start of sound that begins with its picture.
+# Matroska's clock of 1 ms moves the start of audio that begins with its video.
 _CLOCK_SECONDS = Fraction(3, 2000)
 # Larger packets are more than some encoders take at once.
 _PACKET_SAMPLES = 4096
 
 
-class FilmSound(ABC):
+class FilmAudio(ABC):
     """Takes audio packets and writes them, up to the sample that is due.
 
-    What is too short for its frames is held at its last sample, which does not click, what is too
-    long is cut; by how much it may be off is checked before assembly.
+    Audio that is too short for its frames is extended with its last sample, which does not click;
+    audio that is too long is cut. How much it may be off is checked before assembly.
     """
 
     def __init__(self, output: av.container.OutputContainer, stream: Any, rate: int) -> None:
@@ -43,7 +43,7 @@ class FilmSound(ABC):
         self.due = 0
 
     def begin_chunk(self, end_frame: int, fps: Fraction) -> None:
-        """Begin a chunk whose sound lasts until frame number `end_frame` of the film begins."""
+        """Begin a chunk whose audio lasts until frame number `end_frame` of the film begins."""
         self.due = samples_at(end_frame, fps, self.rate)
         self._write()
 
@@ -53,14 +53,14 @@ class FilmSound(ABC):
 
     @abstractmethod
     def end_chunk(self) -> None:
-        """Bring the track to the length that is due, and drop what is beyond."""
+        """Bring the track to the length that is due, and drop the rest."""
 
     def close(self) -> None:
-        """Write what is held back. Call once, after the last chunk."""
+        """Write what is still buffered. Call once, after the last chunk."""
         return
 
     def _write(self) -> None:
-        """Write what is held back, up to the sample that is due."""
+        """Write what is buffered, up to the sample that is due."""
         return
 
     def _stamp(self, piece: Any, samples: int) -> None:
@@ -69,7 +69,7 @@ class FilmSound(ABC):
         self.written += samples
 
 
-class CopiedSound(FilmSound):
+class CopiedPcm(FilmAudio):
     """PCM, sample for sample."""
 
     def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
@@ -81,24 +81,24 @@ class CopiedSound(FilmSound):
         self._block = size * len(context.layout.channels)
         self._stream.codec_context.layout = layout_of(context)
         self._last = bytes(self._block)
-        self._held = b""
+        self._buffer = b""
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
-        """Write the packet's samples, as far as the chunk's frames last; hold the rest."""
-        self._held += bytes(packet)
+        """Write the packet's samples as far as the chunk's frames last; buffer the rest."""
+        self._buffer += bytes(packet)
         self._write()
 
     def end_chunk(self) -> None:
-        """Fill up with the last sample, and drop what is beyond the frames."""
-        self._held += self._last * (self.due - self.written)
+        """Extend with the last sample, and drop what is longer than the frames."""
+        self._buffer += self._last * (self.due - self.written)
         self._write()
-        self._held = b""
+        self._buffer = b""
 
     def _write(self) -> None:
-        ready = min(len(self._held) // self._block, self.due - self.written)
+        ready = min(len(self._buffer) // self._block, self.due - self.written)
         for first in range(0, ready, _PACKET_SAMPLES):
             last = min(ready, first + _PACKET_SAMPLES)
-            data = self._held[first * self._block : last * self._block]
+            data = self._buffer[first * self._block : last * self._block]
             packet = av.Packet(data)
             packet.stream = self._stream
             packet.duration = last - first
@@ -106,13 +106,13 @@ class CopiedSound(FilmSound):
             packet.dts = packet.pts
             self._output.mux(packet)
             self._last = data[-self._block :]
-        self._held = self._held[ready * self._block :]
+        self._buffer = self._buffer[ready * self._block :]
 
 
-class CopiedPackets(FilmSound):
-    """Compressed sound as it is, because the user insists: it clicks at the seams.
+class CopiedPackets(FilmAudio):
+    """Compressed audio as it is, which clicks at the seams.
 
-    Whole packets are dropped, so that sound and picture never drift by more than one packet.
+    Whole packets are dropped, so that audio and video never drift by more than one packet.
     """
 
     def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
@@ -121,15 +121,15 @@ class CopiedPackets(FilmSound):
         self._frame_size = context.frame_size
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
-        """Write a packet that is heard while the chunk's frames last."""
+        """Write a packet that is audible while the chunk's frames last."""
         if packet.size == 0 or packet.pts is None:
             return
-        # The last packet of a chunk may be marked as shorter, but nothing cuts what comes out.
+        # The last packet of a chunk may be marked as shorter, but decoders do not cut it.
         samples = self._frame_size or round(packet.duration * packet.time_base * self.rate)
         primes = packet.pts * packet.time_base < origin - _CLOCK_SECONDS
         if primes or self.written + samples // 2 > self.due:
             return
-        # Not the packet itself: it may say how much of it is not to be heard, which Matroska keeps.
+        # Not the packet itself: its side data may tell to drop samples, which Matroska keeps.
         copy = av.Packet(bytes(packet))
         copy.stream, copy.is_keyframe, copy.duration = self._stream, packet.is_keyframe, samples
         self._stamp(copy, samples)
@@ -137,11 +137,11 @@ class CopiedPackets(FilmSound):
         self._output.mux(copy)
 
     def end_chunk(self) -> None:
-        """Leave the sound as it is."""
+        """Leave the audio as it is."""
 
 
-class EncodedSound(FilmSound):
-    """Decoded, joined, and encoded once, so that no seam is left."""
+class EncodedAudio(FilmAudio):
+    """Decoded, joined, and encoded once, without seams."""
 
     def __init__(
         self, output: av.container.OutputContainer, template: Any, codec: str, bitrate: int
@@ -172,18 +172,18 @@ class EncodedSound(FilmSound):
         self._write()
 
     def end_chunk(self) -> None:
-        """Fill up with the last sample, and drop what is beyond the frames."""
+        """Extend with the last sample, and drop what is longer than the frames."""
         self._decoded = av.AudioFifo()
         self._at_start = True
         if missing := self.due - self.written:
-            self._encode(self._hold(missing))
+            self._encode(self._repeat_last(missing))
 
     def close(self) -> None:
-        """Write what the encoder holds back."""
+        """Flush the encoder."""
         self._output.mux(self._stream.encode(None))
 
     def _align(self, frame: Any, origin: Fraction) -> None:
-        """Bring a chunk's sound to its first frame: drop what only primes a decoder."""
+        """Align a chunk's audio with its first frame: drop samples that only prime a decoder."""
         self._at_start = False
         late = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - origin
         self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
@@ -197,7 +197,7 @@ class EncodedSound(FilmSound):
             self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
             self._encode(frame)
 
-    def _hold(self, samples: int) -> Any:
+    def _repeat_last(self, samples: int) -> Any:
         frame: Any = av.AudioFrame(*self._format, samples)
         lasts = self._last or [bytes(_sample_bytes(frame))] * len(frame.planes)
         for plane, last in zip(frame.planes, lasts, strict=True):
@@ -215,8 +215,8 @@ def _sample_bytes(frame: Any) -> int:
     return int(frame.format.bytes * (1 if frame.format.is_planar else len(frame.layout.channels)))
 
 
-class TrackSound:
-    """The sound of the whole film, from one file: each chunk takes what its frames last.
+class TrackAudio:
+    """The audio of the whole film, from one file: each chunk takes what its frames last.
 
     Args:
         path: The file.
@@ -229,72 +229,72 @@ class TrackSound:
         self._path = path
         self._packets: Iterator[Any] = container.demux(self.template)
 
-    def feed(self, sound: FilmSound, fps: Fraction) -> None:
-        """Bring a film's sound to the sample that is due.
+    def feed(self, audio: FilmAudio, fps: Fraction) -> None:
+        """Bring a film's audio to the sample that is due.
 
         Raises:
             StitchInputError: The file ends over one frame before the film does.
         """
-        while sound.written < sound.due:
+        while audio.written < audio.due:
             packet = next(self._packets, None)
             if packet is None:
                 break
-            sound.add(packet)
-        if sound.written < sound.due:
-            missing = Fraction(sound.due - sound.written, sound.rate)
+            audio.add(packet)
+        if audio.written < audio.due:
+            missing = Fraction(audio.due - audio.written, audio.rate)
             if missing * fps > 1:
                 raise StitchInputError(track_too_short(self._path, missing))
-            sound.end_chunk()
+            audio.end_chunk()
 
 
-def open_film_sound(
-    output: av.container.OutputContainer, template: Any, mode: SoundMode, codec: str, bitrate: int
-) -> FilmSound:
+def open_film_audio(
+    output: av.container.OutputContainer, template: Any, mode: AudioMode, codec: str, bitrate: int
+) -> FilmAudio:
     """Add an audio track like `template` to a film.
 
     Raises:
-        StitchInputError: The film's container has no place for the sound.
+        StitchInputError: The film's container cannot hold the audio.
     """
-    codec = codec if mode is SoundMode.ENCODE else template.codec_context.name
+    codec = codec if mode is AudioMode.ENCODE else template.codec_context.name
     try:
-        if mode is SoundMode.ENCODE:
-            return EncodedSound(output, template, codec, bitrate)
+        if mode is AudioMode.ENCODE:
+            return EncodedAudio(output, template, codec, bitrate)
         if pcm_bytes(codec) is None:
             return CopiedPackets(output, template)
-        return CopiedSound(output, template)
+        return CopiedPcm(output, template)
     except ValueError:
         raise StitchInputError(
-            f"a {output.format.name} film cannot hold {codec} sound: set the stitcher's 'audio' to "
+            f"a {output.format.name} film cannot hold {codec} audio: set the stitcher's 'audio' to "
             "'encode', with an 'audio_codec' that it can hold"
         ) from None
 
 
-def join_sound(chunks: Sequence[Media], plan: SoundPlan, output: Path) -> None:
-    """Write the sound of a film into a file of its own, exactly as long as the frames.
+def join_audio(chunks: Sequence[Media], plan: AudioPlan, output: Path) -> None:
+    """Write the audio of a film into a file of its own, exactly as long as the frames.
 
-    PCM stays as it is, compressed sound becomes PCM unless it is to be copied.
+    PCM stays as it is, compressed audio becomes PCM unless it is to be copied.
     """
     with ExitStack() as stack:
         file = stack.enter_context(av.open(str(output), "w"))
-        track = TrackSound(plan.track, stack) if plan.track else None
+        track = TrackAudio(plan.track, stack) if plan.track else None
         if track is not None:
             template = track.template
         else:
             template = stack.enter_context(open_media(chunks[0].path)).streams.audio[0]
         pcm = pcm_bytes(template.codec_context.name) is not None
-        mode = SoundMode.COPY if pcm else plan.mode
-        sound = open_film_sound(file, template, mode, "pcm_f32le", 0)
+        mode = AudioMode.COPY if pcm else plan.mode
+        audio = open_film_audio(file, template, mode, "pcm_f32le", 0)
         end = 0
         for chunk in chunks:
             end += chunk.frames
-            sound.begin_chunk(end, chunk.fps)
+            audio.begin_chunk(end, chunk.fps)
             if track is not None:
-                track.feed(sound, chunk.fps)
+                track.feed(audio, chunk.fps)
                 continue
             with open_media(chunk.path) as container:
                 video: Any = container.streams.video[0]
                 origin = chunk.first_time * video.time_base
                 for packet in container.demux(container.streams.audio[0]):
-                    sound.add(packet, origin)
-            sound.end_chunk()
-        sound.close()
+                    audio.add(packet, origin)
+            audio.end_chunk()
+        audio.close()

@@ -1,4 +1,4 @@
-"""What happens to a film's sound: where it comes from, and what becomes of it."""
+"""The plan for a film's audio: where it comes from, and whether it is copied or encoded."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.codec import CodecContext
+from av.codec import Codec, CodecContext
 
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
-from prefect_renderfarm.blocks.media.model import Sound, layout_of, open_media
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
+from prefect_renderfarm.blocks.media.model import Audio, layout_of, open_media
 
-# mp4 has a place for PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
+# mp4 can hold PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
 _KEEPS_PCM = frozenset({".mkv", ".mov"})
 NO_TRACK = (
     "the stitcher's 'audio' is 'track', but there is none: set its 'audio_track', or the job's "
-    "'audioTrack', to a sound file that lasts as long as the film"
+    "'audioTrack', to an audio file that is as long as the film"
 )
-# A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders put up to two first and one last.
+# A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders add up to two first and one last.
 _PACKET = 1024
-_PACKETS_OF_SLACK = 4 * _PACKET
+_MAX_EXTRA = 4 * _PACKET
 # Matroska rounds the start of each packet to 1 ms.
 _CLOCK_SECONDS = Fraction(3, 2000)
 
 
-class SoundMode(StrEnum):
-    """How a film gets its sound."""
+class AudioMode(StrEnum):
+    """How a film gets its audio."""
 
     AUTO = "auto"
     NONE = "none"
@@ -39,57 +38,57 @@ class SoundMode(StrEnum):
 
 
 @dataclass(frozen=True)
-class SoundPlan:
-    """What to do with the sound of one film.
+class AudioPlan:
+    """Where the audio of one film comes from, and how it is written.
 
     Attributes:
         mode: `none`, `copy` or `encode`.
-        source: The sound to take: the first chunk's, or the track's. None: no sound.
-        track: The file of the whole film's sound; None: the chunks carry it.
+        source: The audio of the first chunk, or of the track; None means no audio.
+        track: The file with the whole film's audio; None means that the chunks have it.
     """
 
-    mode: SoundMode
-    source: Sound | None = None
+    mode: AudioMode
+    source: Audio | None = None
     track: Path | None = None
 
 
-def plan_sound(
-    mode: SoundMode, sound: Sound | None, film: Path, track: Path | None = None
-) -> SoundPlan:
-    """Choose what `auto` means for a film, and refuse what would click at every seam.
+def plan_audio(
+    mode: AudioMode, audio: Audio | None, film: Path, track: Path | None = None
+) -> AudioPlan:
+    """Resolve `auto` for a film, and refuse audio that would click at every seam.
 
     Args:
-        mode: What the user asked for.
-        sound: The sound of the chunks; None if they have none.
+        mode: The mode that the user has chosen.
+        audio: The audio of the first chunk, if it has any.
         film: The film; its ending tells the container.
-        track: The file of the whole film's sound, if there is one.
+        track: The file with the whole film's audio, if there is one.
 
     Raises:
-        StitchInputError: The sound cannot be joined in that way.
+        StitchInputError: The audio cannot be joined in that way.
     """
-    if mode is SoundMode.TRACK and track is None:
+    if mode is AudioMode.TRACK and track is None:
         raise StitchInputError(NO_TRACK)
-    if track is not None and mode in (SoundMode.AUTO, SoundMode.TRACK):
+    if track is not None and mode in (AudioMode.AUTO, AudioMode.TRACK):
         whole = read_track(track)
         keep = whole.is_pcm and film.suffix.lower() in _KEEPS_PCM
-        return SoundPlan(SoundMode.COPY if keep else SoundMode.ENCODE, whole, track)
-    if sound is None or mode is SoundMode.NONE:
-        return SoundPlan(SoundMode.NONE)
-    if mode is SoundMode.AUTO and not sound.is_pcm:
+        return AudioPlan(AudioMode.COPY if keep else AudioMode.ENCODE, whole, track)
+    if audio is None or mode is AudioMode.NONE:
+        return AudioPlan(AudioMode.NONE)
+    if mode is AudioMode.AUTO and not audio.is_pcm:
         # A compressed chunk begins with samples that only prime its decoder: joined by copy, they
         # come out as a gap of some 1,600 samples and a click at every seam.
         raise StitchInputError(
-            f"the chunks' sound is {sound.codec}, which cannot be joined by copy without a click "
-            "at every seam: render the chunks with PCM sound (mov or mkv), or set the stitcher's "
-            "'audio' to 'encode' or 'none', or to 'copy' to have the clicks"
+            f"the chunks' audio is {audio.codec}, which cannot be joined by copy without a click "
+            "at every seam: render the chunks with PCM audio (mov or mkv), or set the stitcher's "
+            "'audio' to 'encode' or 'none', or to 'copy' if clicks do not matter"
         )
-    if mode is SoundMode.AUTO:
-        mode = SoundMode.COPY if film.suffix.lower() in _KEEPS_PCM else SoundMode.ENCODE
-    return SoundPlan(mode, sound)
+    if mode is AudioMode.AUTO:
+        mode = AudioMode.COPY if film.suffix.lower() in _KEEPS_PCM else AudioMode.ENCODE
+    return AudioPlan(mode, audio)
 
 
-def read_track(path: Path) -> Sound:
-    """Read the header of a file with the sound of a whole film; 0 samples: it tells no length.
+def read_track(path: Path) -> Audio:
+    """Read the header of a file with a whole film's audio; 0 samples mean an unknown length.
 
     Raises:
         StitchInputError: It is missing, has no audio track, or one that begins late.
@@ -104,29 +103,29 @@ def read_track(path: Path) -> Sound:
             late -= Fraction(container.start_time or 0, av.time_base)
             if late > _CLOCK_SECONDS:
                 raise MediaFault(  # noqa: TRY301
-                    f"has sound that begins {float(late):.3f} s after its picture: begin it with "
+                    f"has audio that begins {float(late):.3f} s after its video: begin it with "
                     "silence"
                 )
             seconds = (stream.duration or 0) * (stream.time_base or 0)
             samples = round(seconds * context.sample_rate)
-            return Sound(context.name, context.sample_rate, layout_of(context), samples)
+            return Audio(context.name, context.sample_rate, layout_of(context), samples)
     except MediaFault as fault:
         raise StitchInputError(f"audio track {str(path)!r} {fault}") from None
 
 
 def track_too_short(path: Path, missing: Fraction) -> str:
-    """Say that the sound of a whole film ends before its picture does."""
+    """Return the error text for a whole film's audio that ends before its video does."""
     return (
         f"audio track {str(path)!r} is at least {float(missing):.3f} s shorter than the film: make "
-        "it as long as the film, with silence if need be"
+        "it as long as the film, with silence at its end"
     )
 
 
-def check_track(plan: SoundPlan, frames: int, fps: Fraction) -> None:
-    """Refuse a track that its header says is over one frame shorter than the film.
+def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
+    """Refuse a track that is more than one frame shorter than the film, by its header.
 
     Raises:
-        StitchInputError: It is.
+        StitchInputError: It is too short.
     """
     if plan.track is None or plan.source is None or not plan.source.samples:
         return
@@ -135,69 +134,87 @@ def check_track(plan: SoundPlan, frames: int, fps: Fraction) -> None:
         raise StitchInputError(track_too_short(plan.track, missing))
 
 
-def sound_fault(sound: Sound, mode: SoundMode, frames: int, fps: Fraction) -> str | None:
-    """Say in what a chunk's sound does not fit its frames; None if it does.
+def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> str | None:
+    """Return in what a chunk's audio does not fit its frames; None if it fits.
 
     PCM may be one sample off, and begin one sample off or, in containers with a clock of 1 ms, one
-    tick. Compressed sound has samples before and behind that nobody hears, as many as there may be
-    in a few packets; what is copied may lack one at its end.
+    tick. Compressed audio has inaudible samples before and behind, up to a few packets; copied
+    audio may lack one packet at its end.
     """
-    due = Fraction(frames) / fps * sound.rate
-    tick = _CLOCK_SECONDS * sound.rate
-    if sound.is_pcm:
-        off, short = abs(sound.start) > _CLOCK_SECONDS, abs(sound.samples - due) > 1
+    expected = Fraction(frames) / fps * audio.rate
+    tick = _CLOCK_SECONDS * audio.rate
+    if audio.is_pcm:
+        off, short = abs(audio.start) > _CLOCK_SECONDS, abs(audio.samples - expected) > 1
     else:
-        lacking = _PACKET if mode is SoundMode.COPY else tick
-        off = not -tick <= -sound.start * sound.rate <= _PACKETS_OF_SLACK
-        short = not -lacking <= sound.heard - due <= _PACKETS_OF_SLACK
-    if off and (sound.is_pcm or mode is not SoundMode.COPY):
+        lacking = _PACKET if mode is AudioMode.COPY else tick
+        off = not -tick <= -audio.start * audio.rate <= _MAX_EXTRA
+        short = not -lacking <= audio.audible - expected <= _MAX_EXTRA
+    if off and (audio.is_pcm or mode is not AudioMode.COPY):
         return (
-            f"has sound that begins {float(sound.start) * 1000:+.1f} ms from its first frame: "
+            f"has audio that begins {float(audio.start) * 1000:+.1f} ms from its first frame: "
             "render both from the same moment on"
         )
     if short:
         return (
-            f"has {sound.heard} audio samples, but its {frames} frames last "
-            f"{round(due)}: render sound as long as the frames"
+            f"has {audio.audible} audio samples, but its {frames} frames last "
+            f"{round(expected)}: render audio as long as the frames"
         )
     return None
 
 
-def sound_codec(named: str | None, film: Path) -> str:
-    """Return FFmpeg's name of the codec to encode a film's sound with."""
+def codec_for(named: str | None, film: Path) -> str:
+    """Return FFmpeg's name of the codec to encode a film's audio with."""
     return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
 
 
-def check_codec(name: str, sound: Sound) -> None:
-    """Refuse a codec that is not there, or would need the sound resampled or remixed.
+def find_encoder(name: str) -> Any:
+    """Return the audio encoder of PyAV's FFmpeg that has this name.
 
     Raises:
-        StitchInputError: Saying what it does not take.
+        StitchInputError: There is none, or it encodes something else.
     """
-    codec = find_encoder("audio_codec", name, "audio")
-    rates = codec.audio_rates
-    if rates and sound.rate not in rates:
+    try:
+        codec: Any = Codec(name, "w")
+    except (av.FFmpegError, ValueError):
+        codec = None
+    if codec is None or codec.type != "audio":
         raise StitchInputError(
-            f"the sound has {sound.rate} samples a second, which {name} does not take "
-            f"({', '.join(str(known) for known in sorted(rates))}): render it so, or set the "
-            "stitcher's 'audio_codec' to another; nothing is resampled unasked"
+            f"audio_codec {name!r} is not an audio encoder of PyAV's FFmpeg: name another, such as "
+            "aac or flac"
+        )
+    return codec
+
+
+def check_codec(name: str, audio: Audio) -> None:
+    """Refuse a codec that does not exist, or would need the audio resampled or remixed.
+
+    Raises:
+        StitchInputError: With what the codec does not take.
+    """
+    codec = find_encoder(name)
+    rates = codec.audio_rates
+    if rates and audio.rate not in rates:
+        raise StitchInputError(
+            f"the audio has {audio.rate} samples a second, which {name} does not take "
+            f"({', '.join(str(known) for known in sorted(rates))}): render it with one of these, "
+            "or set the stitcher's 'audio_codec' to another; audio is never resampled"
         )
     trial: Any = CodecContext.create(codec)
     try:
-        trial.sample_rate = sound.rate
-        trial.layout = sound.layout
+        trial.sample_rate = audio.rate
+        trial.layout = audio.layout
         trial.format = codec.audio_formats[0]
-        trial.time_base = Fraction(1, sound.rate)
+        trial.time_base = Fraction(1, audio.rate)
         trial.open()
     except (av.FFmpegError, ValueError):
         raise StitchInputError(
-            f"the sound has the channels {sound.layout!r}, which {name} does not take: render "
-            "others, or set the stitcher's 'audio_codec' to another; nothing is remixed unasked"
+            f"the audio has the channels {audio.layout!r}, which {name} does not take: render "
+            "others, or set the stitcher's 'audio_codec' to another; audio is never remixed"
         ) from None
 
 
 def nearest_format(codec: Any, source: Any) -> Any:
-    """Return the sample format of an encoder that loses least of a source's."""
+    """Return the sample format of an encoder that loses least of a source's format."""
 
     def loss(known: Any) -> tuple[bool, bool, int]:
         narrower = known.bytes < source.bytes

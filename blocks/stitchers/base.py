@@ -1,10 +1,11 @@
-"""How chunk files become one film: the interface that every stitcher implements."""
+"""The interface that every stitcher implements: chunk files in, one film out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,29 @@ from prefect_renderfarm.blocks.base import FarmBlock
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.media.model import Verify
 
+# Takes the number of frames and of bytes that are written so far.
+_progress: ContextVar[Callable[[int, int], None]] = ContextVar(
+    "assembly_progress", default=lambda _frames, _size: None
+)
+
+
+@contextmanager
+def watching(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside the block, report the progress of assemblies in this context to `report`."""
+    token = _progress.set(report)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+def progress_report() -> Callable[[int, int], None]:
+    """Return the function that takes the progress of an assembly, in any thread."""
+    return _progress.get()
+
 
 class StitchReport(BaseModel):
-    """What a stitcher made."""
+    """The film that a stitcher has assembled."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +50,7 @@ class StitchReport(BaseModel):
         default=0.0, description="Largest distance of a frame's time from n / fps, in seconds."
     )
     audio_samples: int | None = Field(
-        default=None, description="Length of the audio, in samples. None: no audio."
+        default=None, description="Length of the audio, in samples. None means no audio."
     )
     audio_rate: int | None = Field(default=None, description="Audio samples a second.")
     chunks: int = Field(default=0, description="Number of chunk files.")
@@ -39,27 +60,27 @@ class StitchReport(BaseModel):
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """What a stitcher asks of chunks, for their workers to check as part of rendering them.
+    """The rules of a stitcher for chunks, which workers check as part of rendering.
 
     Attributes:
-        verify: How closely to look.
-        may_differ: Names in the signature in which chunks may differ; None: in all.
+        verify: How thoroughly to check a chunk.
+        uniform: Whether all chunks must have the same stream signature.
     """
 
     verify: Verify = Verify.PACKETS
-    may_differ: frozenset[str] | None = None
+    uniform: bool = False
 
 
 class GrowingFilm(ABC):
-    """A film under assembly, to which chunks are added while others still render."""
+    """A film to which chunks are appended while others still render."""
 
     @abstractmethod
     def append(self) -> None:
-        """Check the next chunk file and add it.
+        """Check the next chunk file and append it.
 
         Raises:
             StitchInputError: It does not fit the plan or the other chunks.
-            NotAppendableError: It fits, but not at the end of what is written: stitch all at once.
+            NotAppendableError: It fits the film, but cannot be appended: stitch all at once.
         """
 
     @property
@@ -75,7 +96,7 @@ class GrowingFilm(ABC):
     @property
     @abstractmethod
     def report(self) -> StitchReport:
-        """What was made; once the film has its name."""
+        """The report; available once the film is published."""
 
 
 class VideoStitcher(FarmBlock, ABC):
@@ -86,28 +107,28 @@ class VideoStitcher(FarmBlock, ABC):
 
         Args:
             output: The film.
-            inputs: The chunk files, which need not be there yet; their names tell enough.
+            inputs: The chunk files, which need not exist yet: only their names are checked.
 
         Raises:
-            StitchInputError: Saying what is wrong, and what to do.
+            StitchInputError: With the reason and the fix.
         """
 
     def chunk_rules(self) -> ChunkRules:
-        """Return what this stitcher asks of chunks."""
+        """Return the rules of this stitcher for chunks."""
         return ChunkRules()
 
     def check_track(self, frames: int, fps: Fraction) -> None:
         """Refuse a whole-film audio track that cannot be used; called before any chunk is rendered.
 
         Raises:
-            StitchInputError: Saying what is wrong with the track.
+            StitchInputError: With the reason.
         """
 
     def with_track(self, track: Path) -> VideoStitcher:
-        """Return a stitcher that takes the film's sound from one file, a job's audio track.
+        """Return a stitcher that takes the film's audio from one file, a job's audio track.
 
         Raises:
-            StitchInputError: This stitcher cannot.
+            StitchInputError: This stitcher does not support it.
         """
         raise StitchInputError(
             f"a {type(self).__name__} cannot take the job's audio track {str(track)!r}: choose "
@@ -122,11 +143,11 @@ class VideoStitcher(FarmBlock, ABC):
         fps: float | str | Fraction,
         frame_counts: Sequence[int],
     ) -> AbstractContextManager[GrowingFilm] | None:
-        """Begin a film to which chunks are added as they come; None if this stitcher cannot.
+        """Begin a film to which chunks are appended; None if this stitcher does not support it.
 
         Args:
-            inputs: The chunk files, in the order of the film; they need not be there yet.
-            output: The film. It appears when the context is left well.
+            inputs: The chunk files, in the order of the film; they need not exist yet.
+            output: The film. It appears when the context ends without an error.
             fps: Frames a second that are planned.
             frame_counts: Number of frames that is planned for each input.
         """
@@ -147,11 +168,8 @@ class VideoStitcher(FarmBlock, ABC):
             inputs: The chunk files, in the order of the film.
             output: The film. It appears whole or not at all; an older film stays until then.
             fps: Frames a second that are planned, a number or a string such as `"30000/1001"`.
-                None: those of the first chunk.
-            frame_counts: Number of frames that is planned for each input. None: not checked.
-
-        Returns:
-            What was made.
+                None means the rate of the first chunk.
+            frame_counts: Number of frames that is planned for each input. None means unchecked.
 
         Raises:
             StitchInputError: A chunk does not fit the plan or the other chunks.

@@ -1,4 +1,4 @@
-"""A stitcher that checks every chunk before, and the film after, and only then publishes it."""
+"""A stitcher that checks every chunk before assembly, and the film before it is published."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.stitchers.audio_plan import (
     NO_TRACK,
-    SoundMode,
-    SoundPlan,
+    AudioMode,
+    AudioPlan,
     check_codec,
     check_track,
-    plan_sound,
-    sound_codec,
+    codec_for,
+    find_encoder,
+    plan_audio,
 )
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, StitchReport, VideoStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures
 from prefect_renderfarm.blocks.storage.publish import publishing
 
@@ -31,31 +31,31 @@ FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 
 
 class CheckedStitcher(VideoStitcher, ABC):
-    """What `RemuxStitcher` and `FfmpegStitcher` share: the checks, the sound, the publishing."""
+    """The common part of `RemuxStitcher` and `FfmpegStitcher`: checks, audio, publishing."""
 
     verify: Verify = Field(
         default=Verify.PACKETS,
         title="Verify",
         description=(
-            "How closely chunks are looked at. packets: the time and place of every frame; decode: "
-            "also decode every frame, which takes about as long as playing it; header: believe "
-            "the header of files without an index."
+            "How thoroughly chunks are checked. packets: the time of every frame; decode: also "
+            "decode every frame, which takes about as long as playing it; header: trust the "
+            "header of files without an index."
         ),
     )
-    audio: SoundMode = Field(
-        default=SoundMode.AUTO,
+    audio: AudioMode = Field(
+        default=AudioMode.AUTO,
         title="Audio",
         description=(
-            "Where the film's sound comes from. auto: the job's track, if it has one; else the "
-            "chunks' PCM, kept where the film's container plays it (mov, mkv) and otherwise "
-            "encoded once; none: leave it out; copy: the chunks' sound as it is, which clicks "
-            "unless it is PCM; encode: decode it and encode it once; track: the track."
+            "Source and treatment of the film's audio. auto: the job's track, if it has one; else "
+            "the chunks' PCM, copied where the film's container plays it (mov, mkv) and otherwise "
+            "encoded once; none: no audio; copy: the chunks' audio as it is, which clicks at every "
+            "seam unless it is PCM; encode: decode it and encode it once; track: the track."
         ),
     )
     audio_track: Path | None = Field(
         default=None,
         title="Audio track",
-        description="A file with the sound of the whole film. Empty: the job's, if it has one.",
+        description="A file with the audio of the whole film. Empty: the job's, if it has one.",
     )
     audio_codec: str | None = Field(
         default=None,
@@ -66,40 +66,42 @@ class CheckedStitcher(VideoStitcher, ABC):
         default=192_000,
         gt=0,
         title="Audio bit rate",
-        description="Bits a second to encode sound with; lossless codecs ignore it.",
+        description="Bits a second of encoded audio; lossless codecs ignore it.",
     )
     faststart: bool = Field(
         default=False,
         title="Fast start",
-        description="Put the index of an mp4 or mov film first, so that it plays while it loads.",
+        description=(
+            "Put the index of an mp4 or mov film first, so that the film plays while it loads."
+        ),
     )
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film whose ending names no container, and one that is a folder."""
         if output.is_dir():
             raise StitchInputError(f"film {str(output)!r} is a folder: name a file")
-        if self.audio is SoundMode.TRACK and self.audio_track is None:
+        if self.audio is AudioMode.TRACK and self.audio_track is None:
             raise StitchInputError(NO_TRACK)
         if self.audio_codec is not None:
-            find_encoder("audio_codec", self.audio_codec, "audio")
+            find_encoder(self.audio_codec)
         if output.suffix.lower() not in FILM_ENDINGS:
             raise StitchInputError(
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
             )
 
     def chunk_rules(self) -> ChunkRules:
-        """Return what this stitcher asks of chunks; a worker counts their packets at the least."""
+        """Return the rules of this stitcher; a worker always counts the packets of a chunk."""
         verify = Verify.DECODE if self.verify is Verify.DECODE else Verify.PACKETS
-        return ChunkRules(verify, self._may_differ())
+        return ChunkRules(verify, uniform=True)
 
     def check_track(self, frames: int, fps: Fraction) -> None:
-        """Refuse an audio track that is not there, is no sound, or is shorter than the film."""
-        if self.audio in (SoundMode.AUTO, SoundMode.TRACK):
-            plan = plan_sound(self.audio, None, Path("film.mkv"), self.audio_track)
+        """Refuse an audio track that is missing, has no audio, or is shorter than the film."""
+        if self.audio in (AudioMode.AUTO, AudioMode.TRACK):
+            plan = plan_audio(self.audio, None, Path("film.mkv"), self.audio_track)
             check_track(plan, frames, fps)
 
     def with_track(self, track: Path) -> CheckedStitcher:
-        """Return this stitcher with the sound of a job, unless it has its own."""
+        """Return this stitcher with a job's audio track, unless it has its own."""
         if self.audio_track is not None:
             return self
         return self.model_copy(update={"audio_track": track})
@@ -116,38 +118,21 @@ class CheckedStitcher(VideoStitcher, ABC):
         started = time.monotonic()
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        check = self._chunk_check(inputs, output, fps, frame_counts)
-        chunks = self._take_all(check, output)
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
+        first = check.take()
+        check.plan_audio(self._plan_audio(first, output))
+        chunks = [first, *(check.take() for _ in check.paths[1:])]
+        check_track(check.audio, sum(chunk.frames for chunk in chunks), first.fps)
         with publishing(output) as film:
             figures = self._assemble(chunks, film, check)
         return figures.report(output, len(chunks), time.monotonic() - started)
 
     @abstractmethod
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        """Write the film from checked chunks, check it, and say what it is."""
+        """Write the film from checked chunks, check it, and return its figures."""
 
-    def _may_differ(self) -> frozenset[str]:
-        """Return the names in the signature in which chunks may differ."""
-        return frozenset()
-
-    def _chunk_check(
-        self,
-        inputs: Sequence[Path],
-        output: Path,
-        fps: float | str | Fraction | None,
-        frame_counts: Sequence[int] | None,
-    ) -> ChunkCheck:
-        return ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._may_differ())
-
-    def _take_all(self, check: ChunkCheck, output: Path) -> list[Media]:
-        first = check.take()
-        check.plan_sound(self._plan_sound(first, output))
-        chunks = [first, *(check.take() for _ in check.paths[1:])]
-        check_track(check.sound, sum(chunk.frames for chunk in chunks), first.fps)
-        return chunks
-
-    def _plan_sound(self, first: Media, output: Path) -> SoundPlan:
-        plan = plan_sound(self.audio, first.sound, output, self.audio_track)
-        if plan.mode is SoundMode.ENCODE and plan.source is not None:
-            check_codec(sound_codec(self.audio_codec, output), plan.source)
+    def _plan_audio(self, first: Media, output: Path) -> AudioPlan:
+        plan = plan_audio(self.audio, first.audio, output, self.audio_track)
+        if plan.mode is AudioMode.ENCODE and plan.source is not None:
+            check_codec(codec_for(self.audio_codec, output), plan.source)
         return plan

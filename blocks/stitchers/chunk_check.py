@@ -1,8 +1,8 @@
-"""Checks of chunk files before they are assembled: each against the plan and against the first."""
+"""Checks of chunk files before assembly: each against the plan and against the first."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,22 +11,21 @@ from prefect_renderfarm.blocks.media.frame_rate import parse_fps
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.media.reader import read_media
 from prefect_renderfarm.blocks.media.signature import difference
-from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, SoundPlan, sound_fault
+from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan, audio_fault
 
 
 class ChunkCheck:
-    """Takes the chunk files of one film, one after the other, and refuses those that do not fit.
+    """Reads the chunk files of one film, in order, and refuses those that do not fit.
 
     Args:
         inputs: The chunk files, in the order of the film.
         output: The film.
-        fps: Frames a second that are planned; None: those of the first chunk.
-        frame_counts: Number of frames that is planned for each chunk; None: not checked.
-        verify: How closely to look.
-        may_differ: Names in the signature in which chunks may differ from the first.
+        fps: Frames a second that are planned; None means those of the first chunk.
+        frame_counts: Number of frames that is planned for each chunk; None means unchecked.
+        verify: How thoroughly to check a chunk.
 
     Raises:
-        StitchInputError: The chunks cannot make up the film, whatever is in them.
+        StitchInputError: No film can be made of these files, whatever they contain.
     """
 
     def __init__(
@@ -36,15 +35,12 @@ class ChunkCheck:
         fps: float | str | Fraction | None,
         frame_counts: Sequence[int] | None,
         verify: Verify = Verify.PACKETS,
-        may_differ: Collection[str] = (),
     ) -> None:
         self.paths = [Path(path).absolute() for path in inputs]
         self.output = output
-        self.sound = SoundPlan(SoundMode.NONE)
-        self.differs = False
+        self.audio = AudioPlan(AudioMode.NONE)
         self._frame_counts = frame_counts
         self._verify = verify
-        self._may_differ = may_differ
         self._taken: list[Media] = []
         film = f"film {str(output)!r}"
         if not self.paths:
@@ -75,15 +71,15 @@ class ChunkCheck:
         """Number of chunk files that were not taken yet."""
         return len(self.paths) - len(self._taken)
 
-    def plan_sound(self, plan: SoundPlan) -> None:
-        """Hold the chunks' sound to a plan: those that were taken, and those that will be.
+    def plan_audio(self, plan: AudioPlan) -> None:
+        """Check the audio of all chunks against a plan: of those taken, and of those to come.
 
         Raises:
-            StitchInputError: The sound of one does not fit its frames.
+            StitchInputError: The audio of one does not fit its frames.
         """
-        self.sound = plan
+        self.audio = plan
         for number, chunk in enumerate(self._taken):
-            self._check_sound(number, chunk)
+            self._check_audio(number, chunk)
 
     def take(self) -> Media:
         """Read and check the next chunk file.
@@ -96,29 +92,28 @@ class ChunkCheck:
         first = self._taken[0] if self._taken else None
         planned = None if self._frame_counts is None else self._frame_counts[number]
         try:
-            chunk = read_media(path, self._fps, like=first, verify=self._verify, planned=planned)
-            if planned is not None and chunk.frames != planned:
-                raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")  # noqa: TRY301
-            if first and (odd := difference(first.signature, chunk.signature, self._may_differ)):
-                raise MediaFault(  # noqa: TRY301
-                    f"differs from the first chunk file: {odd}; render all with the same settings"
-                )
+            chunk = read_media(path, self._fps, first=first, verify=self._verify, planned=planned)
         except MediaFault as fault:
-            raise self._refuse(number, str(fault)) from None
-        self.differs = self.differs or bool(first and difference(first.signature, chunk.signature))
-        self._check_sound(number, chunk)
+            raise self._refusal(number, str(fault)) from None
+        if planned is not None and chunk.frames != planned:
+            raise self._refusal(number, f"has {chunk.frames} frames, not the planned {planned}")
+        if first and (found := difference(first.signature, chunk.signature)):
+            raise self._refusal(
+                number,
+                f"differs from the first chunk file: {found}; render all with the same settings",
+            )
+        self._check_audio(number, chunk)
         self._fps = chunk.fps
         self._taken.append(chunk)
         return chunk
 
-    def _check_sound(self, number: int, chunk: Media) -> None:
-        if self.sound.mode is SoundMode.NONE or self.sound.track or chunk.sound is None:
+    def _check_audio(self, number: int, chunk: Media) -> None:
+        if self.audio.mode is AudioMode.NONE or self.audio.track or chunk.audio is None:
             return
-        fault = sound_fault(chunk.sound, self.sound.mode, chunk.frames, chunk.fps)
-        if fault:
-            raise self._refuse(number, f"{fault}, or set the stitcher's 'audio' to 'none'")
+        if fault := audio_fault(chunk.audio, self.audio.mode, chunk.frames, chunk.fps):
+            raise self._refusal(number, f"{fault}, or set the stitcher's 'audio' to 'none'")
 
-    def _refuse(self, number: int, fault: str) -> StitchInputError:
+    def _refusal(self, number: int, fault: str) -> StitchInputError:
         place = f"number {number + 1} of {len(self.paths)}"
         if self._frame_counts is not None:
             place += f", {self._frame_counts[number]} frames planned"

@@ -1,4 +1,4 @@
-"""Assembly by the ffmpeg program: its concat demuxer, with or without encoding anew."""
+"""Assembly by the ffmpeg program: its concat demuxer, by copy or with encoding."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.processes.process_group import run_program
 from prefect_renderfarm.blocks.runtime.run_log import run_log
-from prefect_renderfarm.blocks.stitchers.audio import join_sound
-from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, SoundPlan, sound_codec
-from prefect_renderfarm.blocks.stitchers.base import StitchReport
+from prefect_renderfarm.blocks.stitchers.audio import join_audio
+from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan, codec_for
+from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress_report
 from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.ffmpeg_check import require_exact
-from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS, FilmFigures, check_film
+from prefect_renderfarm.blocks.stitchers.film_check import (
+    MATROSKA_ENDINGS,
+    FilmFigures,
+    check_figures,
+    read_figures,
+)
 from prefect_renderfarm.blocks.stitchers.image_sequence import (
     check_sequence_folder,
     join_sequences,
     link_sequence,
 )
 from prefect_renderfarm.blocks.stitchers.muxer import check_container, muxer_options
-from prefect_renderfarm.blocks.stitchers.progress import watcher
 from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
 from prefect_renderfarm.blocks.storage.publish import naming_the_disk
 
@@ -47,12 +51,12 @@ _PROGRESS = re.compile(r"[a-z_0-9]+=")
 
 
 def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
-    """Run ffmpeg in `folder`, and tell its progress.
+    """Run ffmpeg in `folder`, and report its progress.
 
     Raises:
-        AssemblyError: It failed; with its last words.
+        AssemblyError: It failed; with the last lines of its stderr.
     """
-    log, tell = run_log(), watcher()
+    log, report = run_log(), progress_report()
     done = {"frame": 0, "total_size": 0}
 
     def on_line(line: str) -> None:
@@ -60,7 +64,7 @@ def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
         if name in done and value.strip().isdigit():
             done[name] = int(value)
         elif name == "progress":
-            tell(done["frame"], done["total_size"])
+            report(done["frame"], done["total_size"])
         elif not _PROGRESS.match(line):
             log.debug("ffmpeg | %s", line)
 
@@ -75,15 +79,15 @@ def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
         grace=5.0,
     )
     if code != 0:
-        words = " / ".join(stderr.splitlines()[-4:])
-        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {words}")
+        reason = " / ".join(stderr.splitlines()[-4:])
+        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {reason}")
 
 
 _FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 
 
 class FfmpegStitcher(CheckedStitcher):
-    """Assemble chunks with the ffmpeg program, and encode the film anew where that is asked for.
+    """Assemble chunks with the ffmpeg program, by copy or with another codec.
 
     `RemuxStitcher` is faster for a plain copy. This one offers all that FFmpeg can do to the film:
     another codec, filters, any output option.
@@ -102,7 +106,7 @@ class FfmpegStitcher(CheckedStitcher):
     _block_type_name: ClassVar[str | None] = "FFmpeg Stitcher"
     _block_type_slug: ClassVar[str | None] = "ffmpeg-stitcher"
     _description: ClassVar[str | None] = (
-        "Assemble chunks into one film with the ffmpeg program, by copy or by encoding anew. "
+        "Assemble chunks into one film with the ffmpeg program, by copy or with another codec. "
         "Every chunk is checked before, the film after."
     )
 
@@ -110,8 +114,8 @@ class FfmpegStitcher(CheckedStitcher):
         default=None,
         title="FFmpeg",
         description=(
-            "The ffmpeg program. Empty: the one that comes with this package. Another one has "
-            "to assemble small films exactly at its first use, or it is refused."
+            "The ffmpeg program. Empty: the one that comes with this package. Another one is "
+            "tested at its first use, and refused unless it assembles small films exactly."
         ),
     )
     video_codec: str = Field(
@@ -131,23 +135,23 @@ class FfmpegStitcher(CheckedStitcher):
     )
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
-        """Refuse a film that has no container for it, and images that nothing would encode."""
+        """Refuse a film without a container, and images without a codec to encode them."""
         images = [path for path in inputs if is_image_sequence(path)]
         if images and len(images) < len(inputs):
             other = next(path for path in inputs if path not in images)
             raise StitchInputError(
                 f"chunk file {str(images[0])!r} is an image sequence, but {str(other)!r} is not: "
-                "let all chunks write the same kind"
+                "render all chunks as the same kind of file"
             )
         if has_number(output):
             if inputs and not images:
                 raise StitchInputError(
-                    f"sequence {str(output)!r}: the chunks are no image sequences: name a film"
+                    f"sequence {str(output)!r}: the chunks are not image sequences: name a film"
                 )
             check_sequence_folder(output)
             return
         super().check_output(output, inputs)
-        if self.ffmpeg is not None and shutil.which(self.ffmpeg):  # else it is another machine's
+        if self.ffmpeg is not None and shutil.which(self.ffmpeg):  # else on another machine
             self._exact_program()
         if images and self.video_codec == "copy":
             raise StitchInputError(
@@ -172,7 +176,7 @@ class FfmpegStitcher(CheckedStitcher):
             return super().stitch(inputs, output, fps=fps, frame_counts=frame_counts)
         started = time.monotonic()
         self.check_output(output, inputs)
-        check = self._chunk_check(inputs, output, fps or 1, frame_counts)
+        check = ChunkCheck(inputs, output, fps or 1, frame_counts, self.verify)
         chunks = [check.take() for _ in inputs]
         with naming_the_disk(output):
             size = join_sequences(chunks, output)
@@ -188,69 +192,63 @@ class FfmpegStitcher(CheckedStitcher):
         )
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        return self._join(chunks, chunks, film, check)
-
-    def _join(
-        self, pictures: Sequence[Media], chunks: Sequence[Media], film: Path, check: ChunkCheck
-    ) -> FilmFigures:
-        """Make a film of the pictures of some files, and of the sound of the chunks."""
-        sound = check.sound
         if self.video_codec == "copy":
-            check_container(film, str(pictures[0].signature["codec"]))
-        self._write(self._exact_program(), pictures, chunks, film, sound, check.output)
-        return check_film(film, chunks, sound.mode)
+            check_container(film, str(chunks[0].signature["codec"]))
+        self._write(self._exact_program(), chunks, film, check.audio, check.output)
+        frames = sum(chunk.frames for chunk in chunks)
+        figures = read_figures(film, chunks[0].fps)
+        return check_figures(figures, frames, len(chunks), check.audio.mode)
 
     def _exact_program(self) -> Path:
-        """Return the ffmpeg program to assemble with.
+        """Return the ffmpeg program.
 
         Raises:
             SetupError: It does not exist, or does not write exact films.
         """
         program = find_ffmpeg(self.ffmpeg)
-        copying, silent = FfmpegStitcher(), SoundPlan(SoundMode.NONE)
+        stitcher, no_audio = FfmpegStitcher(), AudioPlan(AudioMode.NONE)
         require_exact(
             program,
-            lambda chunks, film: copying._write(program, chunks, chunks, film, silent, film),
+            lambda chunks, film: stitcher._write(program, chunks, film, no_audio, film),
         )
         return program
 
     def _write(
         self,
         program: Path,
-        pictures: Sequence[Media],
         chunks: Sequence[Media],
         film: Path,
-        sound: SoundPlan,
+        audio: AudioPlan,
         output: Path,
     ) -> None:
         with scratch_folder(output) as folder:
-            # By their names alone: ffmpeg would take parts of a folder's name for its own syntax.
-            if pictures[0].images:
-                inputs = [Path(link_sequence(pictures, folder))]
+            # Names without a folder: ffmpeg would take parts of its path for its own syntax.
+            if chunks[0].images:
+                inputs = [Path(link_sequence(chunks, folder))]
             else:
-                inputs = [Path(write_playlist(pictures, folder).name)]
-            if sound.mode is not SoundMode.NONE:
-                # The concat demuxer neither cuts nor fills sound: it would drift off the frames.
-                inputs.append(Path("sound.nut"))
-                join_sound(chunks, sound, folder / inputs[1])
-            run_ffmpeg(self.command(program, inputs, film, sound, pictures), folder, output)
+                inputs = [Path(write_playlist(chunks, folder).name)]
+            if audio.mode is not AudioMode.NONE:
+                # The concat demuxer neither cuts nor fills audio: it would drift off the frames.
+                inputs.append(Path("audio.nut"))
+                join_audio(chunks, audio, folder / inputs[1])
+            run_ffmpeg(self.command(program, inputs, film, audio, chunks), folder, output)
 
     def command(
         self,
         program: Path,
         inputs: Sequence[Path],
         film: Path,
-        sound: SoundPlan,
+        audio: AudioPlan,
         chunks: Sequence[Media],
     ) -> list[str]:
         """Return the command line that makes the film.
 
         Args:
             program: The ffmpeg program.
-            inputs: A playlist of the chunks, or the name of their images; and a file with their
-                sound if that is wanted.
+            inputs: A playlist of the chunks, or the name of their images; and, if the film has
+                audio, a file with it.
             film: The film to write.
-            sound: What to do with the sound.
+            audio: The plan for the audio.
             chunks: The chunks.
         """
         fps = chunks[0].fps
@@ -260,13 +258,13 @@ class FfmpegStitcher(CheckedStitcher):
             # Containers with a coarse clock (Matroska: 1 ms) have rounded the times: put every
             # frame back onto the grid, first in the chunks' clock, then in the film's. Decoding
             # begins as many frames early as any chunk's B-frames need. Times count from the first
-            # frame: sound of the chunks' own may begin before it, with what primes its decoder.
+            # frame: the chunks' own audio may begin before it, with samples that prime a decoder.
             early = max(chunk.reorder for chunk in chunks)
             frame = f"round((PTS-STARTPTS)*TB*{fps})"
             setts = f"setts=pts=round({frame}/({fps})/TB):dts=round((N-{early})/({fps})/TB)"
             clock = 1 / fps
             if film.suffix.lower() in MATROSKA_ENDINGS:
-                # The film's length is where its last frame ends: at the tick of the next one.
+                # The film ends where its last frame ends: at the tick of the next one.
                 clock = Fraction(1, 1000)
                 begin, end = (f"round(({frame}+{more})/({fps})/({clock}))" for more in (0, 1))
                 setts += f":duration=round(({end}-{begin})*({clock})/TB)"
@@ -274,21 +272,21 @@ class FfmpegStitcher(CheckedStitcher):
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
             own["vf"] = ",".join(filter(None, [_FROM_FIRST_FRAME, own.get("vf")]))
-        if sound.mode is SoundMode.COPY:
+        if audio.mode is AudioMode.COPY:
             options["c:a"] = "copy"
-        elif sound.mode is SoundMode.ENCODE:
-            options |= {"c:a": sound_codec(self.audio_codec, film), "b:a": self.audio_bitrate}
+        elif audio.mode is AudioMode.ENCODE:
+            options |= {"c:a": codec_for(self.audio_codec, film), "b:a": self.audio_bitrate}
         frames = sum(chunk.frames for chunk in chunks)
         options |= muxer_options(film, fps, self.faststart, frames)
         if chunks[0].images:
-            # A damaged picture would else be skipped, or filled up from the one before.
-            how = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
+            # Otherwise a damaged picture would be skipped, or completed from the one before.
+            reading = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
         else:
-            how = {"format": "concat", "safe": "0"}
-        streams = [ffmpeg.input(str(inputs[0]), **(how | self.input_options))["v:0"]]
-        if sound.source is not None:
-            # NUT tells how many channels there are, not where they stand.
-            layout = {"channel_layout": sound.source.layout}
+            reading = {"format": "concat", "safe": "0"}
+        streams = [ffmpeg.input(str(inputs[0]), **(reading | self.input_options))["v:0"]]
+        if audio.source is not None:
+            # NUT stores the number of channels, not their layout.
+            layout = {"channel_layout": audio.source.layout}
             streams += [ffmpeg.input(str(path), **layout)["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | own))
         graph = graph.global_args(*GLOBAL_ARGUMENTS).overwrite_output()
@@ -298,9 +296,9 @@ class FfmpegStitcher(CheckedStitcher):
 def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
     """Write a list for FFmpeg's concat demuxer into `folder`, and return its path.
 
-    The list names links with plain names, because it has no way to write a line end in a name. A
-    `duration` line a file keeps the clock exact: without it the demuxer adds up rounded lengths.
-    The durations come from the sum of the frames, so that their rounding (1 µs) does not add up.
+    The list names links, because it cannot express a line end in a name. A `duration` line for each
+    file keeps the clock exact: without it the demuxer adds up rounded lengths. The durations come
+    from the sum of the frames, so that their rounding (1 µs) does not add up.
 
     Args:
         chunks: The chunks in order.

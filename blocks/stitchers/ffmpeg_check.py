@@ -1,4 +1,4 @@
-"""Whether an ffmpeg program that a user names assembles exact films: it has to show it once."""
+"""The test of an ffmpeg program that a user names: it has to assemble small films exactly, once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS
 _FPS = Fraction(30_000, 1001)
 _FRAMES, _CHUNKS = 7, 3
 _WIDTH, _HEIGHT = 64, 48
-_RATE = 48_000
-# The codec of the pictures, and the endings of chunks and film. Each pair has caught a release of
-# FFmpeg: 5.1 writes decoding times one tick apart into mp4 and ts, and refuses H.264 from mkv.
+# The endings of chunks and film. Each pair has caught a release of FFmpeg: 5.1 writes decoding
+# times one tick apart into mp4 and ts, and refuses H.264 from mkv.
 _PAIRS = ((".mp4", ".mp4"), (".mkv", ".mp4"), (".mov", ".mkv"), (".mkv", ".ts"))
 
 Assemble = Callable[[Sequence[Media], Path], object]
@@ -34,9 +33,9 @@ _faults: dict[tuple[Path, int, int], str | None] = {}
 def require_exact(program: Path, assemble: Assemble) -> None:
     """Refuse an ffmpeg program that does not write exact films.
 
-    The program that this package carries is known to. Another one makes small films of H.264 with
+    The program that this package carries needs no test. Another one makes small films of H.264 with
     B-frames at 29.97 frames a second, of which decoded frames, display and decoding times, rate and
-    length are compared with the chunks'. What was found is kept, until the program is replaced.
+    length are compared with the chunks'. The result is kept until the program is replaced.
 
     Args:
         program: The ffmpeg program.
@@ -47,11 +46,11 @@ def require_exact(program: Path, assemble: Assemble) -> None:
     """
     if is_carried(program):
         return
-    told = program.stat()
-    known = (program, told.st_mtime_ns, told.st_size)
-    if known not in _faults:
-        _faults[known] = _first_fault(assemble)
-    if fault := _faults[known]:
+    status = program.stat()
+    key = (program, status.st_mtime_ns, status.st_size)
+    if key not in _faults:
+        _faults[key] = _first_fault(assemble)
+    if fault := _faults[key]:
         raise SetupError(
             f"ffmpeg {str(program)!r} does not assemble exact films: {fault}; leave the block's "
             "'ffmpeg' field empty, for the FFmpeg that comes with this package, or name a later one"
@@ -98,7 +97,7 @@ def _write_sample(path: Path) -> Path:
 
 
 def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
-    """Say in what a film differs from what its chunks should have become."""
+    """Return in what a film differs from its chunks."""
     ending = film.suffix
     frames = sum(chunk.frames for chunk in chunks)
     with open_media(film) as container:
@@ -110,16 +109,16 @@ def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
     allowed = clock if (1 / (_FPS * clock)).denominator > 1 else 0
     if len(packets) != frames:
         return f"{len(packets)} frames, not {frames}"
-    told = {"display": sorted(packet.pts for packet in packets)}
+    times_of = {"display": sorted(packet.pts for packet in packets)}
     if ending not in MATROSKA_ENDINGS:  # which have no decoding times
-        told["decoding"] = [packet.dts for packet in packets]
-    for name, times in told.items():
+        times_of["decoding"] = [packet.dts for packet in packets]
+    for name, times in times_of.items():
         for number, time in enumerate(times):
             late = (time - times[0]) * clock
             if abs(late - number / _FPS) > allowed:
                 return (
                     f"the {name} time of frame {number} is {float(late):.6f} s after the first "
-                    f"one's, not {float(number / _FPS):.6f} s"
+                    f"frame's, not {float(number / _FPS):.6f} s"
                 )
     if ending in MP4_ENDINGS and (rate != _FPS or abs(length - frames / _FPS) > clock):
         return (

@@ -1,158 +1,137 @@
-"""Checks of a film after it is written, before it takes its name."""
+"""Checks of a film after it is written, before it is published."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.media.frame_grid import clock_error, frame_order
-from prefect_renderfarm.blocks.media.model import Media, Sound, open_media
+from prefect_renderfarm.blocks.media.model import Audio, open_media
 from prefect_renderfarm.blocks.media.mp4_index import (
     MP4_ENDINGS,
     Mp4Index,
     NotIndexedError,
     read_mp4_index,
 )
-from prefect_renderfarm.blocks.media.reader import read_growing, read_media
-from prefect_renderfarm.blocks.media.tail import FileTail
-from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, samples_at
+from prefect_renderfarm.blocks.media.reader import Packets, read_back
+from prefect_renderfarm.blocks.media.tail import TailReader
+from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, samples_at
 from prefect_renderfarm.blocks.stitchers.base import StitchReport
 
-_PATIENCE_SECONDS = 2
 MATROSKA_ENDINGS = (".mkv", ".webm")
+_STOP_SECONDS = 2
+# Sample entries of PCM: QuickTime File Format, "Sound sample descriptions"; ISO/IEC 23003-5.
+_PCM_ENTRIES = frozenset(
+    {b"sowt", b"twos", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"raw ", b"ipcm", b"fpcm"}
+)
 
 
 @dataclass(frozen=True)
 class FilmFigures:
-    """What a finished film was found to be.
+    """What reading a finished film has shown.
 
     Attributes:
         frames: Number of video frames.
         fps: Frames a second.
         clock_error: Largest distance of a frame's display time from n / fps, in seconds.
-        audio_samples: Length of the sound in samples, from the first frame on; None: none.
-        audio_rate: Samples a second.
-        pcm: Whether the sound is PCM.
+        audio: The audio track, if there is one.
     """
 
     frames: int
     fps: Fraction
     clock_error: Fraction
-    audio_samples: int | None = None
-    audio_rate: int | None = None
-    pcm: bool = False
+    audio: Audio | None = None
 
     def report(self, output: Path, chunks: int, seconds: float) -> StitchReport:
-        """Return the report on a film that was made of so many chunks in so many seconds."""
+        """Return the report on a film of so many chunks that was made in so many seconds."""
         return StitchReport(
             output=output,
             frames=self.frames,
             fps=str(self.fps),
             duration=float(self.frames / self.fps),
             clock_error=float(self.clock_error),
-            audio_samples=self.audio_samples,
-            audio_rate=self.audio_rate,
+            audio_samples=self.audio.audible if self.audio else None,
+            audio_rate=self.audio.rate if self.audio else None,
             chunks=chunks,
             size=output.stat().st_size,
             seconds=seconds,
         )
 
 
-def check_film(film: Path, chunks: Sequence[Media], sound: SoundMode) -> FilmFigures:
-    """Read a new film back: the sum of the frames, a uniform clock, the length of the sound.
-
-    Of an mp4 or mov film the index is read, which tells when and where every frame is; of others
-    every packet.
-
-    Raises:
-        AssemblyError: It is not what the chunks should have become.
-    """
-    frames, fps = sum(chunk.frames for chunk in chunks), chunks[0].fps
-    return check_figures(read_figures(film, fps), frames, len(chunks), sound)
-
-
-def check_figures(made: FilmFigures, frames: int, chunks: int, sound: SoundMode) -> FilmFigures:
-    """Hold a film's figures to the number of frames and the sound it should have.
+def check_figures(found: FilmFigures, frames: int, chunks: int, mode: AudioMode) -> FilmFigures:
+    """Compare a film's figures with the number of frames and the audio that it should have.
 
     Raises:
         AssemblyError: They differ.
     """
-    if made.frames != frames:
+    if found.frames != frames:
         raise AssemblyError(
-            f"the assembled film has {made.frames} frames, its chunks have {frames}; "
+            f"the assembled film has {found.frames} frames, its chunks have {frames}; "
             "it is not published"
         )
-    if (sound is SoundMode.NONE) != (made.audio_samples is None):
-        raise AssemblyError("the assembled film's sound is missing or not wanted; not published")
-    if made.audio_samples is not None and made.audio_rate is not None:
-        due = samples_at(frames, made.fps, made.audio_rate)
+    if (mode is AudioMode.NONE) != (found.audio is None):
+        fault = "no audio track" if found.audio is None else "an audio track that it should not"
+        raise AssemblyError(f"the assembled film has {fault}; it is not published")
+    if found.audio is not None:
+        expected = samples_at(frames, found.fps, found.audio.rate)
         # A chunk's PCM may be one sample off. Codecs work in packets: AAC's has 1,024 samples
         # (ISO/IEC 14496-3), Opus' up to 120 ms (RFC 6716).
-        allowed = chunks if made.pcm else max(2048, round(0.12 * made.audio_rate))
-        if abs(made.audio_samples - due) > allowed:
+        allowed = chunks if found.audio.is_pcm else max(2048, round(0.12 * found.audio.rate))
+        if abs(found.audio.audible - expected) > allowed:
             raise AssemblyError(
-                f"the assembled film has {made.audio_samples} audio samples for {due} samples of "
-                "video; it is not published"
+                f"the assembled film has {found.audio.audible} audio samples for {expected} "
+                "samples of video; it is not published"
             )
-    return made
+    return found
 
 
 def read_figures(film: Path, fps: Fraction) -> FilmFigures:
     """Read the figures of a film whose frames should lie on a grid of `fps`.
+
+    Of an mp4 or mov film the index is read, which tells time and place of every frame; of others
+    every packet.
 
     Raises:
         AssemblyError: It cannot be read to its end, or has frames off the grid.
     """
     try:
         if film.suffix.lower() in MP4_ENDINGS:
-            try:
+            with suppress(NotIndexedError):  # ffmpeg's options may ask for fragments
                 return _from_index(read_mp4_index(film), fps)
-            except NotIndexedError:
-                pass  # written by ffmpeg with options of the user's, such as fragments
-        media = read_media(film, fps)
-        _check_header(film, media.frames / media.fps)
+        return _from_packets(film, read_back(film, probe=True), fps)
     except MediaFault as fault:
         raise AssemblyError(f"the assembled film {fault}; it is not published") from None
-    sound = media.sound
-    return FilmFigures(
-        media.frames,
-        media.fps,
-        media.clock_error,
-        sound.heard if sound else None,
-        sound.rate if sound else None,
-        sound.is_pcm if sound else False,
-    )
 
 
-class FilmFollower:
+class FilmReader:
     """Reads a film back, packet by packet, while it is written; for films without an index.
 
     Args:
-        film: The film; it has been begun.
-        sound: Whether it has sound.
+        film: The film; its file exists.
+        audio: Whether it has audio.
     """
 
-    def __init__(self, film: Path, sound: bool) -> None:
+    def __init__(self, film: Path, audio: bool) -> None:
         self._film = film
-        self._file = FileTail(film)
+        self._file = TailReader(film)
         self._begun = self._closed = False
-        self._reading: Future[tuple[list[int], Fraction, Sound | None]] = Future()
-        # A daemon: it waits for more of the film, and may hold up the end of no process.
-        self._thread = threading.Thread(target=self._read, args=[sound], name="follow", daemon=True)
+        self._reading: Future[Packets] = Future()
+        # A daemon: it waits for more of the film, and must not keep a process from ending.
+        self._thread = threading.Thread(target=self._read, args=[audio], name="follow", daemon=True)
 
     def begin(self) -> None:
-        """Begin to read, if it has not begun. Then `close` must be called, whatever happens."""
+        """Begin to read, unless it has begun. Then `close` must be called, whatever happens."""
         if not self._begun:
             self._begun = True
             self._thread.start()
 
     def finish(self, fps: Fraction) -> FilmFigures:
-        """Return the figures of the film, which is now whole.
+        """Return the figures of the film, which is now complete.
 
         Raises:
             AssemblyError: It cannot be read to its end, or has frames off the grid.
@@ -160,68 +139,67 @@ class FilmFollower:
         self.begin()
         self._file.finish()
         try:
-            times, time_base, sound = self._reading.result()
-            frames = len(frame_order(times, time_base, fps))
-            _check_header(self._film, frames / fps)
+            return _from_packets(self._film, self._reading.result(), fps)
         except MediaFault as fault:
             raise AssemblyError(f"the assembled film {fault}; it is not published") from None
-        figures = FilmFigures(frames, fps, clock_error(times, time_base, fps))
-        if sound is None:
-            return figures
-        return replace(figures, audio_samples=sound.heard, audio_rate=sound.rate, pcm=sound.is_pcm)
 
     def close(self) -> None:
-        """Stop reading, if it has not been stopped."""
+        """Stop reading, unless it has stopped."""
         self._file.finish(abandon=True)
         if self._begun:
-            # What a signal raises may have kept `start` from telling that the thread runs.
-            wait([self._reading], _PATIENCE_SECONDS)
+            # An error raised by a signal may have hidden from `start` that the thread runs.
+            wait([self._reading], _STOP_SECONDS)
         if self._thread.ident is not None:
             self._thread.join()
         if not self._closed:
             self._closed = True
             self._file.close()
 
-    def _read(self, sound: bool) -> None:
+    def _read(self, audio: bool) -> None:
         try:
-            self._reading.set_result(read_growing(self._file, probe=sound))
-        except BaseException as error:  # raised where the result is asked for
+            self._reading.set_result(read_back(self._file, probe=audio))
+        except BaseException as error:  # raised in `finish`
             self._reading.set_exception(error)
 
 
-def _check_header(film: Path, seconds: Fraction) -> None:
-    """Matroska tells its length in front, which is written last."""
-    if film.suffix.lower() not in MATROSKA_ENDINGS:
-        return
-    with open_media(film, probe=False) as container:
-        told = Fraction(container.duration or 0, 1_000_000)
-    # Sound may be longer than the picture by a packet, and the clock is one of 1 ms.
-    if not -Fraction(1, 500) <= told - seconds <= Fraction(1, 4):
-        raise MediaFault(f"lasts {float(told):.3f} s by its header, not {float(seconds):.3f} s")
+def _from_packets(film: Path, packets: Packets, fps: Fraction) -> FilmFigures:
+    figures = _figures(packets, fps)
+    if film.suffix.lower() in MATROSKA_ENDINGS:
+        # The header is written last. Audio may be longer than the video by a packet, and the clock
+        # is one of 1 ms.
+        with open_media(film, probe=False) as container:
+            length = Fraction(container.duration or 0, 1_000_000)
+        _check_length(figures, length, Fraction(1, 500), Fraction(1, 4))
+    return figures
 
 
 def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
     videos = [track for track in index.tracks if track.kind == "vide"]
-    sounds = [track for track in index.tracks if track.kind == "soun"]
-    if len(videos) != 1 or len(sounds) > 1:
+    audios = [track for track in index.tracks if track.kind == "soun"]
+    if len(videos) != 1 or len(audios) > 1:
         raise NotIndexedError("other tracks than one of video and one of audio")
-    video = videos[0]
-    clock = Fraction(1, video.timescale)
-    frames = len(frame_order(video.shown, clock, fps))
-    error = clock_error(video.shown, clock, fps)
-    length = Fraction(index.duration, index.timescale)
-    if not sounds and abs(length - frames / fps) > Fraction(2, index.timescale):
+    video, audio = videos[0], None
+    for track in audios:
+        entry = track.description[:4]
+        codec = "pcm_s16le" if entry in _PCM_ENTRIES else entry.decode("latin-1")
+        audio = Audio(codec, track.timescale, "", track.duration)
+    figures = _figures(Packets(video.pts, Fraction(1, video.timescale), audio), fps)
+    if not audio:
+        tick = Fraction(1, index.timescale)
+        _check_length(figures, index.duration * tick, 2 * tick, 2 * tick)
+    return figures
+
+
+def _figures(packets: Packets, fps: Fraction) -> FilmFigures:
+    frames = len(frame_order(packets.pts, packets.time_base, fps))
+    error = clock_error(packets.pts, packets.time_base, fps)
+    return FilmFigures(frames, fps, error, packets.audio)
+
+
+def _check_length(figures: FilmFigures, length: Fraction, less: Fraction, more: Fraction) -> None:
+    """Refuse a film whose header tells another length than its frames have."""
+    expected = figures.frames / figures.fps
+    if not -less <= length - expected <= more:
         raise MediaFault(
-            f"lasts {float(length):.6f} s by its header, not {float(frames / fps):.6f} s"
+            f"has a length of {float(length):.6f} s in its header, not {float(expected):.6f} s"
         )
-    if not sounds:
-        return FilmFigures(frames, fps, error)
-    sound = sounds[0]
-    pcm = sound.description[:4] in _PCM_ENTRIES
-    return FilmFigures(frames, fps, error, sound.duration, sound.timescale, pcm)
-
-
-# Sample entries of PCM: QuickTime File Format, "Sound sample descriptions"; ISO/IEC 23003-5.
-_PCM_ENTRIES = frozenset(
-    {b"sowt", b"twos", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"raw ", b"ipcm", b"fpcm"}
-)

@@ -1,4 +1,4 @@
-"""One image sequence made of many: pictures linked under new names, in a folder."""
+"""Assembly of image sequences: pictures are linked under new names, in one folder."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
 from prefect_renderfarm.blocks.media.image_sequence import list_images, numbered
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.stitchers.progress import watcher
+from prefect_renderfarm.blocks.stitchers.base import progress_report
 from prefect_renderfarm.blocks.storage.atomic_file import exchange, remove_leftovers, scratch_folder
 
 
 def check_sequence_folder(output: Path) -> None:
-    """Refuse a folder for a sequence in which there is anything else.
+    """Refuse a sequence's folder that contains anything else.
 
     Raises:
-        StitchInputError: There is.
+        StitchInputError: It does.
     """
     folder = output.parent
     if not folder.is_dir():
         return
-    ours: set[str] = set()
+    images: set[str] = set()
     with suppress(MediaFault):
-        ours = {path.name for path in list_images(output).values()}
-    others = [path.name for path in folder.iterdir() if path.name not in ours]
+        images = {path.name for path in list_images(output).values()}
+    others = [path.name for path in folder.iterdir() if path.name not in images]
     if others:
         raise StitchInputError(
-            f"sequence {str(output)!r}: its folder also holds {others[0]!r}: name a folder of its "
-            "own, which is replaced as a whole"
+            f"sequence {str(output)!r}: its folder also contains {others[0]!r}: name a folder of "
+            "its own, which is replaced as a whole"
         )
 
 
 def join_sequences(chunks: Sequence[Media], output: Path) -> int:
-    """Put the pictures of all chunks into the folder of `output`, which they replace as a whole.
+    """Replace the folder of `output` with the pictures of all chunks.
 
-    They are numbered from the first chunk's first number on. Pictures are linked where the disk
-    allows it, else copied; the chunks stay.
+    Numbers start at the first chunk's first number. Pictures are linked if the disk allows it, else
+    copied; the chunks stay.
 
     Returns:
         Size of all pictures in bytes.
     """
     number = min(list_images(chunks[0].path))
-    folder, size, done, tell = output.parent, 0, 0, watcher()
+    folder, size, done, report = output.parent, 0, 0, progress_report()
     remove_leftovers(folder)
     with scratch_folder(folder) as scratch:
         new = scratch / "new"
@@ -59,7 +59,7 @@ def join_sequences(chunks: Sequence[Media], output: Path) -> int:
                     shutil.copy2(image, target)
                 size += target.stat().st_size
                 done += 1
-            tell(done, size)
+            report(done, size)
         if folder.exists():
             exchange(new, folder)
         else:

@@ -7,40 +7,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import model_validator
 
 from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.media.signature import HEADERS_IN_STREAM
 from prefect_renderfarm.blocks.stitchers.audio_plan import check_track
-from prefect_renderfarm.blocks.stitchers.base import GrowingFilm, StitchReport
+from prefect_renderfarm.blocks.stitchers.base import GrowingFilm, StitchReport, progress_report
 from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.encoders import find_encoder
-from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures, check_figures
-from prefect_renderfarm.blocks.stitchers.muxer import FilmOptions, FilmWriter, writing
-from prefect_renderfarm.blocks.stitchers.progress import watcher
-from prefect_renderfarm.blocks.stitchers.reencode import encode_pictures
-from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
+from prefect_renderfarm.blocks.stitchers.muxer import FilmMuxer, FilmOptions, writing
 from prefect_renderfarm.blocks.storage.publish import publishing
-
-_REFUSE, _FFMPEG = "refuse", "ffmpeg"
-_MAY_DIFFER_COPIED = frozenset({HEADERS_IN_STREAM})
-# What is encoded anew may come from anywhere, as long as nothing has to be scaled.
-_MAY_DIFFER_ENCODED = frozenset(
-    {"codec header", "profile", "time base", "codec", "pixel format", "container"}
-)
 
 
 class RemuxStitcher(CheckedStitcher):
     """Copy the chunks' video packets into one film, bit for bit, each frame exactly on its time.
 
-    Nothing is decoded or encoded, except sound where that is asked for. Chunks must come from the
-    same encoder with the same settings; others are refused.
+    Nothing is decoded or encoded, except audio if `audio` says so. Chunks must come from the same
+    encoder with the same settings; others are refused.
 
     Example:
         Load a saved stitcher and assemble a film:
@@ -60,23 +47,17 @@ class RemuxStitcher(CheckedStitcher):
         "Every chunk is checked before, the film after."
     )
 
-    on_mismatch: str = Field(
-        default=_REFUSE,
-        title="On mismatch",
-        description=(
-            "What to do with chunks that were encoded with differing settings, which no packet "
-            "copy can join. refuse: an error that names the chunk; ffmpeg: let ffmpeg's concat "
-            "demuxer copy them, headers and all, where it can: H.264, and MPEG-TS; the name of an "
-            "encoder, such as libx264: encode the whole film anew. Chunks of differing size or "
-            "colour are always refused."
-        ),
-    )
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_fields(cls, values: Any) -> Any:
+        """Load block documents of earlier versions, which had a field `on_mismatch`."""
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key != "on_mismatch"}
+        return values
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
-        """Refuse a film without a container, image sequences, and an encoder that is not there."""
+        """Refuse a film without a container, and image sequences."""
         super().check_output(output, inputs)
-        if self.on_mismatch not in (_REFUSE, _FFMPEG):
-            find_encoder("on_mismatch", self.on_mismatch, "video")
         for path in inputs:
             if is_image_sequence(path):
                 raise StitchInputError(
@@ -92,15 +73,15 @@ class RemuxStitcher(CheckedStitcher):
         fps: float | str | Fraction,
         frame_counts: Sequence[int],
     ) -> AbstractContextManager[GrowingFilm]:
-        """Begin a film to which chunks are added as they come. See `VideoStitcher`."""
+        """Begin a film to which chunks are appended. See `VideoStitcher`."""
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        return self._growing(self._chunk_check(inputs, output, fps, frame_counts), output)
+        return self._growing(ChunkCheck(inputs, output, fps, frame_counts, self.verify))
 
     @contextmanager
-    def _growing(self, check: ChunkCheck, output: Path) -> Iterator[GrowingFilm]:
-        with publishing(output) as temporary:
-            film = _RemuxedFilm(self, check, temporary, output)
+    def _growing(self, check: ChunkCheck) -> Iterator[GrowingFilm]:
+        with publishing(check.output) as temporary:
+            film = _RemuxedFilm(self, check, temporary)
             try:
                 yield film
                 film.finish()
@@ -109,74 +90,55 @@ class RemuxStitcher(CheckedStitcher):
                 raise
         film.published()
 
-    def _may_differ(self) -> frozenset[str]:
-        if self.on_mismatch == _REFUSE:
-            return frozenset()
-        return _MAY_DIFFER_COPIED if self.on_mismatch == _FFMPEG else _MAY_DIFFER_ENCODED
-
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        if check.differs and self.on_mismatch == _FFMPEG:
-            return self._with_ffmpeg()._join(chunks, chunks, film, check)
-        if check.differs:
-            with scratch_folder(check.output) as folder:
-                pictures = encode_pictures(chunks, self.on_mismatch, folder / "pictures.mkv")
-                return self._with_ffmpeg()._join([pictures], chunks, film, check)
-        tell = watcher()
-        writer = self._writer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
+        report = progress_report()
+        muxer = self._muxer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
         try:
             with writing(film):
                 for chunk in chunks:
-                    writer.append(chunk)
-                    tell(writer.frames, writer.size)
-                figures = writer.close()
+                    muxer.append(chunk)
+                    report(muxer.frames, muxer.size)
+                figures = muxer.close()
         except BaseException:
-            writer.abandon()
+            muxer.abandon()
             raise
-        return check_figures(figures, writer.frames, len(chunks), check.sound.mode)
+        return check_figures(figures, muxer.frames, len(chunks), check.audio.mode)
 
-    def _writer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmWriter:
+    def _muxer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmMuxer:
         options = FilmOptions(self.audio_codec, self.audio_bitrate, self.faststart)
-        return FilmWriter(film, first, check.sound, options, reorder, check.total_frames)
-
-    def _with_ffmpeg(self) -> FfmpegStitcher:
-        return FfmpegStitcher(
-            audio_codec=self.audio_codec,
-            audio_bitrate=self.audio_bitrate,
-            faststart=self.faststart,
-        )
+        return FilmMuxer(film, first, check.audio, options, reorder, check.total_frames)
 
 
 class _RemuxedFilm(GrowingFilm):
-    def __init__(
-        self, stitcher: RemuxStitcher, check: ChunkCheck, film: Path, output: Path
-    ) -> None:
+    def __init__(self, stitcher: RemuxStitcher, check: ChunkCheck, film: Path) -> None:
         self._stitcher = stitcher
         self._check = check
         self._film = film
-        self._output = output
-        self._writer: FilmWriter | None = None
+        self._muxer: FilmMuxer | None = None
         self._figures: FilmFigures | None = None
         self._report: StitchReport | None = None
         self._started = time.monotonic()
 
     def append(self) -> None:
         chunk = self._check.take()
-        if self._writer is None:
-            self._check.plan_sound(self._stitcher._plan_sound(chunk, self._output))
-            check_track(self._check.sound, self._check.total_frames or 0, chunk.fps)
-            self._writer = self._stitcher._writer(chunk, self._film, self._check, chunk.reorder)
-        if self._check.differs or chunk.reorder > self._writer.reorder:
-            raise NotAppendableError(f"chunk file {str(chunk.path)!r} needs all chunks at once")
+        if self._muxer is None:
+            self._check.plan_audio(self._stitcher._plan_audio(chunk, self._check.output))
+            check_track(self._check.audio, self._check.total_frames or 0, chunk.fps)
+            self._muxer = self._stitcher._muxer(chunk, self._film, self._check, chunk.reorder)
+        if chunk.reorder > self._muxer.reorder:
+            raise NotAppendableError(
+                f"chunk file {str(chunk.path)!r} has more B-frames in a row than the film so far"
+            )
         with writing(self._film):
-            self._writer.append(chunk)
+            self._muxer.append(chunk)
 
     @property
     def frames(self) -> int:
-        return self._writer.frames if self._writer else 0
+        return self._muxer.frames if self._muxer else 0
 
     @property
     def size(self) -> int:
-        return self._writer.size if self._writer else 0
+        return self._muxer.size if self._muxer else 0
 
     @property
     def report(self) -> StitchReport:
@@ -186,19 +148,22 @@ class _RemuxedFilm(GrowingFilm):
     def finish(self) -> None:
         """Write the end of the film and check it."""
         chunks = len(self._check.paths)
-        if self._writer is None or self._check.missing:
-            raise StitchInputError(f"film {str(self._output)!r}: not all {chunks} chunks came")
+        if self._muxer is None or self._check.missing:
+            raise StitchInputError(
+                f"film {str(self._check.output)!r}: {self._check.missing} of {chunks} chunks were "
+                "not appended"
+            )
         with writing(self._film):
-            figures = self._writer.close()
-        self._figures = check_figures(figures, self._writer.frames, chunks, self._check.sound.mode)
+            figures = self._muxer.close()
+        self._figures = check_figures(figures, self._muxer.frames, chunks, self._check.audio.mode)
 
     def published(self) -> None:
-        """Note that the film has its name."""
+        """Make the report, now that the film has its name."""
         assert self._figures is not None  # noqa: S101 -- finished before
         seconds = time.monotonic() - self._started
-        self._report = self._figures.report(self._output, len(self._check.paths), seconds)
+        self._report = self._figures.report(self._check.output, len(self._check.paths), seconds)
 
     def abandon(self) -> None:
         """Close the film; it is not to be used."""
-        if self._writer is not None:
-            self._writer.abandon()
+        if self._muxer is not None:
+            self._muxer.abandon()

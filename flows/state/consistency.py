@@ -18,7 +18,7 @@ class Consistency:
     """
 
     def __init__(self, rules: ChunkRules) -> None:
-        self._may_differ = rules.may_differ
+        self._uniform = rules.uniform
         self._first: tuple[int, Signature] | None = None
         self._lock = threading.Lock()
 
@@ -28,12 +28,12 @@ class Consistency:
         Raises:
             ChunkFileError: They differ in what must be the same.
         """
-        if self._may_differ is None:
+        if not self._uniform:
             return
         with self._lock:
             self._first = self._first or (result.id, result.signature)
             first, expected = self._first
-        if odd := difference(expected, result.signature, self._may_differ):
+        if odd := difference(expected, result.signature):
             raise ChunkFileError(
                 f"chunk {result.id}: its command succeeded, but its file {result.output_file!r} "
                 f"differs from that of chunk {first}, which was done before it: {odd}"

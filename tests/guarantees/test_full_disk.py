@@ -19,7 +19,7 @@ from media_samples import Recipe, frame_hashes, write_clip
 
 from prefect_renderfarm import blocks
 from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher
-from prefect_renderfarm.blocks.media import tail as growing_file
+from prefect_renderfarm.blocks.media import tail
 from prefect_renderfarm.blocks.media.reader import read_media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.stitchers import remux as remux_stitcher
@@ -218,7 +218,7 @@ def test_error_of_a_flush_fails_the_film(
         if len(flushes) == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(growing_file, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(tail, "_FLUSH_BYTES", 1)
     monkeypatch.setattr(os, "fsync", fsync)
     assemble = assembly(stitcher, mode, film, given)
     with pytest.raises(AssemblyError, match="Input/output error"):

@@ -1,4 +1,4 @@
-"""Sound that cannot be used is refused before it costs anything, and nothing of it is changed."""
+"""Unusable audio is refused before any chunk is rendered; other audio is not changed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from audio_samples import NTSC, Take, due, hear, sweep, write_take, write_takes, write_track
 from faulty_media import ffmpeg
 from jobs import small_job
-from sound_samples import NTSC, Take, due, hear, sweep, write_take, write_takes, write_track
 
 from prefect_renderfarm.blocks import (
     FfmpegStitcher,
@@ -39,7 +39,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., VideoStitcher]:
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Write two chunks without sound."""
+    """Write two chunks without audio."""
     return write_takes(tmp_path_factory.mktemp("silent"), Take(None, ".mp4"), SHORT)
 
 
@@ -82,7 +82,7 @@ def test_layout_of_the_sides(make: Callable[..., VideoStitcher], tmp_path: Path)
     assert hear(tmp_path / "film.mov").layout == "5.1(side)"
 
 
-def test_nothing_is_remixed_unasked(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
+def test_nothing_is_remixed(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
     """A codec without a place for the channels is refused, before anything is written."""
     chunks = write_takes(tmp_path, Take(layout="5.1"), SHORT)
     with pytest.raises(StitchInputError, match=r"channels '5\.1', which libmp3lame does not take"):
@@ -90,15 +90,15 @@ def test_nothing_is_remixed_unasked(make: Callable[..., VideoStitcher], tmp_path
     assert not (tmp_path / "film.mp4").exists()
 
 
-def test_container_without_a_place_for_the_sound(tmp_path: Path) -> None:
-    """Sound that a film cannot hold as it is is refused with the fix."""
+def test_container_that_cannot_hold_the_audio(tmp_path: Path) -> None:
+    """PCM that the film's container cannot hold is refused with the fix."""
     chunks = write_takes(tmp_path, Take("pcm_f32be", ".mov"), SHORT)
-    with pytest.raises(StitchInputError, match=r"cannot hold pcm_f32be sound.*'encode'"):
+    with pytest.raises(StitchInputError, match=r"cannot hold pcm_f32be audio.*'encode'"):
         RemuxStitcher().stitch(chunks, tmp_path / "film.mkv", fps=str(NTSC))
 
 
 def test_bit_rate_has_effect(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
-    """The sound of a film has about the bit rate that is asked for."""
+    """The audio of a film has about the bit rate that is asked for."""
     chunks = write_takes(tmp_path, Take(), (60, 60))
     for wanted in (64_000, 256_000):
         film = tmp_path / f"{wanted}.mp4"
@@ -109,7 +109,7 @@ def test_bit_rate_has_effect(make: Callable[..., VideoStitcher], tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["no-such-codec", "libx264"])
-def test_codec_that_is_none_for_sound(
+def test_codec_that_is_not_for_audio(
     make: Callable[..., VideoStitcher], silent: list[Path], tmp_path: Path, name: str
 ) -> None:
     """A wrong codec name is refused before any chunk is rendered, and before assembly."""
@@ -118,21 +118,23 @@ def test_codec_that_is_none_for_sound(
         lambda stitcher: stitcher.check_output(film),
         lambda stitcher: stitcher.stitch(silent, film, fps=str(NTSC)),
     ):
-        with pytest.raises(StitchInputError, match=rf"audio_codec '{name}' is no audio encoder"):
+        with pytest.raises(
+            StitchInputError, match=rf"audio_codec '{name}' is not an audio encoder"
+        ):
             call(make(audio_codec=name))
 
 
 def test_pcm_that_is_too_short_is_refused(
     make: Callable[..., VideoStitcher], tmp_path: Path
 ) -> None:
-    """A chunk whose sound ends before its frames do is named."""
+    """A chunk whose audio ends before its frames do is named."""
     chunks = write_takes(tmp_path, Take(), (30, 30))
     write_take(tmp_path / "short.mkv", 30, 30, Take(missing=3))
     with pytest.raises(StitchInputError, match=r"short\.mkv.*audio samples"):
         make().stitch([chunks[0], tmp_path / "short.mkv"], tmp_path / "film.mkv", fps=str(NTSC))
 
 
-def test_compressed_sound_that_is_too_short_is_refused(
+def test_compressed_audio_that_is_too_short(
     make: Callable[..., VideoStitcher], tmp_path: Path
 ) -> None:
     """FFmpeg's AC-3 encoder loses the end of each chunk, which would be a hole at each seam."""
@@ -150,7 +152,7 @@ def test_compressed_sound_that_is_too_short_is_refused(
         ("missing", "does not exist"),
         ("film", "has 0 audio tracks, not one"),
         ("two", "has 2 audio tracks, not one"),
-        ("late", r"has sound that begins 0\.500 s after its picture"),
+        ("late", r"has audio that begins 0\.500 s after its video"),
         ("text", "cannot be opened as a media file"),
         ("short", r"at least 0\.\d+ s shorter than the film.*silence"),
     ],
@@ -159,7 +161,7 @@ def test_bad_tracks(
     make: Callable[..., VideoStitcher], silent: list[Path], tmp_path: Path,
     of_the_job: bool, name: str, words: str,
 ) -> None:  # fmt: skip
-    """A track that is not there, or not the sound of the film, is refused before any chunk."""
+    """A track that is not there, or not the audio of the film, is refused before any chunk."""
     track = tmp_path / f"{name}.wav"
     if name == "film":
         track.write_bytes(silent[0].read_bytes())
@@ -174,7 +176,7 @@ def test_bad_tracks(
         both = ("-itsoffset", "0.5", "-i", str(wave), "-map", "0", "-map", "1", "-c", "copy")
         ffmpeg(silent[0], track, *both, "-f", "mov")
     elif name == "text":
-        track.write_text("no sound")
+        track.write_text("no audio")
     elif name == "short":
         write_track(track, LENGTH - 2 * 1602, Take())
     stitcher = make().with_track(track) if of_the_job else make(audio_track=track, audio="track")
@@ -203,7 +205,7 @@ def track_job(track: str) -> RenderJob:
 
 @pytest.mark.usefixtures("api")
 def test_track_of_a_job(tmp_path: Path) -> None:
-    """A job's `audioTrack` is the sound of its film, cut to the frames."""
+    """A job's `audioTrack` is the audio of its film, cut to the frames."""
     write_track(tmp_path / "track.wav", 40_000, Take())
     report = render_job(
         track_job("track.wav"), adapter=LocalAdapter(), stitcher=RemuxStitcher(),

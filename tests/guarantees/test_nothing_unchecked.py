@@ -97,20 +97,6 @@ def test_fault_of_the_first_chunk(
     assert not film.parent.exists()
 
 
-@pytest.mark.parametrize("name", ["range mp4", "matrix mp4", "aspect in H.264"])
-def test_colour_and_aspect_always_count(shop: Shop, tmp_path: Path, name: str) -> None:
-    """Chunks of differing headers that ffmpeg may join are still held to one colour and aspect."""
-    fault = next(fault for fault in TABLE if fault.name == name)
-    first, _, third = shop.good(fault.kind)
-    bad = shop.bad(fault.name, fault.kind, fault.spoil)
-    film = tmp_path / "out" / "film.mp4"
-    with pytest.raises(StitchInputError) as caught:
-        RemuxStitcher(on_mismatch="ffmpeg").stitch([first, bad, third], film, fps=30)
-    for word in (repr(str(bad)), *fault.words):
-        assert word in str(caught.value)
-    assert not film.parent.exists()
-
-
 def test_chunk_named_twice(make: Callable[..., VideoStitcher], shop: Shop, tmp_path: Path) -> None:
     """A path that is named twice is refused."""
     first, second, _ = shop.good("mp4")

@@ -21,7 +21,7 @@ _RECIPES = {
     "mp4": Recipe(),
     "mov": Recipe(ending=".mov", audio="pcm_s16le"),
     "mkv": Recipe(ending=".mkv"),
-    "mkv with sound": Recipe(ending=".mkv", audio="pcm_s16le"),
+    "mkv with audio": Recipe(ending=".mkv", audio="pcm_s16le"),
     "ts": Recipe(ending=".ts"),
     "mpeg4 in mkv": Recipe(ending=".mkv", codec="mpeg4"),
     "mjpeg in mov": Recipe(ending=".mov", codec="mjpeg", pixel_format="yuvj420p"),
@@ -190,5 +190,5 @@ def _with_packets(
 
 
 def tracks_swapped(good: Path, folder: Path) -> Path:
-    """Put the sound before the picture."""
+    """Put the audio before the video."""
     return ffmpeg(good, absent(good, folder), "-c", "copy", "-map", "0:a", "-map", "0:v")

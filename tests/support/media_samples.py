@@ -31,7 +31,7 @@ os.environ["SVT_LOG"] = "0"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to encode a sample: codec, container ending, frame rate, sound."""
+    """How to encode a sample: codec, container ending, frame rate, audio."""
 
     ending: str = ".mp4"
     codec: str = "libx264"
@@ -43,8 +43,8 @@ class Recipe:
     b_frames: int = 3
 
     def __str__(self) -> str:
-        sound = f"-{self.audio}" if self.audio else ""
-        return f"{self.codec}{self.ending}@{self.fps}{sound}"
+        audio = f"-{self.audio}" if self.audio else ""
+        return f"{self.codec}{self.ending}@{self.fps}{audio}"
 
 
 def frame_picture(number: int, width: int, height: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def sweep(first: int, last: int) -> np.ndarray:
 
 
 def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
-    """Write frames `start` … `start + count` - 1 and their sound."""
+    """Write frames `start` … `start + count` - 1 and their audio."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fps = recipe.fps
     with av.open(str(path), "w") as output:
@@ -77,7 +77,7 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
         if recipe.codec.startswith("libx26"):
             video.options |= {"bf": str(recipe.b_frames)}
         decoded = itertools.count(-2)
-        sound = (
+        audio = (
             output.add_stream(recipe.audio, rate=RATE, layout="stereo") if recipe.audio else None
         )
         for number in range(start, start + count):
@@ -85,7 +85,7 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number - start, 1 / fps
             output.mux(_in_order(video.encode(frame), recipe, decoded))
-            if sound is not None:
+            if audio is not None:
                 a, b = (round(n * RATE / fps) for n in (number, number + 1))
                 samples = av.AudioFrame.from_ndarray(
                     np.ascontiguousarray(sweep(a, b).T.reshape(1, -1)),
@@ -95,10 +95,10 @@ def write_clip(path: Path, start: int, count: int, recipe: Recipe) -> Path:
                 samples.sample_rate = RATE
                 samples.pts = a - round(start * RATE / fps)
                 samples.time_base = Fraction(1, RATE)
-                output.mux(sound.encode(samples))
+                output.mux(audio.encode(samples))
         output.mux(_in_order(video.encode(None), recipe, decoded))
-        if sound is not None:
-            output.mux(sound.encode(None))
+        if audio is not None:
+            output.mux(audio.encode(None))
     return path
 
 
@@ -141,7 +141,7 @@ def frame_times(path: Path) -> list[Fraction]:
 
 
 def samples_of(path: Path) -> np.ndarray:
-    """Decode a file's sound to 16 bit, one row a channel."""
+    """Decode a file's audio to 16 bit, one row a channel."""
     with av.open(str(path)) as container:
         resampler = av.AudioResampler(format="s16p")
         parts = [

@@ -13,7 +13,7 @@ from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.state.job_state import JobState
 
-SAME = ChunkRules(may_differ=frozenset())
+SAME = ChunkRules(uniform=True)
 
 
 def prepared(path: Path, job: RenderJob, kind: type[JobState] = JobState) -> Any:

@@ -35,7 +35,7 @@ def told(reader: ChunkReader, path: Path) -> tuple[object, ...]:
         media: Media = reader.read(path, FPS)
     except MediaFault as fault:
         return (str(fault),)
-    return media.frames, media.fps, dict(media.signature), media.reorder, media.sound
+    return media.frames, media.fps, dict(media.signature), media.reorder, media.audio
 
 
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.name)

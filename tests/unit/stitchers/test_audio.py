@@ -1,4 +1,4 @@
-"""The sound of films: sample-exact or encoded once, in sync, as long as the frames."""
+"""The audio of films: sample-exact or encoded once, in sync, as long as the frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from sound_samples import (
+from audio_samples import (
     COUNTS,
     FRAMES,
     NTSC,
@@ -62,7 +62,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., VideoStitcher]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for what several tests use."""
-    return tmp_path_factory.mktemp("sound")
+    return tmp_path_factory.mktemp("audio")
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,13 @@ def stitched(
 
 
 def assert_exact(heard: Heard, fps: Fraction = NTSC) -> None:
-    """Check that 16-bit sound is the sweep, sample for sample, and ends with the frames."""
+    """Check that 16-bit audio is the sweep, sample for sample, and ends with the frames."""
     assert heard.samples.shape == (2, due(fps))
     assert np.abs(heard.samples - sweep(0, due(fps))).max() <= ONE_SAMPLE_OF_16_BIT
 
 
 def assert_encoded_once(heard: Heard, codec: str, fps: Fraction, folder: Path) -> None:
-    """Check that sound is in sync and has no error but that of its codec."""
+    """Check that audio is in sync and has no error but that of its codec."""
     wanted = sweep(0, due(fps))
     assert best_shift(heard.samples, wanted) == 0
     assert best_shift(heard.samples, wanted, due(fps) - 60_000) == 0
@@ -161,7 +161,7 @@ def test_pcm_is_encoded_once(
 
 
 @pytest.mark.parametrize(
-    ("take", "audio", "sound", "ending", "codec"),
+    ("take", "audio", "kind", "ending", "codec"),
     [
         (SILENT, "auto", "wav", ".mkv", None),
         (SILENT, "track", "wav", ".mov", None),
@@ -171,12 +171,12 @@ def test_pcm_is_encoded_once(
         (AAC, "track", "wav", ".mp4", None),
     ],
 )
-def test_track_is_the_sound_of_the_film(
+def test_track_is_the_audio_of_the_film(
     make: Callable[..., VideoStitcher], takes: Takes, folder: Path, track: Path, tmp_path: Path,
-    take: Take, audio: str, sound: str, ending: str, codec: str | None,
+    take: Take, audio: str, kind: str, ending: str, codec: str | None,
 ) -> None:  # fmt: skip
-    """A track is cut to the frames, and starts with the first, whatever sound the chunks have."""
-    stitcher = make(audio=audio, audio_track=track.with_suffix(f".{sound}"), audio_codec=codec)
+    """A track is cut to the frames, and starts with the first, whatever audio the chunks have."""
+    stitcher = make(audio=audio, audio_track=track.with_suffix(f".{kind}"), audio_codec=codec)
     heard = stitched(stitcher, takes(take), tmp_path / f"film{ending}")
     if heard.codec == "aac":
         assert_encoded_once(heard, "aac", NTSC, folder)
@@ -184,8 +184,8 @@ def test_track_is_the_sound_of_the_film(
         assert_exact(heard)
 
 
-def test_track_of_a_film_encoded_anew(takes: Takes, track: Path, tmp_path: Path) -> None:
-    """Encoding the video anew moves no frame, though the chunks' own sound begins before it."""
+def test_track_of_an_encoded_film(takes: Takes, track: Path, tmp_path: Path) -> None:
+    """Encoding the video again moves no frame, though the chunks' own audio begins before it."""
     flip, film = {"vf": "hflip"}, tmp_path / "film.mov"
     stitcher = FfmpegStitcher(video_codec="mpeg4", audio_track=track, output_options=flip)
     assert_exact(stitched(stitcher, takes(AAC), film))
@@ -194,10 +194,10 @@ def test_track_of_a_film_encoded_anew(takes: Takes, track: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("take", "ending"), [(Take(), ".mkv"), (Take(), ".mp4"), (AAC, ".mp4")])
-def test_growing_film_sounds_the_same(
+def test_growing_film_has_the_same_audio(
     takes: Takes, track: Path, tmp_path: Path, take: Take, ending: str
 ) -> None:
-    """A film to which chunks are added as they come has the same sound, to the sample."""
+    """A film to which chunks are added as they come has the same audio, to the sample."""
     stitcher = RemuxStitcher(audio_track=track if take is AAC else None, audio_codec="flac")
     chunks = takes(take)
     wanted = stitched(stitcher, chunks, tmp_path / f"once{ending}").samples
@@ -209,8 +209,8 @@ def test_growing_film_sounds_the_same(
 
 
 @cache
-def chunks_as_heard(chunks: tuple[Path, ...]) -> np.ndarray:
-    """Return what each chunk sounds like by itself while its frames last, one after the other."""
+def decoded_chunks(chunks: tuple[Path, ...]) -> np.ndarray:
+    """Return the audio of each chunk while its frames last, one after the other."""
     lengths = np.diff([0, *(due(NTSC, frames) for frames in accumulate(COUNTS))])
     parts = [hear(chunk).samples for chunk in chunks]
     assert all(part.shape[1] >= length for part, length in zip(parts, lengths, strict=True))
@@ -223,14 +223,14 @@ def chunks_as_heard(chunks: tuple[Path, ...]) -> np.ndarray:
 def test_compressed_chunks(
     make: Callable[..., VideoStitcher], takes: Takes, tmp_path: Path, take: Take
 ) -> None:
-    """Sound that cannot be joined by copy is refused; `encode` joins what each sounds like."""
+    """Audio that cannot be joined by copy is refused; `encode` joins what each chunk decodes to."""
     chunks, film = takes(take), tmp_path / "film.mp4"
     name = take.audio.removeprefix("lib").removesuffix("lame")  # type: ignore[union-attr]
     with pytest.raises(StitchInputError, match=rf"{name}.* cannot be joined .*'encode' or 'none'"):
         make().stitch(chunks, film, fps=str(NTSC))
     assert not film.exists()
     heard = stitched(make(audio="encode", audio_codec="flac"), chunks, film).samples
-    expected = chunks_as_heard(tuple(chunks))
+    expected = decoded_chunks(tuple(chunks))
     assert heard.shape == expected.shape
     assert np.abs(heard - expected).max() < 1e-6  # FLAC has 24 bits
     for first in (48_000, due(NTSC) - 60_000):
@@ -238,7 +238,7 @@ def test_compressed_chunks(
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-def test_compressed_chunks_as_the_user_insists(
+def test_compressed_chunks_by_copy(
     make: Callable[..., VideoStitcher], takes: Takes, tmp_path: Path, ending: str
 ) -> None:
     """`copy` takes packets as they are and never drifts by more than one; `none` takes none."""
@@ -256,7 +256,7 @@ def test_compressed_chunks_as_the_user_insists(
 
 
 def audio_packets(path: Path) -> list[av.Packet]:
-    """Return the packets of a file's sound."""
+    """Return the packets of a file's audio."""
     with av.open(str(path)) as container:
         return [packet for packet in container.demux(audio=0) if packet.size]
 
@@ -275,8 +275,8 @@ def test_one_sample_short_does_not_click(
         assert np.abs(found - wanted).max() <= 2 * np.abs(np.diff(wanted)).max()
 
 
-def test_nothing_is_resampled_unasked(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
-    """Sound keeps its rate, from chunks and from a track; a codec that lacks it is refused."""
+def test_nothing_is_resampled(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
+    """Audio keeps its rate, from chunks and from a track; a codec that lacks it is refused."""
     take = Take(rate=44_100)
     cd = write_track(tmp_path / "cd.wav", due(NTSC, 94, 44_100), take)
     sources = {

@@ -11,9 +11,9 @@ from prefect_renderfarm.blocks import FfmpegStitcher, JobError
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.frame_grid import frame_order
 from prefect_renderfarm.blocks.media.frame_rate import parse_fps
-from prefect_renderfarm.blocks.media.model import Media, Sound
+from prefect_renderfarm.blocks.media.model import Audio, Media
 from prefect_renderfarm.blocks.processes.command_line import split_command
-from prefect_renderfarm.blocks.stitchers.audio_plan import SoundMode, SoundPlan
+from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan
 from prefect_renderfarm.blocks.stitchers.ffmpeg import write_playlist
 
 GLOBAL = [
@@ -32,12 +32,12 @@ def test_copy_command() -> None:
     """A copy puts every frame on the grid, and begins decoding as early as B-frames need."""
     chunks = [media("/c/a.mp4", 5, reorder=1), media("/c/b.mp4", 7, reorder=2)]
     command = FfmpegStitcher(faststart=True).command(
-        Path("/bin/ffmpeg"), [Path("/t/list"), Path("/t/sound")], Path("/o/f.mp4"),
-        SoundPlan(SoundMode.ENCODE, Sound("pcm_s16le", 48_000, "stereo", 0)), chunks,
+        Path("/bin/ffmpeg"), [Path("/t/list"), Path("/t/audio")], Path("/o/f.mp4"),
+        AudioPlan(AudioMode.ENCODE, Audio("pcm_s16le", 48_000, "stereo", 0)), chunks,
     )  # fmt: skip
     assert command == [
         "/bin/ffmpeg", "-f", "concat", "-safe", "0", "-i", "/t/list",
-        "-channel_layout", "stereo", "-i", "/t/sound",
+        "-channel_layout", "stereo", "-i", "/t/audio",
         "-map", "0:v:0", "-map", "1:a:0", "-b:a", "192000",
         "-bsf:v",
         "setts=pts=round(round((PTS-STARTPTS)*TB*30000/1001)/(30000/1001)/TB)"
@@ -48,10 +48,10 @@ def test_copy_command() -> None:
 
 
 def test_encode_command() -> None:
-    """Encoding anew sets a constant rate; further options come last and win."""
+    """Encoding sets a constant rate; further options come last and win."""
     stitcher = FfmpegStitcher(video_codec="libx264", output_options={"crf": "18", "r": "60"})
     command = stitcher.command(
-        Path("ffmpeg"), [Path("list")], Path("f.mkv"), SoundPlan(SoundMode.NONE), [media("a", 1)]
+        Path("ffmpeg"), [Path("list")], Path("f.mkv"), AudioPlan(AudioMode.NONE), [media("a", 1)]
     )
     assert command == [
         "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0",

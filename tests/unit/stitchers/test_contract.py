@@ -39,7 +39,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., VideoStitcher]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Chunks that fit, without sound."""
+    """Chunks that fit, without audio."""
     return write_chunks(tmp_path_factory.mktemp("plain"), [6, 6, 6], Recipe())
 
 
@@ -115,7 +115,7 @@ def test_faststart(make: Callable[..., VideoStitcher], plain: list[Path], tmp_pa
         assert (data.index(b"moov") < data.index(b"mdat")) is wanted
 
 
-def test_ffmpeg_stitcher_encodes_anew(plain: list[Path], tmp_path: Path) -> None:
+def test_ffmpeg_stitcher_encodes(plain: list[Path], tmp_path: Path) -> None:
     """Another codec can be asked for; frames and clock stay."""
     film = tmp_path / "film.mp4"
     stitcher = FfmpegStitcher(video_codec="mpeg4", output_options={"q:v": "3"})

@@ -1,4 +1,4 @@
-"""Sound and picture of a moment lie side by side in a film, so that it plays while it loads."""
+"""Audio and video of a moment lie side by side in a film, so that it plays while it loads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import av
 import pytest
-from sound_samples import Take, due, write_takes, write_track
+from audio_samples import Take, due, write_takes, write_track
 
 from prefect_renderfarm.blocks import RemuxStitcher
 
 
 @pytest.mark.parametrize("ending", [".mov", ".mp4", ".mkv", ".ts"])
-def test_sound_lies_beside_the_picture(tmp_path: Path, ending: str) -> None:
-    """In a film with a track, sound and picture of a moment are near each other in the file."""
+def test_audio_lies_beside_the_video(tmp_path: Path, ending: str) -> None:
+    """In a film with a track, audio and video of a moment are near each other in the file."""
     slow = Fraction(10)
     chunks = write_takes(tmp_path, Take(None, fps=slow), [300, 300])
     track = write_track(tmp_path / "track.wav", due(slow, 600), Take())

@@ -1,4 +1,4 @@
-"""Sound for the tests: one long sweep, in tiny chunks and in tracks, and what is heard of it."""
+"""Audio for the tests: one long sweep, in tiny chunks and in tracks, and how it is decoded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Take:
     """How chunks of the sweep are rendered.
 
     Attributes:
-        alone: A chunk's sound is as long as if no other came before it.
+        alone: A chunk's audio is as long as if no other came before it.
         missing: Number of samples that it lacks at its end.
     """
 
@@ -106,7 +106,7 @@ def write_track(path: Path, samples: int, take: Take) -> Path:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a player makes of a film's sound.
+    """What a player makes of a film's audio.
 
     Attributes:
         samples: From the time of the first frame on, one row a channel.
@@ -121,7 +121,7 @@ class Heard:
 
 
 def hear(film: Path) -> Heard:
-    """Decode a film's sound, and put it where its times say, with the first frame at 0."""
+    """Decode a film's audio, and put it where its times say, with the first frame at 0."""
     with av.open(str(film)) as container:
         video = container.streams.video[0]
         times = [packet.pts for packet in container.demux(video) if packet.pts is not None]
