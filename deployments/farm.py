@@ -1,11 +1,12 @@
 """A render farm on this machine: a Prefect server, the pools `cloud` and `local`, their workers.
 
-    python deployments/farm.py up [--port PORT] [--api-url URL] [--state FOLDER]
-    python deployments/farm.py down [--state FOLDER]
+    python -m prefect_renderfarm.deployments.farm up [--port PORT] [--api-url URL] [--state FOLDER]
+    python -m prefect_renderfarm.deployments.farm down [--state FOLDER]
 
-All of it lives in the state folder; nothing is written to the user's home or Prefect profile. The
-server's database is SQLite in that folder, or the one of PREFECT_SERVER_DATABASE_CONNECTION_URL,
-which is read from the environment because it holds a password.
+All state is in the state folder, by default `.farm` in the current folder; nothing is written to
+the user's home or Prefect profile. The server's database is SQLite in that folder, or the one of
+PREFECT_SERVER_DATABASE_CONNECTION_URL, which is read from the environment because it holds a
+password.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import Any
 
 import psutil
 import yaml
-from processes import ProcessFile
 
-ROOT = Path(__file__).resolve().parent.parent
-_PROCESS_POOL = ROOT / "deployments" / "pools" / "process.json"
-_AUTOMATIONS = ROOT / "deployments" / "automations.yaml"
+from prefect_renderfarm.deployments import FILES
+from prefect_renderfarm.deployments.processes import ProcessFile
+
+_PROCESS_POOL = FILES / "pools" / "process.json"
+_AUTOMATIONS = FILES / "automations.yaml"
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -102,9 +104,9 @@ class Farm:
             self._start_worker(pool)
         self._make_automations()
         self._run(
-            [sys.executable, str(ROOT / "deployments" / "sample_blocks.py")],
+            [sys.executable, "-m", "prefect_renderfarm.deployments.sample_blocks"],
             [*PREFECT, "--no-prompt", "deploy", "--all",
-             "--prefect-file", str(ROOT / "deployments" / "prefect.yaml")],
+             "--prefect-file", str(FILES / "prefect.yaml")],
         )  # fmt: skip
         self._wait_for_workers()
 
@@ -197,15 +199,15 @@ class Farm:
         """Run commands side by side, each of which spends seconds on its imports."""
         running = [
             subprocess.Popen(
-                command, cwd=ROOT, env=self.environment(), text=True,
+                command, cwd=self.state, env=self.environment(), text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
             for command in commands
         ]  # fmt: skip
         outputs = [process.communicate()[0] for process in running]
-        for process, output in zip(running, outputs, strict=True):
+        for command, process, output in zip(commands, running, outputs, strict=True):
             if process.returncode != 0:
-                raise SystemExit(f"{' '.join(map(str, process.args))}\n{output}")
+                raise SystemExit(f"{' '.join(command)}\n{output}")
 
 
 def _free_port(wanted: int | None) -> int:
@@ -247,7 +249,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--state", type=Path, default=ROOT / ".farm", help="state folder")
+    parser.add_argument("--state", type=Path, default=Path(".farm"), help="state folder")
     parser.add_argument(
         "--port", type=int, help="the server's port; default: 4200, else a free one"
     )

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 WIDTH, HEIGHT, SCALE = 1280, 720, 2
 ITERATIONS = 90
@@ -22,7 +24,7 @@ RATE = 48_000
 CHORD = (110.0, 164.81, 220.0, 277.18, 329.63, 440.0)  # A major, in Hz
 
 
-def escape_times(turn: float) -> np.ndarray:
+def escape_times(turn: float) -> NDArray[Any]:
     """Return how soon each point of the plane escapes (0 … 1), on a grid of 1/SCALE."""
     width, height = WIDTH // SCALE, HEIGHT // SCALE
     zoom = 1.25 - 0.2 * np.cos(2 * np.pi * turn)
@@ -44,7 +46,7 @@ def escape_times(turn: float) -> np.ndarray:
     return times.reshape(height, width)
 
 
-def enlarge(field: np.ndarray) -> np.ndarray:
+def enlarge(field: NDArray[Any]) -> NDArray[Any]:
     """Enlarge a field to the size of the picture, with linear interpolation."""
     rows = np.linspace(0, field.shape[0] - 1, HEIGHT)
     columns = np.linspace(0, field.shape[1] - 1, WIDTH)
@@ -56,20 +58,22 @@ def enlarge(field: np.ndarray) -> np.ndarray:
     down, over = (rows - top)[:, None], (columns - left)[None, :]
     upper = field[top][:, left] * (1 - over) + field[top][:, right] * over
     lower = field[bottom][:, left] * (1 - over) + field[bottom][:, right] * over
-    return upper * (1 - down) + lower * down
+    large: NDArray[Any] = upper * (1 - down) + lower * down
+    return large
 
 
-def picture(number: int, total: int) -> np.ndarray:
+def picture(number: int, total: int) -> NDArray[Any]:
     """Return frame `number` of `total` as 8-bit RGB."""
     turn = number / total
     depth = np.sqrt(enlarge(escape_times(turn)))
     phase = np.array([0.0, 0.12, 0.25])
     light = 0.5 - 0.5 * np.cos(2 * np.pi * (1.4 * depth[..., None] + phase + turn))
     glow = np.clip(depth * 1.8, 0, 1)[..., None]
-    return (255 * np.clip(light * glow, 0, 1)).astype(np.uint8)
+    rgb: NDArray[Any] = (255 * np.clip(light * glow, 0, 1)).astype(np.uint8)
+    return rgb
 
 
-def sound(first: int, last: int, length: int) -> np.ndarray:
+def sound(first: int, last: int, length: int) -> NDArray[Any]:
     """Return samples `first` … `last` - 1 of `length` as 16-bit stereo: a chord that breathes."""
     t = np.arange(first, last) / RATE
     turn = np.arange(first, last) / length
@@ -80,7 +84,8 @@ def sound(first: int, last: int, length: int) -> np.ndarray:
         pan = (place + 0.5) / len(CHORD)
         left, right = left + tone * (1 - pan), right + tone * pan
     fade = np.clip(np.minimum(turn, 1 - turn) * 20, 0, 1)
-    return (np.stack([left, right]) * fade * 20_000).astype(np.int16)
+    samples: NDArray[Any] = (np.stack([left, right]) * fade * 20_000).astype(np.int16)
+    return samples
 
 
 def render(start: int, count: int, total: int, fps: Fraction, output: Path) -> None:

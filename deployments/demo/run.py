@@ -1,5 +1,7 @@
 """Render the demo film through a farm of two work pools, and look at what came of it.
 
+    python -m prefect_renderfarm.deployments.demo.run
+
 Uses the farm that `make up` started; without one it starts a farm and stops it afterwards.
 """
 
@@ -9,19 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import julia
 from av import open as open_media
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from farm import PREFECT, ROOT, Farm
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_renderfarm.deployments.demo import julia
+from prefect_renderfarm.deployments.farm import PREFECT, Farm
 from prefect_renderfarm.flows import RenderJob, plan_job
 
 FRAMES, FPS, CHUNKS = 240, 24, 10
-FILM = ROOT / "out" / "demo.mp4"
+OUT = Path("out").absolute()
+FILM = OUT / "demo.mp4"
 
 
 def demo_job() -> RenderJob:
@@ -52,7 +52,7 @@ def submit(farm: Farm, job_file: Path) -> None:
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
     command = [*PREFECT, "deployment", "run", "render-job/cloud", *words, "--watch"]
     print("$ prefect", *command[3:], flush=True)
-    done = subprocess.run(command, env=farm.environment(), cwd=ROOT, check=False)
+    done = subprocess.run(command, env=farm.environment(), check=False)
     if done.returncode != 0 or not FILM.exists():
         raise SystemExit(f"the demo failed: see {farm.state / 'worker-cloud.log'}")
 
@@ -80,9 +80,9 @@ def show_film() -> None:
 
 def main() -> None:
     """Run the demo."""
-    farm = Farm(ROOT / ".farm")
+    farm = Farm(Path(".farm"))
     borrowed = farm.running()
-    folder = ROOT / "out" / "demo"
+    folder = OUT / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     FILM.unlink(missing_ok=True)
     job_file = folder / "demo.json"
@@ -98,7 +98,7 @@ def main() -> None:
         if not borrowed:
             farm.down()
     show_film()
-    print(f"film: {FILM.relative_to(ROOT)}")
+    print(f"film: {FILM.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":
