@@ -27,7 +27,7 @@ from prefect_renderfarm.blocks.media.image_sequence import has_number
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher
 from prefect_renderfarm.blocks.stitchers.progress import watching
-from prefect_renderfarm.flows.jobs.load import find_in_storage, find_stored_job, load_job
+from prefect_renderfarm.flows.jobs.load import find_in_storage, load_earlier_job
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.merging.assembly import plan_assembly
 from prefect_renderfarm.flows.merging.fetch import ChunkArrivals
@@ -158,7 +158,7 @@ def _find_job(
 ) -> tuple[RenderJob, Path | None]:
     if (stored := find_in_storage(job, block)) is not None:
         return stored, None
-    spec, folder = find_stored_job(job, job_dir) or load_job(job, deployed=deployed)
+    spec, folder = load_earlier_job(job, job_dir, deployed=deployed)
     return spec, folder if block is None else None
 
 

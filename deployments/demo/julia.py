@@ -24,8 +24,9 @@ RATE = 48_000
 CHORD = (110.0, 164.81, 220.0, 277.18, 329.63, 440.0)  # A major, in Hz
 
 
-def escape_times(turn: float) -> NDArray[Any]:
-    """Return how soon each point of the plane escapes (0 … 1), on a grid of 1/SCALE."""
+def picture(number: int, total: int) -> NDArray[Any]:
+    """Return frame `number` of `total` as 8-bit RGB, on a grid of 1/SCALE."""
+    turn = number / total
     width, height = WIDTH // SCALE, HEIGHT // SCALE
     zoom = 1.25 - 0.2 * np.cos(2 * np.pi * turn)
     x = np.linspace(-zoom * width / height, zoom * width / height, width, dtype=np.float32)
@@ -34,7 +35,7 @@ def escape_times(turn: float) -> NDArray[Any]:
     z = plane.astype(np.complex64).ravel()
     angle = 0.46 + 0.17 * np.sin(2 * np.pi * turn)
     constant = np.complex64(0.7885 * np.exp(2j * np.pi * angle))
-    times = np.full(z.size, 1.0, dtype=np.float32)
+    times = np.full(z.size, 1.0, dtype=np.float32)  # how soon each point escapes: 0 … 1
     alive = np.arange(z.size)
     for step in range(ITERATIONS):
         z = z * z + constant
@@ -43,29 +44,7 @@ def escape_times(turn: float) -> NDArray[Any]:
         smooth = step + 1 - np.log2(np.log2(size[gone]) / 6)
         times[alive[gone]] = np.clip(smooth / ITERATIONS, 0, 1)
         z, alive = z[~gone], alive[~gone]
-    return times.reshape(height, width)
-
-
-def enlarge(field: NDArray[Any]) -> NDArray[Any]:
-    """Enlarge a field to the size of the picture, with linear interpolation."""
-    rows = np.linspace(0, field.shape[0] - 1, HEIGHT)
-    columns = np.linspace(0, field.shape[1] - 1, WIDTH)
-    top, left = rows.astype(int), columns.astype(int)
-    bottom, right = (
-        np.minimum(top + 1, field.shape[0] - 1),
-        np.minimum(left + 1, field.shape[1] - 1),
-    )
-    down, over = (rows - top)[:, None], (columns - left)[None, :]
-    upper = field[top][:, left] * (1 - over) + field[top][:, right] * over
-    lower = field[bottom][:, left] * (1 - over) + field[bottom][:, right] * over
-    large: NDArray[Any] = upper * (1 - down) + lower * down
-    return large
-
-
-def picture(number: int, total: int) -> NDArray[Any]:
-    """Return frame `number` of `total` as 8-bit RGB."""
-    turn = number / total
-    depth = np.sqrt(enlarge(escape_times(turn)))
+    depth = np.sqrt(times.reshape(height, width))
     phase = np.array([0.0, 0.12, 0.25])
     light = 0.5 - 0.5 * np.cos(2 * np.pi * (1.4 * depth[..., None] + phase + turn))
     glow = np.clip(depth * 1.8, 0, 1)[..., None]
@@ -98,7 +77,9 @@ def render(start: int, count: int, total: int, fps: Fraction, output: Path) -> N
         audio = film.add_stream("pcm_s16le", rate=RATE, layout="stereo")
         begin = round(start * RATE / fps)
         for number in range(start, start + count):
-            frame = av.VideoFrame.from_ndarray(picture(number, total), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number, total), format="rgb24").reformat(
+                WIDTH, HEIGHT, "yuv420p", interpolation="BICUBIC"
+            )
             frame.pts, frame.time_base = number - start, 1 / fps
             film.mux(video.encode(frame))
             first, last = round(number * RATE / fps), round((number + 1) * RATE / fps)
