@@ -88,7 +88,7 @@ def load_earlier_job(
         try:
             report = RenderReport.model_validate(data)
         except ValueError as error:
-            raise JobError(f"{name}: it is no report of render-job: {one_line(error)}") from None
+            raise JobError(f"{name or 'job'}: no report of render-job: {one_line(error)}") from None
         return _of_report(report, job_dir)
     return _validated(data, name), folder
 
