@@ -15,7 +15,7 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # A strict editable install links every file, so a new file needs a new install.
-SOURCES := $(sort $(shell find blocks flows -name '*.py' -o -name py.typed))
+SOURCES := $(sort $(shell find blocks flows deployments -type f ! -name '*.pyc'))
 LINKED := $(VENV)/.linked-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 
 # What stands behind `bench` names benchmarks.
@@ -27,7 +27,7 @@ endif
 .PHONY: demo test unit test-long test-pythons check up down bench chaos screenshots lock clean
 
 demo: $(LINKED)
-	@$(BIN)/python deployments/demo/run.py
+	@$(BIN)/python -m prefect_renderfarm.deployments.demo.run
 
 # Two processes at a time, which share a farm; three make its server answer too late.
 test: check
@@ -49,10 +49,10 @@ check: $(LINKED)
 	$(BIN)/mypy
 
 up: $(LINKED)
-	@$(BIN)/python deployments/farm.py up $(if $(PORT),--port $(PORT)) $(if $(API_URL),--api-url $(API_URL))
+	@$(BIN)/python -m prefect_renderfarm.deployments.farm up $(if $(PORT),--port $(PORT)) $(if $(API_URL),--api-url $(API_URL))
 
 down: $(LINKED)
-	@$(BIN)/python deployments/farm.py down
+	@$(BIN)/python -m prefect_renderfarm.deployments.farm down
 
 bench: $(LINKED)
 	@$(BIN)/python tests/benchmarks/run.py $(BENCHES)

@@ -1,35 +1,35 @@
 """A render farm on this machine: a Prefect server, the pools `cloud` and `local`, their workers.
 
-    python deployments/farm.py up [--port PORT] [--api-url URL] [--state FOLDER]
-    python deployments/farm.py down [--state FOLDER]
+    python -m prefect_renderfarm.deployments.farm up [--port PORT] [--api-url URL] [--state FOLDER]
+    python -m prefect_renderfarm.deployments.farm down [--state FOLDER]
 
-All of it lives in the state folder; nothing is written to the user's home or Prefect profile. The
-server's database is SQLite in that folder, or the one of PREFECT_SERVER_DATABASE_CONNECTION_URL,
-which is read from the environment because it holds a password.
+All state is in the state folder, by default `.farm` in the current folder; nothing is written to
+the user's home or Prefect profile. The server's database is SQLite in that folder, or the one of
+PREFECT_SERVER_DATABASE_CONNECTION_URL, which is read from the environment because it holds a
+password.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import yaml
-from processes import ProcessFile
 
-ROOT = Path(__file__).resolve().parent.parent
-_PROCESS_POOL = ROOT / "deployments" / "pools" / "process.json"
-_AUTOMATIONS = ROOT / "deployments" / "automations.yaml"
+from prefect_renderfarm.deployments import FILES
+from prefect_renderfarm.deployments.processes import ProcessFile
+
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -39,16 +39,12 @@ _START_SECONDS = 180.0
 
 
 class Farm:
-    """The farm whose state lies in one folder."""
+    """The farm whose state is in one folder."""
 
     def __init__(self, state: Path) -> None:
         self.state = state.absolute()
         self._processes = ProcessFile(self.state / "processes.json")
         self._address = self.state / "address.json"
-
-    @property
-    def _own_server(self) -> bool:
-        return self._processes.find("server") is not None
 
     @property
     def api_url(self) -> str:
@@ -63,20 +59,20 @@ class Farm:
         return process
 
     def running(self) -> bool:
-        """Return whether all that `up` starts is running."""
-        names = [f"worker-{pool}" for pool in POOLS]
+        """Return whether the server answers and the workers run."""
         return (
             self._address.exists()
-            and all(self._processes.find(name) for name in names)
+            and all(self._processes.find(f"worker-{pool}") for pool in POOLS)
             and _answers(self.api_url)
         )
 
     def environment(self) -> dict[str, str]:
-        """Return the environment in which `prefect` commands speak to this farm."""
+        """Return the environment in which `prefect` commands use this farm."""
+        own_server = self._processes.find("server") is not None
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("PREFECT_") or (name in _CREDENTIALS and not self._own_server)
+            if not name.startswith("PREFECT_") or (name in _CREDENTIALS and not own_server)
         }
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
         return kept | {
@@ -93,31 +89,33 @@ class Farm:
         if api_url:
             if not _answers(api_url):
                 raise SystemExit(f"no Prefect server answers at {api_url}")
-            self._remember(api_url)
-        elif not self._processes.find("server"):
-            self._start_server(_free_port(port))
-        self._wait_for_server()
+            self._write_address(api_url)
+        else:
+            if not self._processes.find("server"):
+                self._start_server(_free_port(port))
+            self._wait("server", lambda: _answers(self.api_url))
         for pool in POOLS:
-            self._make_pool(pool)
+            self._create_pool(pool)
             self._start_worker(pool)
-        self._make_automations()
+        self._create_automations()
         self._run(
-            [sys.executable, str(ROOT / "deployments" / "sample_blocks.py")],
+            [sys.executable, "-m", "prefect_renderfarm.deployments.sample_blocks"],
             [*PREFECT, "--no-prompt", "deploy", "--all",
-             "--prefect-file", str(ROOT / "deployments" / "prefect.yaml")],
+             "--prefect-file", str(FILES / "prefect.yaml")],
         )  # fmt: skip
-        self._wait_for_workers()
+        for pool in POOLS:
+            self._wait(f"worker-{pool}", partial(self._is_ready, pool))
 
     def down(self) -> list[str]:
         """Stop exactly what `up` started; return the names of what was running."""
         return self._processes.stop_all()
 
-    def _remember(self, api_url: str) -> None:
+    def _write_address(self, api_url: str) -> None:
         self._address.write_text(json.dumps({"api_url": api_url}), encoding="utf-8")
 
     def _start_server(self, port: int) -> None:
-        self._remember(f"http://127.0.0.1:{port}/api")
-        # Only the server's own environment holds it: workers and commands have no need of it.
+        self._write_address(f"http://127.0.0.1:{port}/api")
+        # Only the server's own environment has the password.
         database = {_DATABASE: os.environ[_DATABASE]} if _DATABASE in os.environ else {}
         self._processes.start(
             "server",
@@ -153,59 +151,56 @@ class Farm:
             },
         )  # fmt: skip
 
-    def _make_pool(self, pool: str) -> None:
-        """Make a pool whose runs work in a folder of the farm's that outlasts them."""
+    def _create_pool(self, pool: str) -> None:
+        """Create a pool whose runs work in a folder of the farm that outlasts them."""
         if _ask(f"{self.api_url}/work_pools/{pool}") is not None:
             return
-        template = json.loads(_PROCESS_POOL.read_text(encoding="utf-8"))
+        template = json.loads((FILES / "pools" / "process.json").read_text(encoding="utf-8"))
         properties = template["variables"]["properties"]
         properties["working_dir"]["default"] = str(self.state / pool)
-        properties["command"]["default"] = None  # each deployment's own
+        properties["command"]["default"] = None  # each deployment has its own
         body = {"name": pool, "type": "process", "base_job_template": template}
         if _ask(f"{self.api_url}/work_pools/", body) is None:
-            raise SystemExit(f"work pool {pool!r} cannot be made at {self.api_url}")
+            raise SystemExit(f"cannot create work pool {pool!r} at {self.api_url}")
 
-    def _make_automations(self) -> None:
-        """Make the automations of the file, but for those that are there, on or off."""
-        wanted = yaml.safe_load(_AUTOMATIONS.read_text(encoding="utf-8"))["automations"]
+    def _create_automations(self) -> None:
+        """Create the automations of the file that are not there; others stay, on or off."""
+        file = FILES / "automations.yaml"
+        wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["automations"]
         names = {"automations": {"name": {"any_": [item["name"] for item in wanted]}}}
         found = _ask(f"{self.api_url}/automations/filter", names)
-        there = None if found is None else {item["name"] for item in found}
         for item in wanted:
-            if there is not None and item["name"] in there:
+            if found is not None and item["name"] in {other["name"] for other in found}:
                 continue
-            if there is None or _ask(f"{self.api_url}/automations/", item) is None:
-                raise SystemExit(f"automation {item['name']!r} cannot be made at {self.api_url}")
+            if found is None or _ask(f"{self.api_url}/automations/", item) is None:
+                raise SystemExit(f"cannot create automation {item['name']!r} at {self.api_url}")
 
-    def _wait_for_server(self) -> None:
+    def _is_ready(self, pool: str) -> bool:
+        found = _ask(f"{self.api_url}/work_pools/{pool}")
+        return found is not None and found["status"] == "READY"
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
+        """Wait until a process does its work, as long as it runs."""
         deadline = time.monotonic() + _START_SECONDS
-        while not _answers(self.api_url):
-            if time.monotonic() > deadline or not self._own_server:
-                raise SystemExit(f"no server at {self.api_url}: see {self.state / 'server.log'}")
+        while not ready():
+            if time.monotonic() > deadline or not self._processes.find(name):
+                log = self.state / f"{name}.log"
+                raise SystemExit(f"the process {name!r} did not start: see {log}")
             time.sleep(0.2)
-
-    def _wait_for_workers(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        for pool in POOLS:
-            while (_ask(f"{self.api_url}/work_pools/{pool}") or {}).get("status") != "READY":
-                if time.monotonic() > deadline or not self._processes.find(f"worker-{pool}"):
-                    log = self.state / f"worker-{pool}.log"
-                    raise SystemExit(f"the worker of pool {pool!r} does not come up: see {log}")
-                time.sleep(0.2)
 
     def _run(self, *commands: list[str]) -> None:
         """Run commands side by side, each of which spends seconds on its imports."""
         running = [
             subprocess.Popen(
-                command, cwd=ROOT, env=self.environment(), text=True,
+                command, cwd=self.state, env=self.environment(), text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
             for command in commands
         ]  # fmt: skip
         outputs = [process.communicate()[0] for process in running]
-        for process, output in zip(running, outputs, strict=True):
+        for command, process, output in zip(commands, running, outputs, strict=True):
             if process.returncode != 0:
-                raise SystemExit(f"{' '.join(map(str, process.args))}\n{output}")
+                raise SystemExit(f"{' '.join(command)}\n{output}")
 
 
 def _free_port(wanted: int | None) -> int:
@@ -222,20 +217,15 @@ def _free_port(wanted: int | None) -> int:
 
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Return the JSON that the API answers, to a body if one is sent; None: no such answer."""
-    request = urllib.request.Request(url)
-    if body is not None:
-        request.data = json.dumps(body).encode()
-        request.add_header("Content-Type", "application/json")
-    if key := os.environ.get("PREFECT_API_KEY"):
-        request.add_header("Authorization", f"Bearer {key}")
-    elif user := os.environ.get("PREFECT_API_AUTH_STRING"):
-        token = base64.b64encode(user.encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
+    """Return the API's answer to a GET, or to a POST of a body; None: there is no such answer."""
+    key, user = (os.environ.get(name, "") for name in _CREDENTIALS)
+    auth = None if key or not user else httpx.BasicAuth(*user.split(":", 1))
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    method = "GET" if body is None else "POST"
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError):
+        answer = httpx.request(method, url, json=body, headers=headers, auth=auth, timeout=5)
+        return answer.json() if answer.is_success else None
+    except (httpx.HTTPError, ValueError):
         return None
 
 
@@ -247,10 +237,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--state", type=Path, default=ROOT / ".farm", help="state folder")
-    parser.add_argument(
-        "--port", type=int, help="the server's port; default: 4200, else a free one"
-    )
+    parser.add_argument("--state", type=Path, default=Path(".farm"), help="state folder")
+    parser.add_argument("--port", type=int, help="the server's port; default: 4200, else any free")
     parser.add_argument("--api-url", help="use this Prefect server instead of starting one")
     options = parser.parse_args()
     farm = Farm(options.state)

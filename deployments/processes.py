@@ -1,7 +1,7 @@
-"""Processes that outlive the command that started them, remembered in a file.
+"""Processes that outlive the command that started them, recorded in a file.
 
-A process is known by its id and its start time, so that a stale file never makes us end a process
-of somebody else's that has got the same id since.
+A process is known by its id and its start time: a stale record never ends another process that has
+the same id now.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KILL_AFTER_SECONDS = 15.0
 
 
 class ProcessFile:
-    """A file that names running processes: `{name: [pid, start time]}`."""
+    """A file that records running processes: `{name: [pid, start time]}`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,7 +41,7 @@ class ProcessFile:
         log: Path,
         environment: Mapping[str, str],
     ) -> None:
-        """Start a process in a session of its own, with its output appended to a log file."""
+        """Start a process in a session of its own; its output is appended to a log file."""
         cwd.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -57,15 +57,25 @@ class ProcessFile:
         self._path.write_text(json.dumps(self._read() | {name: (process.pid, started)}, indent=1))
 
     def stop_all(self) -> list[str]:
-        """End all processes and what they started; return the names of those that were running.
+        """End all processes and their children; return the names of those that were running.
 
-        They are told in the reverse order of their start: SIGTERM first, SIGKILL after 15 s.
+        The processes get SIGTERM, the last that was started first, and SIGKILL after 15 s.
         """
-        running = {name: self.find(name) for name in reversed(self._read())}
-        ended = {name: process for name, process in running.items() if process is not None}
-        end_trees(list(ended.values()))
+        found = {name: self.find(name) for name in reversed(self._read())}
+        running = {name: process for name, process in found.items() if process is not None}
+        roots = list(running.values())
+        trees = [*roots, *_children(roots)]
+        for root in roots:
+            with suppress(psutil.NoSuchProcess):
+                root.terminate()
+        psutil.wait_procs(roots, timeout=_KILL_AFTER_SECONDS)
+        trees += _children(roots)
+        for process in trees:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(trees, timeout=_KILL_AFTER_SECONDS)
         self._path.unlink(missing_ok=True)
-        return list(ended)
+        return list(running)
 
     def _read(self) -> dict[str, tuple[int, float]]:
         try:
@@ -73,20 +83,6 @@ class ProcessFile:
         except FileNotFoundError:
             return {}
         return {name: (pid, started) for name, (pid, started) in data.items()}
-
-
-def end_trees(roots: Sequence[psutil.Process]) -> None:
-    """End processes and all that came of them."""
-    trees = [*roots, *_children(roots)]
-    for root in roots:
-        with suppress(psutil.NoSuchProcess):
-            root.terminate()
-    psutil.wait_procs(roots, timeout=_KILL_AFTER_SECONDS)
-    trees += _children(roots)
-    for process in trees:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(trees, timeout=_KILL_AFTER_SECONDS)
 
 
 def _children(roots: Sequence[psutil.Process]) -> list[psutil.Process]:

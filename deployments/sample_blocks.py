@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, RemuxStitcher
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 
 SAMPLES = {
     "default": (LocalAdapter(), RemuxStitcher(), FfmpegStitcher()),
@@ -14,11 +15,11 @@ def save_sample_blocks() -> None:
     """Save the sample blocks; leave those alone that are there, a person may have edited them."""
     for name, blocks in SAMPLES.items():
         for block in blocks:
-            type(block).register_type_and_schema(_sync=True)
+            call_sync(type(block).register_type_and_schema)
             try:
-                type(block).load(name, _sync=True)
+                call_sync(type(block).load, name)
             except ValueError:
-                block.save(name, _sync=True)
+                call_sync(block.save, name)
 
 
 if __name__ == "__main__":

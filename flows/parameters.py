@@ -36,26 +36,20 @@ BlockType = TypeVar("BlockType", bound=Block)
 
 
 def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Let blocks, names and jobs through: they are looked at in the flow, where errors are plain.
+    """Take blocks, names and jobs as they are: the flow checks them, with plain errors.
 
-    The union that this is attached to is what the server and the UI see: a form with a dropdown of
-    saved blocks, or a name. Prefect resolves references to saved blocks before.
+    The annotated union is what the server and the UI see: a form with a dropdown of saved blocks,
+    or a name. Prefect resolves references to saved blocks before.
     """
-    return (
-        value
-        if isinstance(value, Block | RenderJob | RenderReport | str | dict)
-        else handler(value)
-    )
-
-
-_given = WrapValidator(_as_given)
+    given = isinstance(value, Block | RenderJob | RenderReport | str | dict)
+    return value if given else handler(value)
 
 
 class _Optional:
-    """Shows the dropdown of a block that may be left out, instead of a choice "None" without one.
+    """Shows the dropdown of an optional block first, not a choice "None" without a dropdown.
 
-    The form opens at the first choice that takes the default, which is null. So null is only taken
-    inside the choice of a name.
+    The UI's form opens at the first choice that takes the default, null. So only the choice of a
+    name takes null.
     """
 
     def __get_pydantic_json_schema__(
@@ -67,13 +61,14 @@ class _Optional:
         return {"anyOf": [*blocks, {"title": "name", "anyOf": name}]}
 
 
-if TYPE_CHECKING:  # from Python, a block of one's own class will do
+if TYPE_CHECKING:  # Python may pass a block of the user's own class
     JobParameter = RenderJob | RenderReport | str | dict[str, Any]
     AdapterParameter = WorkerAdapter | str
     OptionalAdapterParameter = WorkerAdapter | str | None
     StitcherParameter = VideoStitcher | str | None
     StorageParameter = ObjectStorageBlock | str | None
 else:
+    _given = WrapValidator(_as_given)
     JobParameter = Annotated[str | dict[str, Any], _given]
     _Adapters = LocalAdapter | AwsLambdaAdapter | HttpAdapter | WorkPoolAdapter
     AdapterParameter = Annotated[_Adapters | str, _given]
@@ -90,7 +85,7 @@ Seconds = Annotated[float, Field(ge=0)]
 OptionalSeconds = Annotated[float | None, Field(gt=0)]
 OptionalFactor = Annotated[float | None, Field(gt=1)]
 
-# Prefect looks a block up by any slug, but imports every installed collection to do so.
+# `Block.load` finds a class by any slug, but imports every installed collection to do so.
 _KNOWN: dict[str, type[Block]] = {
     block.get_block_type_slug(): block
     for block in (
@@ -115,44 +110,35 @@ def load_stitcher(given: Any, parameter: str = "stitcher") -> VideoStitcher:
     return _load(given, VideoStitcher, parameter, "remux-stitcher/default")  # type: ignore[type-abstract]
 
 
-def load_storage(given: Any, parameter: str = "storage") -> ObjectStorageBlock | None:
+def load_storage(given: Any) -> ObjectStorageBlock | None:
     """Return the storage that a parameter names, if it names one. Raises: SetupError."""
     if given is None:
         return None
-    return _load(given, ObjectStorageBlock, parameter, "s3-bucket/renders")  # type: ignore[type-abstract]
+    return _load(given, ObjectStorageBlock, "storage", "s3-bucket/renders")  # type: ignore[type-abstract]
 
 
 def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> BlockType:
-    block = _load_named(given, parameter, example) if isinstance(given, str) else given
+    block, shown = given, f"a {type(given).__name__}"
+    if isinstance(given, str):
+        shown = excerpt(given)
+        slug, _, document = given.partition("/")
+        if not slug or not document:
+            raise SetupError(
+                f"{parameter} {shown} is no block: name it type-slug/name, like {example!r}"
+            )
+        try:
+            known = _KNOWN.get(slug)
+            block = call_sync(known.load, document) if known else call_sync(Block.load, given)
+        except ValueError as error:
+            raise SetupError(
+                f"{parameter} {shown}: no such block is saved on the server ({one_line(error)}); "
+                "see `prefect block ls`"
+            ) from None
     if not isinstance(block, kind):
         raise SetupError(
-            f"{parameter}: {_name(given)} is no {kind.__name__}: name one, such as {example!r}"
+            f"{parameter}: {shown} is no {kind.__name__}: name one, such as {example!r}"
         )
     return block
-
-
-def _load_named(name: str, parameter: str, example: str) -> Block:
-    slug, _, document = name.partition("/")
-    if not slug or not document:
-        raise SetupError(
-            f"{parameter} {excerpt(name)} is no block: name it type-slug/name, like {example!r}"
-        )
-    try:
-        if known := _KNOWN.get(slug):
-            block: Block = call_sync(known.load, document)
-        else:
-            block = call_sync(Block.load, name)
-    except ValueError as error:
-        raise SetupError(
-            f"{parameter} {excerpt(name)}: no such block is saved on the server "
-            f"({one_line(error)}); see "
-            "`prefect block ls`"
-        ) from None
-    return block
-
-
-def _name(given: Any) -> str:
-    return excerpt(given) if isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def reference(block: Block | None, parameter: str) -> str | None:
@@ -165,8 +151,8 @@ def reference(block: Block | None, parameter: str) -> str | None:
         return None
     if block._block_document_name is None:
         raise SetupError(
-            f"{parameter}: a {type(block).__name__} that is not saved cannot be sent to "
-            "another work pool: save it under a name, or do without that pool"
+            f"{parameter}: a {type(block).__name__} that is not saved cannot be sent to another "
+            "work pool: save it under a name, or do without that pool"
         )
     return f"{block.get_block_type_slug()}/{block._block_document_name}"
 

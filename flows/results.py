@@ -17,7 +17,7 @@ class _Result(BaseModel):
 
 
 class Assembly(StrEnum):
-    """How a job's chunks became a film, or why they did not."""
+    """How the chunks became a film, or why they did not."""
 
     STITCHED = "stitched"
     MERGED = "merged"
@@ -35,7 +35,7 @@ class FailedAttempt(_Result):
 
     chunk: int = Field(description="Id of the chunk.")
     attempt: int = Field(description="Number of the attempt, from 1.")
-    seconds: float = Field(description="Time that it took, in seconds.")
+    seconds: float = Field(description="Its duration, in seconds.")
     kind: str = Field(description="The class of its error.")
     message: str = Field(description="What failed.")
 
@@ -45,36 +45,36 @@ class MergeReport(_Result):
 
     assembly: Assembly = Field(description="stitched, merged (by the merge command), or skipped.")
     film: Path | None = Field(default=None, description="The film, if its path is known.")
-    stitch: StitchReport | None = Field(default=None, description="What the stitcher made.")
-    seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
-    finished_at: datetime | None = Field(default=None, description="When the film had its name.")
+    stitch: StitchReport | None = Field(default=None, description="The stitcher's own report.")
+    seconds: float = Field(default=0.0, description="Duration of the assembly, in seconds.")
+    finished_at: datetime | None = Field(default=None, description="When the film was complete.")
 
 
 class RenderReport(_Result):
-    """What a job came to."""
+    """The result of a job."""
 
     job: str = Field(description="Name of the job.")
-    key: str = Field(default="", description="Name of the job's folder of records.")
+    key: str = Field(default="", description="The job's key: the name of its folder of records.")
     job_dir: Path = Field(description="The job folder.")
     frames: int = Field(description="Number of frames of all chunks.")
     fps: str = Field(description="Frames a second, as a fraction.")
     chunks: tuple[ChunkResult, ...] = Field(description="The chunks, in order of id.")
     reused: tuple[int, ...] = Field(
-        default=(), description="Ids of the chunks that other runs have rendered."
+        default=(), description="Ids of the chunks that another run rendered."
     )
     failed_attempts: tuple[FailedAttempt, ...] = Field(
-        default=(), description="The attempts that failed, of this run."
+        default=(), description="The failed attempts of this run."
     )
     assembly: Assembly = Field(
-        description="stitched, merged (by the merge command), skipped (nothing to do it), or off."
+        description="stitched, merged (by the merge command), skipped (neither is given), or off."
     )
     film: Path | None = Field(default=None, description="The film, if its path is known.")
-    stitch: StitchReport | None = Field(default=None, description="What the stitcher made.")
+    stitch: StitchReport | None = Field(default=None, description="The stitcher's own report.")
     render_seconds: float = Field(
-        description="Time from the first chunk's start to the last's end."
+        description="Time from the first chunk's start to the last one's end, in seconds."
     )
     assembly_seconds: float = Field(
         default=0.0, description="Time from the last chunk to the end of the assembly, in seconds."
     )
     rendered_at: datetime | None = Field(default=None, description="When the last chunk was done.")
-    assembled_at: datetime | None = Field(default=None, description="When the film had its name.")
+    assembled_at: datetime | None = Field(default=None, description="When the film was complete.")

@@ -15,7 +15,6 @@ import pytest
 from farm_client import FARM, PORT, FarmClient, free_port  # isort: skip -- before Prefect
 
 from asset_samples import Travels, watched_travels
-from farm import Farm
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hostile_web import HostileWeb, hostile_web
 from http_samples import HttpWorker, working
@@ -23,6 +22,8 @@ from lambda_server import LambdaServer, serving_functions
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server, serving
+
+from prefect_renderfarm.deployments.farm import Farm
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 WIDTH, HEIGHT, SCALE = 1280, 720, 2
 ITERATIONS = 90
@@ -22,8 +24,9 @@ RATE = 48_000
 CHORD = (110.0, 164.81, 220.0, 277.18, 329.63, 440.0)  # A major, in Hz
 
 
-def escape_times(turn: float) -> np.ndarray:
-    """Return how soon each point of the plane escapes (0 … 1), on a grid of 1/SCALE."""
+def picture(number: int, total: int) -> NDArray[Any]:
+    """Return frame `number` of `total` as 8-bit RGB, on a grid of 1/SCALE."""
+    turn = number / total
     width, height = WIDTH // SCALE, HEIGHT // SCALE
     zoom = 1.25 - 0.2 * np.cos(2 * np.pi * turn)
     x = np.linspace(-zoom * width / height, zoom * width / height, width, dtype=np.float32)
@@ -32,7 +35,7 @@ def escape_times(turn: float) -> np.ndarray:
     z = plane.astype(np.complex64).ravel()
     angle = 0.46 + 0.17 * np.sin(2 * np.pi * turn)
     constant = np.complex64(0.7885 * np.exp(2j * np.pi * angle))
-    times = np.full(z.size, 1.0, dtype=np.float32)
+    times = np.full(z.size, 1.0, dtype=np.float32)  # how soon each point escapes: 0 … 1
     alive = np.arange(z.size)
     for step in range(ITERATIONS):
         z = z * z + constant
@@ -41,35 +44,15 @@ def escape_times(turn: float) -> np.ndarray:
         smooth = step + 1 - np.log2(np.log2(size[gone]) / 6)
         times[alive[gone]] = np.clip(smooth / ITERATIONS, 0, 1)
         z, alive = z[~gone], alive[~gone]
-    return times.reshape(height, width)
-
-
-def enlarge(field: np.ndarray) -> np.ndarray:
-    """Enlarge a field to the size of the picture, with linear interpolation."""
-    rows = np.linspace(0, field.shape[0] - 1, HEIGHT)
-    columns = np.linspace(0, field.shape[1] - 1, WIDTH)
-    top, left = rows.astype(int), columns.astype(int)
-    bottom, right = (
-        np.minimum(top + 1, field.shape[0] - 1),
-        np.minimum(left + 1, field.shape[1] - 1),
-    )
-    down, over = (rows - top)[:, None], (columns - left)[None, :]
-    upper = field[top][:, left] * (1 - over) + field[top][:, right] * over
-    lower = field[bottom][:, left] * (1 - over) + field[bottom][:, right] * over
-    return upper * (1 - down) + lower * down
-
-
-def picture(number: int, total: int) -> np.ndarray:
-    """Return frame `number` of `total` as 8-bit RGB."""
-    turn = number / total
-    depth = np.sqrt(enlarge(escape_times(turn)))
+    depth = np.sqrt(times.reshape(height, width))
     phase = np.array([0.0, 0.12, 0.25])
     light = 0.5 - 0.5 * np.cos(2 * np.pi * (1.4 * depth[..., None] + phase + turn))
     glow = np.clip(depth * 1.8, 0, 1)[..., None]
-    return (255 * np.clip(light * glow, 0, 1)).astype(np.uint8)
+    rgb: NDArray[Any] = (255 * np.clip(light * glow, 0, 1)).astype(np.uint8)
+    return rgb
 
 
-def sound(first: int, last: int, length: int) -> np.ndarray:
+def sound(first: int, last: int, length: int) -> NDArray[Any]:
     """Return samples `first` … `last` - 1 of `length` as 16-bit stereo: a chord that breathes."""
     t = np.arange(first, last) / RATE
     turn = np.arange(first, last) / length
@@ -80,7 +63,8 @@ def sound(first: int, last: int, length: int) -> np.ndarray:
         pan = (place + 0.5) / len(CHORD)
         left, right = left + tone * (1 - pan), right + tone * pan
     fade = np.clip(np.minimum(turn, 1 - turn) * 20, 0, 1)
-    return (np.stack([left, right]) * fade * 20_000).astype(np.int16)
+    samples: NDArray[Any] = (np.stack([left, right]) * fade * 20_000).astype(np.int16)
+    return samples
 
 
 def render(start: int, count: int, total: int, fps: Fraction, output: Path) -> None:
@@ -93,7 +77,9 @@ def render(start: int, count: int, total: int, fps: Fraction, output: Path) -> N
         audio = film.add_stream("pcm_s16le", rate=RATE, layout="stereo")
         begin = round(start * RATE / fps)
         for number in range(start, start + count):
-            frame = av.VideoFrame.from_ndarray(picture(number, total), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number, total), format="rgb24").reformat(
+                WIDTH, HEIGHT, "yuv420p", interpolation="BICUBIC"
+            )
             frame.pts, frame.time_base = number - start, 1 / fps
             film.mux(video.encode(frame))
             first, last = round(number * RATE / fps), round((number + 1) * RATE / fps)

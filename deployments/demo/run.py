@@ -1,6 +1,8 @@
-"""Render the demo film through a farm of two work pools, and look at what came of it.
+"""Render the demo film through a farm of two work pools, and check the film.
 
-Uses the farm that `make up` started; without one it starts a farm and stops it afterwards.
+    python -m prefect_renderfarm.deployments.demo.run
+
+Uses the farm in the current folder's `.farm`; without one it starts a farm and stops it afterwards.
 """
 
 from __future__ import annotations
@@ -9,19 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import julia
 from av import open as open_media
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from farm import PREFECT, ROOT, Farm
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_renderfarm.deployments.demo import julia
+from prefect_renderfarm.deployments.farm import PREFECT, Farm
 from prefect_renderfarm.flows import RenderJob, plan_job
 
 FRAMES, FPS, CHUNKS = 240, 24, 10
-FILM = ROOT / "out" / "demo.mp4"
 
 
 def demo_job() -> RenderJob:
@@ -40,65 +38,59 @@ def demo_job() -> RenderJob:
     )
 
 
-def submit(farm: Farm, job_file: Path) -> None:
-    """Submit the job on the command line and wait for its end."""
+def submit(farm: Farm, job_file: Path, film: Path) -> None:
+    """Submit the job on the command line, wait for its end, print who ran its two flows."""
     parameters = {
         "job": job_file,
         "adapter": "local-adapter/default",
         "stitcher": "remux-stitcher/lossless-sound",
-        "output_file": FILM,
+        "output_file": film,
         "merge_deployment": "merge-job/local",
     }
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
     command = [*PREFECT, "deployment", "run", "render-job/cloud", *words, "--watch"]
     print("$ prefect", *command[3:], flush=True)
-    done = subprocess.run(command, env=farm.environment(), cwd=ROOT, check=False)
-    if done.returncode != 0 or not FILM.exists():
+    done = subprocess.run(command, env=farm.environment(), check=False)
+    if done.returncode != 0 or not film.exists():
         raise SystemExit(f"the demo failed: see {farm.state / 'worker-cloud.log'}")
-
-
-def show_runs(farm: Farm) -> None:
-    """Print which worker of which pool ran the two flows last."""
     with SyncPrefectClient(farm.api_url) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
     for run in reversed(runs):
-        worker = run.labels.get("prefect.worker.name")
-        state = run.state.name if run.state else "unknown"
+        worker, state = run.labels.get("prefect.worker.name"), run.state and run.state.name
         print(f"{run.name}: {state}, by worker {worker} of work pool {run.work_pool_name}")
 
 
-def show_film() -> None:
-    """Decode the film, and print how many frames and samples it has."""
-    with open_media(str(FILM)) as film:
-        frames = sum(1 for _ in film.decode(video=0))
-    with open_media(str(FILM)) as film:
-        samples = sum(frame.samples for frame in film.decode(audio=0))
+def check_film(film: Path) -> None:
+    """Decode the film and count its frames and samples."""
+    with open_media(str(film)) as media:
+        frames = sum(1 for _ in media.decode(video=0))
+        media.seek(0)
+        samples = sum(frame.samples for frame in media.decode(audio=0))
     if (frames, samples) != (FRAMES, FRAMES * julia.RATE // FPS):
         raise SystemExit(f"the film has {frames} frames and {samples} samples: something is wrong")
-    print(f"{frames} frames, {samples} samples, {FILM.stat().st_size:,} bytes")
+    print(f"{frames} frames, {samples} samples, {film.stat().st_size:,} bytes")
 
 
 def main() -> None:
     """Run the demo."""
-    farm = Farm(ROOT / ".farm")
-    borrowed = farm.running()
-    folder = ROOT / "out" / "demo"
+    folder, film = Path("out/demo").absolute(), Path("out/demo.mp4").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    FILM.unlink(missing_ok=True)
+    film.unlink(missing_ok=True)
     job_file = folder / "demo.json"
     job_file.write_text(demo_job().to_json(), encoding="utf-8")
+    farm = Farm(Path(".farm"))
+    started_here = not farm.running()
     try:
-        if not borrowed:
+        if started_here:
             print("starting a farm: server, two work pools, two workers …", flush=True)
             farm.up()
         print(f"UI: {farm.api_url.removesuffix('/api')}", flush=True)
-        submit(farm, job_file)
-        show_runs(farm)
+        submit(farm, job_file, film)
     finally:
-        if not borrowed:
+        if started_here:
             farm.down()
-    show_film()
-    print(f"film: {FILM.relative_to(ROOT)}")
+    check_film(film)
+    print(f"film: {film.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":

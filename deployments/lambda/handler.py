@@ -52,7 +52,7 @@ def worker_name(context: Any) -> str:
     return f"{context.function_name}/{stream.rpartition(']')[2][:_INSTANCE_CHARACTERS]}"
 
 
-def _within(event: dict[str, Any], limit: float) -> dict[str, Any]:
+def _within(event: Any, limit: float) -> Any:
     """Return the payload, its command's time limit no longer than the function's."""
     command = event.get("command") if isinstance(event, dict) else None
     if not isinstance(command, dict) or not isinstance(command.get("timeout"), int | float):

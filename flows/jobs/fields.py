@@ -1,4 +1,4 @@
-"""The parts of a job spec: what its values may be, whoever wrote it; chunks and metadata."""
+"""The parts of a job spec, and which values they take, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ from prefect_renderfarm.blocks.runtime.text import excerpt
 
 # RFC 8259, section 6: beyond these, programs that read JSON do not agree about a whole number.
 MOST_NUMBER = 2**53 - 1
-# The name is in every log line, tag and title.
-_MOST_NAME_CHARACTERS = 255
-# As long as a browser's address line takes; presigned URLs of S3 have up to 2,000.
-_MOST_URL_CHARACTERS = 8_000
-# Control characters, half characters, ends of lines and paragraphs, and what is not seen but
-# changes what is seen (Unicode Standard, table 4-4). Two of the latter are needed to write Persian,
-# Hindi and others: ZERO WIDTH NON-JOINER and JOINER.
-_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
-_JOINERS = "\u200c\u200d"
+# ZERO WIDTH NON-JOINER and JOINER: Persian, Hindi and other scripts need them.
+JOINERS = "\u200c\u200d"
+# Control characters, surrogates, line and paragraph ends, and invisible characters that change how
+# others look (Unicode Standard, table 4-4).
+_INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
 
 
 def _whole(value: Any) -> int:
@@ -45,80 +41,64 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _number(value: Any) -> Any:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError("give a number")
-    return value
-
-
 def require_plain(text: str) -> None:
-    """Refuse a text that would not be seen as what it is, in a log or a list of files.
-
-    Raises:
-        ValueError: It has a control character or the like.
-    """
+    """Refuse a text that a log or a list of files would not show as it is. Raises: ValueError."""
     if text.isascii() and text.isprintable():
         return
     for character in text:
-        if unicodedata.category(character) in _UNSEEN and character not in _JOINERS:
+        if unicodedata.category(character) in _INVISIBLE and character not in JOINERS:
             name = unicodedata.name(character, "a control character")
             raise ValueError(f"it has {name}, U+{ord(character):04X}: remove it")
 
 
-def require_command(command: str) -> None:
-    """Refuse a command that cannot be run, whatever program it names. Raises: JobError."""
-    split_command(command)
-    require_text(command)
-
-
-def require_text(text: str) -> None:
-    """Refuse half a character (a lone surrogate), which no file takes. Raises: JobError."""
+def require_command(command: str, name: str) -> None:
+    """Refuse a command, called so in the error, that no machine can run. Raises: JobError."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        split_command(command)
+        command.encode()
+    except JobError as error:
+        raise JobError(f"{name}: {error}") from None
+    except UnicodeEncodeError:  # a lone surrogate
         raise JobError(
-            f"{excerpt(text)} has half a character, which is no text: remove it"
+            f"{name}: {excerpt(command)} has half a character, which is no text: remove it"
         ) from None
 
 
-def _name(text: str | None) -> str | None:
-    if text is None or not text.strip():
-        return None
-    if len(text) > _MOST_NAME_CHARACTERS:
-        raise ValueError(f"the longest name has {_MOST_NAME_CHARACTERS} characters")
-    require_plain(text)
-    return text
+def _plain(most: int, what: str) -> AfterValidator:
+    """Return a validator: no invisible characters, at most so many characters, empty is None."""
 
+    def check(text: str | None) -> str | None:
+        if text is None or not text.strip():
+            return None
+        if len(text) > most:
+            raise ValueError(f"the longest {what} has {most:,} characters")
+        require_plain(text)
+        return text
 
-def _url(text: str | None) -> str | None:
-    if not text:
-        return None
-    if len(text) > _MOST_URL_CHARACTERS:
-        raise ValueError(f"the longest URL has {_MOST_URL_CHARACTERS:,} characters")
-    require_plain(text)
-    return text
+    return AfterValidator(check)
 
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 PositiveNumber = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Duration = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-JobName = Annotated[str | None, AfterValidator(_name)]
-AssetsUrl = Annotated[str | None, AfterValidator(_url)]
+Duration = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+JobName = Annotated[str | None, _plain(255, "name")]  # every log line, tag and title has it
+# As long as a browser's address line takes; presigned URLs of S3 have up to 2,000 characters.
+AssetsUrl = Annotated[str | None, _plain(8_000, "URL")]
 
 
 class SpecModel(BaseModel):
-    """A part of a job spec: camelCase as Helios writes it, or snake_case; others are dropped."""
+    """A part of a job spec: camelCase as Helios has it, or snake_case; ignores other keys."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore"
     )
 
-    # Names that are written in two ways.
+    # The fields whose names differ in the two spellings.
     _spellings: ClassVar[tuple[tuple[str, str], ...]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Take note of the fields' names."""
+        """Collect the spellings once: a job has many chunks."""
         super().__pydantic_init_subclass__(**options)
         pairs = [(name, field.alias or name) for name, field in cls.model_fields.items()]
         cls._spellings = tuple((name, alias) for name, alias in pairs if name != alias)
@@ -153,7 +133,7 @@ class Chunk(SpecModel):
 
 
 class JobMetadata(SpecModel):
-    """What is true of the whole film."""
+    """Properties of the whole film."""
 
     total_frames: PositiveNumber = Field(description="Number of frames of the film.")
     fps: int | float | str = Field(

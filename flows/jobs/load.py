@@ -32,20 +32,16 @@ from prefect_renderfarm.flows.results import RenderReport
 _FETCH_SECONDS = 100.0
 _S3_CLIENT = Config(connect_timeout=10, read_timeout=30, retries={"total_max_attempts": 3})
 _PART_BYTES = 1 << 20
-# A path or URL is worth more of a line than other values.
+# Paths and URLs are shown in full where they can be.
 _SHOWN = 200
-# Characters that tell a report from a job spec, which may be large.
-_BEGINNING = 4000
 
 
 def file_of(source: Any) -> Path | None:
     """Return the path of the file that a job comes from; None: it does not come from a file."""
-    text = _text(source) if isinstance(source, str) else "{"
+    if not isinstance(source, str):
+        return None
+    text = _text(source)
     return None if text.startswith("{") or "://" in text else Path(text).absolute()
-
-
-def _text(source: str) -> str:
-    return source.strip().removeprefix("\ufeff")
 
 
 def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
@@ -53,8 +49,8 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
 
     Args:
         source: A `RenderJob`, its parsed JSON, its JSON text, the path of a file, or an `https://`
-            or `s3://` URL. S3 is read with the worker's own AWS credentials; which URLs are read
-            at all, `url_guard` says.
+            or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says which
+            URLs are read.
         deployed: Whether the run was started through a deployment, where a relative path would
             mean the worker's folder.
 
@@ -63,48 +59,83 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
 
     Raises:
         JobError: It cannot be read, or is no valid job spec; the message names it.
-        SetupError: It is not known which URLs may be read.
+        SetupError: The rules on URLs are not valid.
     """
     if isinstance(source, RenderJob):
         return source, None
+    data, name, folder = _read(source, deployed)
+    return _validated(data, name), folder
+
+
+def load_earlier_job(
+    source: Any, job_dir: Path | None, *, deployed: bool = False
+) -> tuple[RenderJob, Path | None]:
+    """Read a job that was rendered before, and its folder, if that is known.
+
+    The source is one of `load_job`; or a `RenderReport`, its JSON or its file; or the id of a job
+    that was rendered in `job_dir`.
+    """
+    if isinstance(source, RenderJob):
+        return source, None
+    if isinstance(source, RenderReport):
+        return _of_report(source, job_dir)
+    if job_dir is not None and isinstance(source, str):
+        name = source.strip()
+        if re.fullmatch(r"[^/{}:]+", name) and not name.endswith(".json"):
+            return _find_by_id(name, job_dir), job_dir
+    data, name, folder = _read(source, deployed)
+    local = not isinstance(source, str) or folder is not None or _text(source).startswith("{")
+    if local and isinstance(data, dict) and "job_dir" in data:
+        try:
+            report = RenderReport.model_validate(data)
+        except ValueError as error:
+            raise JobError(f"{name or 'job'}: no report of render-job: {one_line(error)}") from None
+        return _of_report(report, job_dir)
+    return _validated(data, name), folder
+
+
+def _read(source: Any, deployed: bool) -> tuple[Any, str, Path | None]:
+    """Return the values of a job spec or a report, its name in errors, and its file's folder."""
     if not isinstance(source, str):
-        return RenderJob.model_validate(source), None
+        return source, "", None
     require_size(len(source), "job")
     text = _text(source)
     if text.startswith("{"):
-        return _parse(text, "job"), None
+        return parse_spec(text, "job"), "job", None
     # A signed URL's secret is in its query, and the name goes into messages.
     name = f"job {excerpt(public_part(text), _SHOWN)}"
-    scheme = text.partition("://")[0].lower() if "://" in text else None
-    if scheme is not None:
-        _require_plain_url(text, name)  # what reads URLs leaves line ends out
-    if scheme == "https":
-        return _parse(_read_https(text, name), name), None
-    if scheme == "s3":
-        return _parse(_read_s3(text, name), name), None
-    if scheme is not None:
+    if "://" not in text:
+        path = Path(text)
+        if deployed and not path.is_absolute():
+            raise JobError(relative_path_message("job", text))
+        path = path.absolute()
+        return parse_spec(_read_file(path, name), name), name, path.parent
+    try:
+        require_plain(text)  # what reads URLs leaves line ends out
+    except ValueError as error:
+        raise JobError(f"{name}: {error}") from None
+    scheme = text.partition("://")[0].lower()
+    if scheme not in ("https", "s3"):
         raise JobError(f"{name}: only https:// and s3:// URLs are read")
-    path = Path(text)
-    if deployed and not path.is_absolute():
-        raise JobError(relative_path_message("job", text))
-    path = path.absolute()
-    return _parse(read_limited(path, name), name), path.parent
+    return parse_spec((_read_s3 if scheme == "s3" else _read_https)(text, name), name), name, None
 
 
-def read_limited(path: Path, name: str) -> bytes:
-    """Return what is in a file, if that is not too much.
+def _text(source: str) -> str:
+    return source.strip().removeprefix("\ufeff")
 
-    Args:
-        path: Its absolute path.
-        name: What it is, in errors.
 
-    Raises:
-        JobError: It cannot be read, is larger than a job spec, or is no file: a pipe or a device
-            has no end.
-    """
+def _validated(data: Any, name: str) -> RenderJob:
+    try:
+        return RenderJob.model_validate(data)
+    except JobError as error:
+        raise JobError(f"{name}: {error}" if name else str(error)) from None
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    """Return what is in a file, but not in a pipe or a device, which have no end."""
     cannot = f"{name} cannot be read on the machine that runs the flow"
     try:
-        # Not waiting for whoever might write into a pipe.
+        # Without waiting for a writer of a pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise JobError(f"{cannot}: {error.strerror}") from None
@@ -123,21 +154,6 @@ def read_limited(path: Path, name: str) -> bytes:
         os.close(descriptor)
     require_size(len(data), name)
     return data
-
-
-def _require_plain_url(url: str, name: str) -> None:
-    try:
-        require_plain(url)
-    except ValueError as error:
-        raise JobError(f"{name}: {error}") from None
-
-
-def _parse(text: str | bytes, name: str) -> RenderJob:
-    data = parse_spec(text, name)
-    try:
-        return RenderJob.model_validate(data)
-    except JobError as error:
-        raise JobError(f"{name}: {error}") from None
 
 
 def _read_https(url: str, name: str) -> bytes:
@@ -160,17 +176,13 @@ def _read_s3(url: str, name: str) -> bytes:
         for part in answer["Body"].iter_chunks(_PART_BYTES):
             data += part
             require_size(len(data), name)
-            _require_time(deadline, name)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it took longer than {_FETCH_SECONDS:g} s")
     except JobError:
         raise
-    except (BotoCoreError, ClientError, Boto3Error, UrlRefused, ValueError) as error:
+    except (BotoCoreError, ClientError, Boto3Error, OSError, UrlRefused, ValueError) as error:
         raise JobError(f"{name} cannot be fetched: {one_line(error)}") from None
     return bytes(data)
-
-
-def _require_time(deadline: float, name: str) -> None:
-    if time.monotonic() > deadline:
-        raise JobError(f"{name} cannot be fetched: it took longer than {_FETCH_SECONDS:g} s")
 
 
 def relative_path_message(parameter: str, value: str) -> str:
@@ -182,91 +194,32 @@ def relative_path_message(parameter: str, value: str) -> str:
 
 
 def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:
-    """Find the job that a key stands for; None if `job` is something else.
-
-    Args:
-        job: The key of a job that was rendered through the storage, such as `film-1a2b3c4d5e6f`.
-        block: The storage block; None: there is none.
-
-    Raises:
-        JobError: It is no spec that is found there.
-    """
+    """Return the job of a key, such as `film-1a2b3c4d5e6f`; None if `job` is no key."""
     if block is None or not isinstance(job, str) or not is_key(job.strip()):
         return None
-    job = job.strip()
-    store = JobStore(BucketStore(block), job)
+    store = JobStore(BucketStore(block), job.strip())
     data = store.read("job.json")
     if data is None:
         raise JobError(
-            f"job {job!r}: no such job was rendered through this storage, {store.store.name}, as "
-            "it is reached from here: check the name of the bucket, and the credentials, region "
-            "and endpoint of this machine"
+            f"job {job.strip()!r}: no such job was rendered through this storage, "
+            f"{store.store.name}, as it is reached from here: check the name of the bucket, and "
+            "the credentials, region and endpoint of this machine"
         )
     return RenderJob.model_validate_json(data)
 
 
-def find_stored_job(job: Any, job_dir: Path | None) -> tuple[RenderJob, Path] | None:
-    """Find the job that a report or an id stands for.
-
-    Args:
-        job: A `RenderReport`, its JSON, or the absolute path of its file; or the id of a job that
-            was rendered in `job_dir`.
-        job_dir: The job folder.
-
-    Returns:
-        The job and its folder; None if `job` is something else.
-
-    Raises:
-        JobError: It is a report or an id, but there is no such job in the folder.
-    """
-    report = _as_report(job)
-    if report is not None:
-        name = f"job {excerpt(report.job)}"
-        if not is_key(report.key):  # it is the name of a folder
-            raise JobError(f"{name}: its report has key {excerpt(report.key)}, which is none")
-        folder = job_dir or report.job_dir
-        return _read(folder / RECORDS / report.key / "job.json", name), folder
-    if job_dir is not None and isinstance(job, str) and re.fullmatch(r"[^/{}:]+", job.strip()):
-        name = job.strip()
-        if not name.endswith(".json"):
-            return _find_by_id(name, job_dir), job_dir
-    return None
-
-
-def _as_report(job: Any) -> RenderReport | None:
-    if isinstance(job, RenderReport):
-        return job
-    if isinstance(job, str):
-        text = job.strip()
-        beginning = _beginning(Path(text)) if text.startswith("/") else text[:_BEGINNING]
-        # Its first lines tell it from a job spec, which may be large.
-        if not beginning.startswith("{") or '"job_dir"' not in beginning:
-            return None
-        name = f"report {excerpt(text)}"
-        job = parse_spec(text if text.startswith("{") else read_limited(Path(text), name), name)
-    if not isinstance(job, dict) or "job_dir" not in job:
-        return None
-    try:
-        return RenderReport.model_validate(job)
-    except ValueError as error:
-        raise JobError(f"the report is none of render-job's: {one_line(error)}") from None
-
-
-def _beginning(path: Path) -> str:
-    """Return the first lines of a file; none if it cannot be read, or is none."""
-    try:
-        if not path.is_file():  # a pipe or a device has no end
-            return ""
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_BEGINNING).lstrip()
-    except (OSError, ValueError):
-        return ""
+def _of_report(report: RenderReport, job_dir: Path | None) -> tuple[RenderJob, Path]:
+    name = f"job {excerpt(report.job)}"
+    if not is_key(report.key):  # it is the name of a folder
+        raise JobError(f"{name}: its report has key {excerpt(report.key)}, which is none")
+    folder = job_dir or report.job_dir
+    return _recorded(folder / RECORDS / report.key / "job.json", name), folder
 
 
 def _find_by_id(name: str, folder: Path) -> RenderJob:
     found = []
     for path in (folder / RECORDS).glob("*/job.json"):
-        job = _read(path, f"job {excerpt(name)}")
+        job = _recorded(path, f"job {excerpt(name)}")
         if name in (job.id, job.key):
             found.append((path.stat().st_mtime, path, job))
     if not found:
@@ -274,9 +227,8 @@ def _find_by_id(name: str, folder: Path) -> RenderJob:
             f"job {excerpt(name)}: no job with this id was rendered in {str(folder)!r}: give "
             "another job_dir, or the absolute path of the job"
         )
-    # A job that was edited has several keys: the last one that was run is meant.
-    return max(found)[2]
+    return max(found)[2]  # an edited job has several keys: the last one that was run is meant
 
 
-def _read(path: Path, name: str) -> RenderJob:
-    return RenderJob.model_validate_json(read_limited(path, f"{name}: {str(path)!r}"))
+def _recorded(path: Path, name: str) -> RenderJob:
+    return RenderJob.model_validate_json(_read_file(path, f"{name}: {str(path)!r}"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections.abc import Mapping
 from fractions import Fraction
-from string import Formatter
+from typing import Any
 
 from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.media.frame_rate import parse_fps
 from prefect_renderfarm.flows.jobs.spec import RenderJob
-
-_FIELDS = frozenset({"start", "end", "last", "count", "id", "output"})
 
 
 def plan_job(
@@ -55,31 +54,29 @@ def plan_job(
     """
     if total_frames < 1:
         raise JobError(f"total_frames is {total_frames}: a film has at least 1 frame")
-    ranges = _ranges(total_frames, chunk_frames, chunks)
     try:
         rate = parse_fps(fps)
     except ValueError as error:
         raise JobError(str(error)) from None
+    ends = _ends(total_frames, chunk_frames, chunks)
     specs = []
-    for number, (first, count) in enumerate(ranges):
-        start = start_frame + first
-        fields: dict[str, object] = {
-            "start": start,
-            "end": start + count,
-            "last": start + count - 1,
-            "count": count,
+    for number, (first, end) in enumerate(itertools.pairwise([0, *ends])):
+        fields: dict[str, Any] = {
             "id": number,
+            "start": start_frame + first,
+            "end": start_frame + end,
+            "last": start_frame + end - 1,
+            "count": end - first,
         }
         output = _fill(output_template, fields, "output_template")
+        fields["output"] = shlex.quote(output)
         specs.append(
             {
                 "id": number,
-                "startFrame": start,
-                "frameCount": count,
+                "startFrame": fields["start"],
+                "frameCount": fields["count"],
                 "outputFile": output,
-                "command": _fill(
-                    command_template, fields | {"output": shlex.quote(output)}, "command_template"
-                ),
+                "command": _fill(command_template, fields, "command_template"),
             }
         )
     metadata = {
@@ -94,34 +91,26 @@ def plan_job(
     )
 
 
-def _ranges(
-    total_frames: int, chunk_frames: int | None, chunks: int | None
-) -> list[tuple[int, int]]:
-    if (chunk_frames is None) == (chunks is None):
-        raise JobError("give either chunk_frames or chunks")
-    if chunk_frames is not None:
+def _ends(total_frames: int, chunk_frames: int | None, chunks: int | None) -> list[int]:
+    """Return the frame after the last one of each chunk."""
+    if chunk_frames is not None and chunks is None:
         if chunk_frames < 1:
             raise JobError(f"chunk_frames is {chunk_frames}: a chunk has at least 1 frame")
-        return [
-            (first, min(chunk_frames, total_frames - first))
-            for first in range(0, total_frames, chunk_frames)
-        ]
-    assert chunks is not None  # noqa: S101
+        return [*range(chunk_frames, total_frames, chunk_frames), total_frames]
+    if chunks is None or chunk_frames is not None:
+        raise JobError("give either chunk_frames or chunks")
     if not 1 <= chunks <= total_frames:
         raise JobError(f"chunks is {chunks}: it must be from 1 to total_frames, {total_frames}")
-    ends = [total_frames * number // chunks for number in range(chunks + 1)]
-    return [(first, end - first) for first, end in itertools.pairwise(ends)]
+    return [total_frames * number // chunks for number in range(1, chunks + 1)]
 
 
-def _fill(template: str, fields: dict[str, object], name: str) -> str:
+def _fill(template: str, fields: Mapping[str, Any], name: str) -> str:
     try:
-        names = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-        unknown = names - fields.keys()
-        if unknown or (name == "output_template" and "output" in names):
-            raise JobError(
-                f"{name} {template!r} has the unknown field {{{min(unknown)}}}: the fields are "
-                + ", ".join(f"{{{field}}}" for field in sorted(_FIELDS & fields.keys()))
-            )
         return template.format(**fields)
-    except (ValueError, IndexError, KeyError) as error:
+    except KeyError as error:
+        known = ", ".join(f"{{{field}}}" for field in sorted(fields))
+        raise JobError(
+            f"{name} {template!r} has the unknown field {{{error.args[0]}}}: the fields are {known}"
+        ) from None
+    except (ValueError, IndexError, AttributeError) as error:
         raise JobError(f"{name} {template!r} cannot be filled in: {error}") from None

@@ -25,8 +25,6 @@ from prefect_renderfarm.flows.jobs.fields import (
 )
 from prefect_renderfarm.flows.jobs.parse import one_line_errors, parse_spec, require_size
 
-# As `RenderJob.key` makes them.
-_KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{12}")
 # A film of 24 hours in chunks of 5 frames. They take 0.7 GB of memory, and a process some 12 s.
 _MOST_CHUNKS = 500_000
 
@@ -34,9 +32,9 @@ _MOST_CHUNKS = 500_000
 class RenderJob(SpecModel):
     """A film to render: its metadata, its chunks, and how it may be assembled.
 
-    The JSON that `helios render --emit-job` writes is one. However it is made, a job is checked as
-    a whole, and its chunks are in order of id. It may come from anybody: what is no job is refused
-    before anything runs or is written.
+    The JSON that `helios render --emit-job` writes is one. Every job is checked as a whole, and its
+    chunks are in order of id. A spec may come from anybody: an invalid one is refused before
+    anything runs or is written.
 
     Raises:
         JobError: It is no job spec, or its chunks do not make up the film; one line that names the
@@ -55,7 +53,7 @@ class RenderJob(SpecModel):
     chunks: Annotated[tuple[Chunk, ...], FailFast()]
     audio_track: str | None = Field(
         default=None,
-        description="A file with the sound of the whole film, relative to the job folder.",
+        description="A file with the audio of the whole film, relative to the job folder.",
     )
     merge_command: str | None = Field(
         default=None,
@@ -64,14 +62,14 @@ class RenderJob(SpecModel):
 
     @property
     def key(self) -> str:
-        """A name for the job that is the same for the same spec and safe as a folder name."""
+        """The name of the job's folder of records: the same for the same spec, safe as a name."""
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
         name = re.sub(r"[^a-z0-9]+", "-", (self.id or "job").lower()).strip("-")[:40]
         return f"{name or 'job'}-{digest}"
 
     @property
     def title(self) -> str:
-        """What people call the job."""
+        """The job's id, or its key if it has none."""
         return self.id or self.key
 
     def to_json(self) -> str:
@@ -80,18 +78,15 @@ class RenderJob(SpecModel):
 
     @field_validator("merge_command")
     @classmethod
-    def _merge_command_can_be_split(cls, command: str | None) -> str | None:
+    def _merge_command_can_be_run(cls, command: str | None) -> str | None:
         if command is None or not command.strip():
             return None
-        try:
-            require_command(command)
-        except JobError as error:
-            raise JobError(f"the merge command: {error}") from None
+        require_command(command, "the merge command")
         return command
 
     @field_validator("audio_track")
     @classmethod
-    def _no_audio_track_is_none(cls, track: str | None) -> str | None:
+    def _empty_audio_track_is_none(cls, track: str | None) -> str | None:
         return track or None
 
     @field_validator("chunks", mode="before")
@@ -112,7 +107,7 @@ class RenderJob(SpecModel):
         return tuple(sorted(chunks, key=lambda chunk: chunk.id))
 
     def model_post_init(self, context: Any) -> None:
-        """Check what is asked of the chunks together: here, since a validator would do so twice."""
+        """Check the job as a whole: here, since pydantic calls a model validator twice."""
         check_each(self.chunks, self.audio_track)
         check_ranges(self.chunks, self.metadata.total_frames)
         require_size(len(self.to_json().encode()), "the job spec")  # others have to read it
@@ -134,45 +129,36 @@ class RenderJob(SpecModel):
 
 
 def is_key(text: str) -> bool:
-    """Return whether a text has the form of a job's key."""
-    return _KEY.fullmatch(text) is not None
+    """Return whether a text has the form of a `RenderJob.key`."""
+    return re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{12}", text) is not None
 
 
 def job_file_path(folder: Path, chunk: Chunk) -> Path:
-    """Return the absolute path of a chunk's file in the job folder.
-
-    Raises:
-        JobError: A symbolic link leads out of the job folder.
-    """
+    """Return the absolute path of a chunk's file; see `require_inside`."""
     require_inside(folder, [chunk])
     return folder / chunk.output_file
 
 
 def require_inside(folder: Path, chunks: Iterable[Chunk], others: Iterable[str] = ()) -> None:
-    """Refuse a job folder in which a symbolic link leads out of it.
-
-    Args:
-        folder: The job folder.
-        chunks: Whose files to look at.
-        others: Further paths to look at, relative to the folder.
+    """Check files of chunks, and other paths relative to the job folder.
 
     Raises:
-        JobError: One does.
+        JobError: A symbolic link leads one of them out of the folder.
     """
     names = itertools.chain(
         ((chunk.output_file, f"chunk {chunk.id} has outputFile") for chunk in chunks),
         ((name, "the job folder has") for name in others),
     )
-    for name, who in names:
-        if _may_leave(folder, name) and not _is_inside(folder, name):
+    for name, owner in names:
+        if _has_link(folder, name) and not _is_inside(folder, name):
             raise JobError(
-                f"{who} {excerpt(name)}, which a symbolic link leads out of the job folder "
+                f"{owner} {excerpt(name)}, which a symbolic link leads out of the job folder "
                 f"{excerpt(str(folder), 200)}: remove the link"
             )
 
 
-def _may_leave(folder: Path, name: str) -> bool:
-    """Return whether a path may leave the folder that it starts from, as by a symbolic link."""
+def _has_link(folder: Path, name: str) -> bool:
+    """Return whether a path has a symbolic link below the folder, or another part to resolve."""
     path = str(folder)
     for part in name.split("/"):
         path = f"{path}/{part}"
@@ -182,5 +168,5 @@ def _may_leave(folder: Path, name: str) -> bool:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    root = os.path.realpath(folder)
-    return os.path.realpath(folder / name).startswith(f"{root.rstrip('/')}/")
+    root = os.path.realpath(folder).rstrip("/")
+    return os.path.realpath(folder / name).startswith(f"{root}/")

@@ -13,14 +13,14 @@ from prefect.runtime import flow_run
 from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import one_line
+from prefect_renderfarm.flows.jobs.checks import RECORDS
 from prefect_renderfarm.flows.jobs.parse import parse_spec
 from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
 
 # Ranges of ids that a run's name spells out.
-_NAMED = 5
-# What is looked at of a path or URL, and what is shown of any name.
-_MOST_CHARACTERS = 10_000
-_SHOWN = 100
+_SHOWN_RANGES = 5
+_SHOWN_CHARACTERS = 100
+_READ_CHARACTERS = 10_000
 
 
 def job_run_name(verb: str) -> Callable[[], str]:
@@ -37,7 +37,7 @@ def batch_name(chunk_ids: Sequence[int], job: str) -> str:
         else:
             ranges.append([number, number])
     named = [f"{first}-{last}" if first < last else f"{first}" for first, last in ranges]
-    some = ", ".join(named[:_NAMED]) + (" …" if len(named) > _NAMED else "")
+    some = ", ".join(named[:_SHOWN_RANGES]) + (" …" if len(named) > _SHOWN_RANGES else "")
     return f"chunk{'s' if len(chunk_ids) > 1 else ''} {some} of {job}"
 
 
@@ -49,24 +49,24 @@ def batch_run_name() -> str:
 
 
 def job_label(job: Any) -> str:
-    """Return a short name of a job as it was given: its id, or the name of its file."""
+    """Return a short name for a `job` parameter before it is read: its id, or its file's name."""
+    name: Any = None
     if isinstance(job, str) and job[:100].lstrip().startswith("{"):
         try:
             job = parse_spec(job)
         except JobError:
-            return "job"  # the flow says what is wrong
+            return "job"  # the flow raises the error
     if isinstance(job, str):
-        text = job[:_MOST_CHARACTERS]
-        if is_key(text):
-            return text.rpartition("-")[0]
+        text = job[:_READ_CHARACTERS]
         path = PurePath(public_part(text))
-        if (
-            ".renderfarm" in path.parts
-        ):  # the copy in a job folder's records: …/<name>-<hash>/job.json
-            return path.parent.name.rpartition("-")[0]
-        return one_line(path.stem, _SHOWN) or "job"
-    name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
-    return one_line(name, _SHOWN) if name and isinstance(name, str) else "job"
+        name = path.stem
+        if is_key(text):
+            name = text.rpartition("-")[0]
+        elif RECORDS in path.parts:  # a job folder's record: …/<name>-<hash>/job.json
+            name = path.parent.name.rpartition("-")[0]
+    else:
+        name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
+    return (one_line(name, _SHOWN_CHARACTERS) if isinstance(name, str) else "") or "job"
 
 
 def job_tag(job: RenderJob) -> str:
@@ -77,8 +77,8 @@ def job_tag(job: RenderJob) -> str:
 def tag_run(job: RenderJob) -> None:
     """Give the job's tag to the current flow run.
 
-    Its task runs have none: one that has a tag asks the server for leave before it begins, and an
-    error of the server then fails the flow run (Prefect 3.8.8).
+    Its task runs have none: one that has a tag asks the server for a concurrency slot before it
+    begins, and an error of the server then fails the flow run (Prefect 3.8.8).
     """
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:

@@ -18,13 +18,13 @@ _SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class Progress:
-    """A context in which it is shown how much of something is done; outside a flow run, nothing is.
+    """A context that shows progress on the flow run's page; without a flow run, nowhere.
 
-    The server is told by another thread: work that is waited for never waits for the server.
+    A thread sends the updates, so that the work never waits for the server.
 
     Args:
-        total: How much there is to do.
-        what: What is being counted, such as `chunks rendered`.
+        total: The number that is 100 %.
+        what: What is counted, such as `chunks rendered`.
     """
 
     def __init__(self, total: int, what: str) -> None:
@@ -34,10 +34,10 @@ class Progress:
         self._over = threading.Event()
         self._warned = False
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._tell,), daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
     def show(self, done: int, note: str = "") -> None:
-        """Tell how much is done; it is shown at most once a second, and at the end."""
+        """Set what is shown: at most once a second, and at the end."""
         self._now = (done, note)
 
     def __enter__(self) -> Self:
@@ -50,27 +50,26 @@ class Progress:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _tell(self) -> None:
+    def _run(self) -> None:
         shown = self._now
-        artifact = self._safely(create_progress_artifact, 0.0, description=self._text(*shown))
+        artifact = self._call(create_progress_artifact, 0.0, description=self._text(*shown))
         while artifact is not None:
             over = self._over.wait(_SECONDS_BETWEEN_UPDATES)
             if self._now != shown:
                 shown = done, note = self._now
-                percent = 100.0 * done / self._total
-                text = self._text(done, note)
-                self._safely(update_progress_artifact, artifact, percent, description=text)
+                percent, text = 100.0 * done / self._total, self._text(done, note)
+                self._call(update_progress_artifact, artifact, percent, description=text)
             if over:
                 return
 
     def _text(self, done: int, note: str) -> str:
         return f"{done:,} of {self._total:,} {self._what}{note}"
 
-    def _safely(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
             return call_sync(call, *arguments, **options)
         except Exception as error:
-            if not self._warned:
-                self._warned = True
-                run_log().warning("progress cannot be shown: %s", error)
+            log = run_log().debug if self._warned else run_log().warning
+            log("cannot show progress: %s", error)
+            self._warned = True
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from prefect.artifacts import create_markdown_artifact
 from slugify import slugify
@@ -12,29 +12,33 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport
 
-# Beyond this a table is no longer read, and the page that shows it becomes slow.
-_MAX_ROWS = 1000
-_MAX_WORDS = 300
+# Nobody reads a longer table, and the page that shows it becomes slow.
+_MOST_ROWS = 1000
+_MOST_CHARACTERS = 300
 
 _ASSEMBLY = {
-    Assembly.STITCHED: "Put together by the stitcher",
-    Assembly.MERGED: "Put together by the job's merge command",
-    Assembly.SKIPPED: "Skipped: the job has no merge command, and no stitcher was chosen",
-    Assembly.OFF: "Not asked for (`merge` is off): the chunks are the result",
+    Assembly.STITCHED: "Assembled by the stitcher",
+    Assembly.MERGED: "Assembled by the job's merge command",
+    Assembly.SKIPPED: "Not assembled: the job has no merge command, and no stitcher was chosen",
+    Assembly.OFF: "Not assembled: `merge` is off, and the chunks are the result",
 }
 
 
 def publish_report(report: RenderReport) -> None:
     """Put the report on the current flow run's page."""
+    publish(
+        f"render-report-{slugify(report.job, max_length=60) or 'job'}",
+        report_markdown(report),
+        f"{report.job}: {report.frames:,} frames",
+    )
+
+
+def publish(key: str, markdown: str, description: str) -> None:
+    """Create an artifact of the current flow run; an error of the server is only logged."""
     try:
-        call_sync(
-            create_markdown_artifact,
-            key=f"render-report-{slugify(report.job, max_length=60) or 'job'}",
-            markdown=report_markdown(report),
-            description=f"{report.job}: {report.frames:,} frames",
-        )
+        call_sync(create_markdown_artifact, key=key, markdown=markdown, description=description)
     except Exception as error:
-        run_log().warning("the report cannot be shown: %s", error)
+        run_log().warning("cannot create the artifact %s: %s", key, error)
 
 
 def report_markdown(report: RenderReport) -> str:
@@ -45,44 +49,57 @@ def report_markdown(report: RenderReport) -> str:
     lines += ["", "| Total | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _totals(report)]
     if report.failed_attempts:
-        lines += ["", *failure_table(report.failed_attempts)]
-    lines += ["", *chunk_table(report.chunks)]
-    return "\n".join(lines)
+        lines += ["", *_failure_table(report.failed_attempts)]
+    return "\n".join([*lines, "", *_chunk_table(report.chunks)])
 
 
-def chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
-    """Return the chunks as a Markdown table; of very many, the slowest."""
-    shown = chunks
+def _chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
     lines = ["## Chunks", ""]
-    if len(chunks) > _MAX_ROWS:
-        slowest = sorted(chunks, key=lambda chunk: chunk.seconds, reverse=True)[:_MAX_ROWS]
-        shown = sorted(slowest, key=lambda chunk: chunk.id)
-        lines += [f"The {_MAX_ROWS:,} slowest of {len(chunks):,}.", ""]
+    if len(chunks) > _MOST_ROWS:
+        lines += [f"The {_MOST_ROWS:,} slowest of {len(chunks):,}.", ""]
+        slowest = sorted(chunks, key=lambda chunk: chunk.seconds, reverse=True)[:_MOST_ROWS]
+        chunks = sorted(slowest, key=lambda chunk: chunk.id)
     lines += [
         "| Chunk | First frame | Frames | Seconds | Attempts | Size | Worker | File |",
         "|---:|---:|---:|---:|---:|---:|---|---|",
     ]
-    lines += [
+    return lines + [
         f"| {chunk.id} | {chunk.start_frame} | {chunk.frame_count} | {chunk.seconds:.1f} "
         f"| {chunk.attempts} | {human_size(chunk.size)} | {_cell(chunk.worker)} "
         f"| {_cell(chunk.output_file)} |"
-        for chunk in shown
+        for chunk in chunks
     ]
-    return lines
 
 
-def failure_table(attempts: Sequence[FailedAttempt]) -> list[str]:
-    """Return the attempts that failed as a Markdown table; of very many, the last."""
+def _failure_table(attempts: Sequence[FailedAttempt]) -> list[str]:
     lines = ["## Failed attempts", ""]
-    if len(attempts) > _MAX_ROWS:
-        lines += [f"The last {_MAX_ROWS:,} of {len(attempts):,}.", ""]
+    if len(attempts) > _MOST_ROWS:
+        lines += [f"The last {_MOST_ROWS:,} of {len(attempts):,}.", ""]
     lines += ["| Chunk | Attempt | Seconds | Error | What failed |", "|---:|---:|---:|---|---|"]
-    lines += [
+    return lines + [
         f"| {failed.chunk} | {failed.attempt} | {failed.seconds:.1f} | {failed.kind} "
-        f"| {_cell(' '.join(failed.message.split())[:_MAX_WORDS])} |"
-        for failed in attempts[-_MAX_ROWS:]
+        f"| {_cell(' '.join(failed.message.split())[:_MOST_CHARACTERS])} |"
+        for failed in attempts[-_MOST_ROWS:]
     ]
-    return lines
+
+
+def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
+    chunks = report.chunks
+    yield "Chunks", f"{len(chunks):,}"
+    yield "Chunks from other runs", f"{len(report.reused):,}"
+    yield "Frames", f"{report.frames:,} at {report.fps} a second"
+    yield "Size of all chunks", human_size(sum(chunk.size for chunk in chunks))
+    yield "Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"
+    yield "Failed attempts, of this run", f"{len(report.failed_attempts):,}"
+    yield "Rendering, wall time", f"{report.render_seconds:.1f} s"
+    yield "Rendering, all chunks added up", f"{sum(chunk.seconds for chunk in chunks):.1f} s"
+    if report.assembly in (Assembly.STITCHED, Assembly.MERGED):
+        yield "Assembly, after the last chunk", f"{report.assembly_seconds:.1f} s"
+    if report.rendered_at and report.assembled_at:
+        seconds = (report.assembled_at - report.rendered_at).total_seconds()
+        yield "From the last chunk to the film", f"{seconds:.2f} s"
+    if report.stitch is not None:
+        yield "Film", f"{report.stitch.duration:.3f} s, {human_size(report.stitch.size)}"
 
 
 def human_size(size: int) -> str:
@@ -93,29 +110,6 @@ def human_size(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
-
-
-def _totals(report: RenderReport) -> list[tuple[str, str]]:
-    chunks = report.chunks
-    busy = sum(chunk.seconds for chunk in chunks)
-    totals = [
-        ("Chunks", f"{len(chunks):,}"),
-        ("Chunks from other runs", f"{len(report.reused):,}"),
-        ("Frames", f"{report.frames:,} at {report.fps} a second"),
-        ("Size of all chunks", human_size(sum(chunk.size for chunk in chunks))),
-        ("Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"),
-        ("Failed attempts, of this run", f"{len(report.failed_attempts):,}"),
-        ("Rendering, wall time", f"{report.render_seconds:.1f} s"),
-        ("Rendering, all chunks added up", f"{busy:.1f} s"),
-    ]
-    if report.assembly in (Assembly.STITCHED, Assembly.MERGED):
-        totals.append(("Assembly, after the last chunk", f"{report.assembly_seconds:.1f} s"))
-    if report.rendered_at and report.assembled_at:
-        waited = (report.assembled_at - report.rendered_at).total_seconds()
-        totals.append(("From the last chunk to the film", f"{waited:.2f} s"))
-    if report.stitch is not None:
-        totals.append(("Film", f"{report.stitch.duration:.3f} s, {human_size(report.stitch.size)}"))
-    return totals
 
 
 def _cell(text: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect.runtime import deployment
 
-from prefect_renderfarm.flows.jobs.load import find_in_storage, find_stored_job, load_job
-from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.jobs.load import find_in_storage, load_earlier_job, load_job
 from prefect_renderfarm.flows.parameters import absolute_in_deployment, load_storage
 from prefect_renderfarm.flows.state.job_state import JobState
 
@@ -31,12 +31,15 @@ def open_job(
     """
     block = load_storage(storage)
     deployed = deployment.id is not None
-    found: tuple[RenderJob, Path | None] | None = None
-    if rendered_before:
-        if (stored := find_in_storage(job, block)) is not None:
-            found = stored, None
-        elif (here := find_stored_job(job, job_dir)) is not None:
-            found = here[0], here[1] if block is None else None
-    spec, folder = found or load_job(job, deployed=deployed)
+    folder: Path | None = None
+    if rendered_before and (stored := find_in_storage(job, block)) is not None:
+        spec = stored
+    else:
+        load = (
+            partial(load_earlier_job, job, job_dir) if rendered_before else partial(load_job, job)
+        )
+        spec, folder = load(deployed=deployed)
+        if rendered_before and block is not None:
+            folder = None
     path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
     return JobState(absolute_in_deployment(path, "job_dir", deployed), spec, block)

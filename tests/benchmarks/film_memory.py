@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from farm import Farm
 from farm_client import PORT, FarmClient
 from stitching import FPS
 from storage_samples import serving
 
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.deployments.farm import Farm
 from prefect_renderfarm.flows import plan_job
 
 COUNT, FRAMES, MEGABYTES = 32, 82, 129

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from farm import Farm
 from farm_client import PORT
 from media_samples import Recipe, write_clip
 from prefect import flow, task
@@ -18,6 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
 from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.deployments.farm import Farm
 from prefect_renderfarm.flows import plan_job, render_job
 
 CHUNKS = 500

@@ -20,10 +20,9 @@ from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "deployments")]
+sys.path[:0] = [str(HERE.parent / "support")]
 
 from comparing import measure, show  # noqa: E402
-from farm import Farm  # noqa: E402
 from farm_client import PORT, FarmClient  # noqa: E402
 from film_memory import BENCHES as FILM_MEMORY  # noqa: E402
 from jobs import clip_command  # noqa: E402
@@ -35,6 +34,7 @@ from storage import BENCHES as STORAGE  # noqa: E402
 from work_pool import BENCHES as WORK_POOL  # noqa: E402
 
 from prefect_renderfarm.blocks.adapters.local import split_command  # noqa: E402
+from prefect_renderfarm.deployments.farm import Farm  # noqa: E402
 from prefect_renderfarm.flows import RenderJob, RenderReport, plan_job  # noqa: E402
 
 

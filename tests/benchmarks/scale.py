@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "deployments")]
+sys.path[:0] = [str(HERE.parent / "support")]
 
-from farm import Farm  # noqa: E402
 from media_samples import Recipe, write_clip  # noqa: E402
 from prefect import flow, task  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
@@ -24,6 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from repeating import repeating  # noqa: E402
 
 from prefect_renderfarm.blocks import LocalAdapter, WorkPoolAdapter  # noqa: E402
+from prefect_renderfarm.deployments.farm import Farm  # noqa: E402
 from prefect_renderfarm.flows import plan_job, render_job  # noqa: E402
 
 CHUNKS, WIDTH = 10_000, 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from farm import Farm
 from farm_client import PORT
 from jobs import clip_command
 from pool_samples import make_pool, working
@@ -13,6 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
 from prefect_renderfarm.blocks import WorkPoolAdapter
+from prefect_renderfarm.deployments.farm import Farm
 from prefect_renderfarm.flows import plan_job, render_job
 
 CHUNKS, WIDTH = 200, 2

@@ -8,29 +8,25 @@ started from the form completes.
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page, Route, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_aws.s3 import S3Bucket
+
+from prefect_renderfarm.blocks.base import LOGO_URL
+from prefect_renderfarm.deployments.demo.run import demo_job
+from prefect_renderfarm.deployments.farm import Farm
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "deployments"), str(ROOT / "deployments" / "demo")]
-
-from farm import Farm  # noqa: E402
-from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
-from prefect.client.schemas.filters import FlowRunFilter  # noqa: E402
-from prefect.client.schemas.objects import FlowRun  # noqa: E402
-from prefect.client.schemas.responses import DeploymentResponse  # noqa: E402
-from prefect.client.schemas.sorting import FlowRunSort  # noqa: E402
-from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
-from prefect_aws.s3 import S3Bucket  # noqa: E402
-from run import demo_job  # noqa: E402
-
-from prefect_renderfarm.blocks.base import LOGO_URL  # noqa: E402
-
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

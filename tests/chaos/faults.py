@@ -11,13 +11,13 @@ from random import Random
 
 import httpx
 import psutil
-from farm import POOLS, Farm
 from farm_client import FarmClient
 from faulty_proxy import Answer, Fault, FaultyProxy
 from prefect.client.schemas.objects import FlowRun
 
 from chaos.coordinator import Coordinator
 from chaos.work import Work
+from prefect_renderfarm.deployments.farm import POOLS, Farm
 
 _BROKEN_ANSWERS = (
     Fault.DROP_BEFORE,

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from farm import POOLS
 from farm_client import FarmClient
+
+from prefect_renderfarm.deployments.farm import POOLS
 
 _OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 

@@ -25,7 +25,7 @@ _LOST_SECONDS = 780.0
 def main() -> int:
     """Run the command line."""
     # Not at the top: a forked coordinator imports this file, too, and is to find the same farm.
-    sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(TESTS.parent / "deployments")]
+    sys.path[:0] = [str(TESTS), str(TESTS / "support")]
     from farm_client import PORT, FarmClient
     from storage_samples import serving
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from farm import Farm
 from farm_client import FarmClient
-from processes import ProcessFile
 from processes_here import gone, wait_for
+
+from prefect_renderfarm.deployments.farm import Farm
+from prefect_renderfarm.deployments.processes import ProcessFile
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 PARENT = [

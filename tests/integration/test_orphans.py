@@ -12,7 +12,6 @@ import psutil
 import pytest
 import yaml
 from coordinator import start_coordinator
-from farm import ROOT
 from farm_client import FarmClient
 from jobs import save_job, small_job
 from pool_samples import process_of
@@ -24,6 +23,7 @@ from run_checks import assert_film, is_final
 
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed
+from prefect_renderfarm.deployments import FILES
 from prefect_renderfarm.flows import RenderJob, render_job
 from prefect_renderfarm.flows.rendering.task import render_chunk
 from prefect_renderfarm.flows.runs.orphans import end_after_death
@@ -174,7 +174,7 @@ def test_automations_are_on(api: FarmClient) -> None:
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=lambda state: state.name)
 def test_killed_before_its_first_heartbeat(api: FarmClient, state: State[Any]) -> None:
     """The automation for runs from Python, in a hurry here, ends a run that never said a word."""
-    given = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())
+    given = yaml.safe_load((FILES / "automations.yaml").read_text())
     automation = given["automations"][1]
     automation |= {"name": f"in a hurry, {state.name}"}
     automation["trigger"] |= {"within": 10}

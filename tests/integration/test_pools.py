@@ -74,7 +74,7 @@ def test_containers_are_watched_and_limited() -> None:
 
 def test_image_has_what_the_templates_need() -> None:
     """The image's command is the templates', its user is not root, its folders are theirs."""
-    text = (POOLS.parent / "Dockerfile").read_text()
+    text = (POOLS.parent / "docker" / "Dockerfile").read_text()
     assert json.dumps(COMMAND.split()) in text
     home = template("ecs")["variables"]["properties"]["env"]["default"]["PREFECT_HOME"]
     assert f"PREFECT_HOME={home}" in text

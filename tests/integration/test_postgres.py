@@ -10,7 +10,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from farm import Farm
 from farm_client import FarmClient, free_port
 from jobs import save_job, small_job, with_commands
 from pool_samples import job_of, rendered, two_runs
@@ -18,6 +17,8 @@ from postgres import Postgres, find_program, postgres
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from processes_here import python, wait_for
 from run_checks import STITCH, assert_failed, assert_film, is_final
+
+from prefect_renderfarm.deployments.farm import Farm
 
 pytestmark = [
     pytest.mark.long,

@@ -201,7 +201,7 @@ def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:
     assert artifacts["progress"]["description"] == "3 of 3 chunks rendered"
     markdown = artifacts["markdown"]["data"]
     assert markdown == report_markdown(report)
-    assert "Skipped: the job has no merge command" in markdown
+    assert "Not assembled: the job has no merge command" in markdown
     for chunk in report.chunks:
         assert f"| {chunk.id} | {chunk.start_frame} | 6 | {chunk.seconds:.1f} | 1 |" in markdown
     assert report.chunks[0].path.stat().st_size == report.chunks[0].size

@@ -33,9 +33,10 @@ os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="renderfarm-tests-")
 atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 
-from farm import PREFECT, Farm  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
+
+from prefect_renderfarm.deployments.farm import PREFECT, Farm  # noqa: E402
 
 
 @dataclass(frozen=True)

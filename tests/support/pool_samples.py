@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from farm import PREFECT, Farm
 from farm_client import FarmClient
 from jobs import small_job
 from prefect.client.orchestration import SyncPrefectClient
@@ -24,6 +23,7 @@ from repository import ROOT
 from prefect_renderfarm.blocks import (
     WorkPoolAdapter,
 )
+from prefect_renderfarm.deployments.farm import PREFECT, Farm
 from prefect_renderfarm.flows import RenderJob, render_job
 from prefect_renderfarm.flows.render_chunks import render_chunks
 

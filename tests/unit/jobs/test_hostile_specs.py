@@ -16,7 +16,7 @@ from job_samples import HELIOS, all_ways, changed, refusal, set_chunk
 
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.flows import RenderJob, render_job
-from prefect_renderfarm.flows.jobs.load import find_stored_job, load_job
+from prefect_renderfarm.flows.jobs.load import load_earlier_job, load_job
 from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, MOST_PARTS
 from prefect_renderfarm.flows.runs.names import job_label
 
@@ -103,7 +103,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
         (str(tmp_path), "it is no file"),
     ]:
         assert word in refusal(lambda: load_job(source))  # noqa: B023
-    assert "100,000,000 bytes" in refusal(lambda: find_stored_job(str(large), None))
+    assert "100,000,000 bytes" in refusal(lambda: load_earlier_job(str(large), None))
     assert time.monotonic() - started < 5
 
 

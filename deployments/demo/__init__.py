@@ -1,0 +1,1 @@
+"""A demo film: its renderer, and a script that sends it through a farm."""
