@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,10 @@ def open_job(
     folder: Path | None = None
     if rendered_before and (stored := find_in_storage(job, block)) is not None:
         spec = stored
+    elif rendered_before:
+        spec, folder = load_earlier_job(job, job_dir, deployed=deployed)
+        folder = folder if block is None else None
     else:
-        load = (
-            partial(load_earlier_job, job, job_dir) if rendered_before else partial(load_job, job)
-        )
-        spec, folder = load(deployed=deployed)
-        if rendered_before and block is not None:
-            folder = None
+        spec, folder = load_job(job, deployed=deployed)
     path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
     return JobState(absolute_in_deployment(path, "job_dir", deployed), spec, block)

@@ -331,6 +331,7 @@ class FakeStore:
 def test_a_key_stands_for_a_job_in_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key of a job finds it in the storage; nothing else is looked for there."""
     monkeypatch.setattr(load, "JobStore", FakeStore)
+    monkeypatch.setattr(load, "BucketStore", lambda block: block)
     block: Any = "block"
     assert find_in_storage(JOB.key, block) == JOB
     assert find_in_storage(f" {JOB.key}\n", block) == JOB

@@ -8,7 +8,7 @@ import pytest
 
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.flows import Chunk
-from prefect_renderfarm.flows.state.identity import chunk_identity, environment_digest
+from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
 CHUNK = Chunk(id=1, start_frame=30, frame_count=30, output_file="a.mp4", command="render")
 
@@ -62,21 +62,20 @@ def test_the_id_does_not_count() -> None:
 
 def test_inputs_digest() -> None:
     """What the adapter declares and the version of the input files are parts of the digest."""
-    plain = environment_digest(LocalAdapter(), "assets")
-    assert environment_digest(LocalAdapter(), "assets") == plain
-    assert environment_digest(LocalAdapter(), "others") != plain
-    assert environment_digest(LocalAdapter(environment={"A": "1"}), "assets") != plain
-    assert environment_digest(LocalAdapter(environment={"A": "2"}), "assets") != (
-        environment_digest(LocalAdapter(environment={"A": "1"}), "assets")
+    plain = inputs_digest(LocalAdapter(), "assets")
+    assert inputs_digest(LocalAdapter(), "assets") == plain
+    assert inputs_digest(LocalAdapter(), "others") != plain
+    assert inputs_digest(LocalAdapter(environment={"A": "1"}), "assets") != plain
+    assert inputs_digest(LocalAdapter(environment={"A": "2"}), "assets") != (
+        inputs_digest(LocalAdapter(environment={"A": "1"}), "assets")
     )
-    assert environment_digest(LocalAdapter(timeout=5), "assets") == plain
+    assert inputs_digest(LocalAdapter(timeout=5), "assets") == plain
 
 
 def test_secrets_do_not_count() -> None:
     """A hash of a short secret could be guessed: no secret is part of the digest."""
     first, second = (
-        environment_digest(LocalAdapter(secret_environment={"KEY": value}), "")
-        for value in ("a", "b")
+        inputs_digest(LocalAdapter(secret_environment={"KEY": value}), "") for value in ("a", "b")
     )
     assert first == second
 
