@@ -13,7 +13,7 @@ from media_samples import frame_hashes
 from repository import ROOT
 from storage_samples import ACCESS_KEY, REGION, S3Server, keys
 
-from prefect_renderfarm.flows import plan_job
+from prefect_renderfarm.flows import RenderJob, plan_job
 
 README = (ROOT / "README.md").read_text()
 ASSEMBLY = (ROOT / "docs" / "assembly.md").read_text()
@@ -124,9 +124,23 @@ def test_templates_can_be_planned(template: str) -> None:
     assert job.chunks[3].output_file in job.chunks[3].command
 
 
-def test_links_lead_somewhere() -> None:
-    """Every file that the documents link to is there."""
-    for name in ("README.md", "CONTRIBUTING.md", "docs/assembly.md", "docs/cloud.md"):
-        page = ROOT / name
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), target
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDES = [page for page in PAGES if page.parent.name == "guides" and "plan_job" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every file that a page links to is there."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_guides_plan_jobs(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of each renderer's guide writes a valid job, whose chunks are all different."""
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(guide.read_text(), "python")
+    exec(compile(code, guide.name, "exec"), {})  # noqa: S102
+    [file] = tmp_path.glob("*.json")
+    job = RenderJob.model_validate_json(file.read_text())
+    assert len({chunk.command for chunk in job.chunks}) == len(job.chunks) > 1

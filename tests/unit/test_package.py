@@ -127,13 +127,24 @@ def test_rooms_are_not_crowded(package: str) -> None:
     assert not {folder: count for folder, count in crowded.items() if count > 14}
 
 
-def test_lock_has_hashes_and_no_addresses() -> None:
-    """The lock file pins every package by hash and names no index."""
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize("name", ["requirements", "requirements-docs", "requirements-quality"])
+def test_lock_has_hashes_and_no_addresses(name: str) -> None:
+    """A lock file pins every package by hash and names no index."""
+    lines = (ROOT / f"{name}.lock").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith((" ", "#"))]
-    assert len(pins) > 50
+    assert len(pins) > 10
     assert all("==" in line and line.endswith("\\") for line in pins)
     assert not [line for line in lines if "://" in line or "index-url" in line]
+
+
+def test_locks_agree() -> None:
+    """A package that several lock files pin has one version, since they share an environment."""
+    pins: dict[str, set[str]] = {}
+    for path in ROOT.glob("requirements*.lock"):
+        for name, version in re.findall(r"^([\w.-]+)==([^ ;]+)", path.read_text(), re.MULTILINE):
+            pins.setdefault(name, set()).add(version)
+    dev = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert not {name: found for name, found in pins.items() if name in dev and len(found) > 1}
 
 
 def tracked(*folders: str) -> list[str]:
