@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobs import small_job
 from prefect_renderfarm.blocks import AssemblyError
 from prefect_renderfarm.blocks.storage.atomic_file import (
     atomic_file,
+    create_atomic,
     link_atomic,
     remove_all_leftovers,
     remove_leftovers,
@@ -127,3 +129,41 @@ def test_a_run_tidies_its_job(tmp_path: Path) -> None:
     left = [left_over(place, hours=2) for place in places]
     folder.prepare()
     assert [path for path in left if path.exists()] == []
+
+
+@pytest.mark.parametrize("way", ["atomic_file", "write_atomic", "create_atomic"])
+def test_bytes_and_name_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The bytes are on the disk before the file has its name, and then the name is, too."""
+    final, flushed = tmp_path / "film", []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), final.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    if way == "atomic_file":
+        with atomic_file(final) as temporary:
+            temporary.write_bytes(b"1")
+    else:
+        {"write_atomic": write_atomic, "create_atomic": create_atomic}[way](final, b"1")
+    assert flushed == [(False, False), (True, True)]
+    assert final.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_created_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Of two that create a file one does, and nothing else is left; with hard links or without."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    final = tmp_path / "manifest.json"
+    assert create_atomic(final, b"first")
+    assert not create_atomic(final, b"second")
+    assert final.read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
