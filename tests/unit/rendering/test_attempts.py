@@ -74,9 +74,7 @@ def test_too_many_failures_end_the_job() -> None:
     failures.add(1, 1, 1.0, CommandFailed("one"))
     failures.take([FailedAttempt(chunk=2, attempt=1, seconds=1, kind="X", message="two")])
     failures.check()
-    with pytest.raises(
-        TooManyFailures, match="3 attempts .* max_failures is 2; the last one: three"
-    ):
+    with pytest.raises(TooManyFailures, match=r"3 attempts .* is 2; the last one: three"):
         failures.add(3, 1, 1.0, CommandFailed("three"))
     Failures(None).check()
 
