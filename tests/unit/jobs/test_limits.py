@@ -24,6 +24,16 @@ def made(change: Change) -> RenderJob:
     return RenderJob.model_validate(changed(change))
 
 
+def files(*names: str) -> Change:
+    """Return a change of the chunks' files."""
+
+    def change(data: dict[str, Any]) -> None:
+        for chunk, name in zip(data["chunks"], names, strict=False):
+            chunk["outputFile"] = name
+
+    return change
+
+
 def one_chunk(start: int, count: int) -> RenderJob:
     """Return a job of one chunk."""
     chunk = HELIOS["chunks"][0] | {"startFrame": start, "frameCount": count}  # type: ignore[index]
@@ -116,6 +126,27 @@ def test_a_range_names_its_neighbour(start: int) -> None:
     assert f"starts at frame {start}, not 30" in message
 
 
+def test_a_chunk_may_have_one_frame() -> None:
+    """A chunk of one frame is the shortest."""
+    assert one_chunk(7, 1).chunks[0].end_frame == 8
+    assert "it must be 1 or more" in refusal(lambda: made(set_chunk(1, frameCount=0)))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a", "a/b"), "chunk 0 has outputFile 'a', which is also a folder, because chunk 1 has"),
+        (("a/b", "a"), "chunk 1 has outputFile 'a', which is also a folder, because chunk 0 has"),
+        (("a/b/c", "a"), "because chunk 0 has outputFile 'a/b/c': a file cannot be in another"),
+        (("a", "./a"), "chunk 1 and chunk 0 write the same outputFile './a': give each its own"),
+        (("a", "A"), "chunk 1 has outputFile 'A', and chunk 0 has outputFile 'a', which some"),
+    ],
+)
+def test_both_files_are_named(names: tuple[str, str], words: str) -> None:
+    """Two files that are in each other's way are both named, with their chunks."""
+    assert words in refusal(lambda: made(files(*names)))
+
+
 def test_ids_count_from_zero() -> None:
     """Chunk 0 is a chunk, chunk -1 is none."""
     assert made(lambda data: None).chunks[0].id == 0
@@ -136,27 +167,14 @@ def test_ids_count_from_zero() -> None:
 )
 def test_one_file_for_some_file_system(first: str, second: str) -> None:
     """Names that differ in letters only, that some file system ignores, are refused together."""
-
-    def change(data: dict[str, Any]) -> None:
-        data["chunks"][0]["outputFile"] = first
-        data["chunks"][1]["outputFile"] = second
-
-    assert "take for the same" in refusal(lambda: made(change))
+    assert "take for the same" in refusal(lambda: made(files(first, second)))
 
 
-@pytest.mark.parametrize("name", ["...", ". .", "a/.../b.mp4", " /x"])
-def test_names_of_dots_and_spaces_stay_names(name: str) -> None:
-    """A name that has nothing but dots and spaces is not taken for the folder above it."""
-    assert made(set_chunk(1, outputFile=name)).chunks[1].output_file == name
-    other = refusal(
-        lambda: made(
-            lambda data: [
-                data["chunks"][place].update(outputFile=file)
-                for place, file in enumerate([name, name])
-            ]  # type: ignore[arg-type]
-        )
-    )
-    assert "write the same outputFile" in other
+def test_names_of_dots_and_spaces_stay_names() -> None:
+    """A name that has nothing but dots and spaces is itself, and not the folder above it."""
+    names = ("...", ". .", "a/.../b.mp4")
+    assert tuple(chunk.output_file for chunk in made(files(*names)).chunks) == names
+    assert "write the same outputFile" in refusal(lambda: made(files("...", "...")))
 
 
 @pytest.mark.parametrize("character", ["\u200c", "\u200d"])

@@ -1,0 +1,111 @@
+"""Change one place of a module at a time, and see whether a unit test notices: `make mutation`.
+
+    make mutation                               the modules that carry guarantees
+    make mutation MODULES="flows/jobs/checks.py"
+
+mutmut does the work, in `.mutation/`, where the packages lie as they are imported. Changes of a
+text alone that no test notices are counted apart: messages are not tested word by word. Ends with
+1 if fewer than 90 % of the other changes are noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".mutation"
+MODULES = (
+    "blocks/stitchers/film_check.py",
+    "blocks/stitchers/chunk_check.py",
+    "blocks/stitchers/audio_plan.py",
+    "blocks/media/frame_grid.py",
+    "blocks/media/signature.py",
+    "blocks/storage/atomic_file.py",
+    "blocks/processes/masking.py",
+    "blocks/processes/allowed_programs.py",
+    "blocks/http/url_rules.py",
+    "flows/runs/retry.py",
+    "flows/jobs/checks.py",
+    "flows/state/identity.py",
+    "flows/state/lease.py",
+)
+LEAST = 0.9
+# Tests of what is not in the modules' own process, or of this repository's files.
+LEFT_OUT = "not many_chunks and not shell and not larger and not wheel and not make_commands"
+_STRING = re.compile(r"""[rbfu]*("[^"]*"|'[^']*')""")
+
+
+def prepare(modules: list[str]) -> None:
+    """Lay out the packages and the tests for mutmut."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("blocks", "flows", "deployments"):
+        shutil.copytree(ROOT / name, WORK / "src" / "prefect_renderfarm" / name, ignore=ignored)
+    shutil.copytree(ROOT / "tests", WORK / "tests", ignore=ignored)
+    (WORK / "tests" / "unit" / "test_package.py").unlink()  # it looks for the repository
+    settings = {
+        "source_paths": ["src/"],
+        "only_mutate": [f"src/prefect_renderfarm/{name}" for name in modules],
+        "pytest_add_cli_args_test_selection": ["tests/unit"],
+        "pytest_add_cli_args": ["-p", "no:xdist", "-m", "not long", "-k", LEFT_OUT],
+        "process_isolation": "forkserver",
+    }
+    lines = ["[tool.mutmut]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pytest = text[text.index("[tool.pytest.ini_options]") :]
+    (WORK / "pyproject.toml").write_text("\n".join([*lines, "", pytest]), encoding="utf-8")
+
+
+def mutmut(*words: str) -> str:
+    """Run a command of mutmut and return what it prints."""
+    command = [sys.executable, "-m", "mutmut", *words]
+    done = subprocess.run(command, cwd=WORK, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def changed_lines(mutant: str) -> tuple[str, str]:
+    """Return what a mutant changes, before and after."""
+    lines = mutmut("show", mutant).splitlines()
+    before, after = (
+        " ".join(line[1:].strip() for line in lines if re.match(rf"\{sign}(?!\{sign})", line))
+        for sign in "-+"
+    )
+    return before, after
+
+
+def main() -> None:
+    """Run all, print what was not noticed, and say whether that is too much."""
+    modules = sys.argv[1:] or list(MODULES)
+    if missing := [name for name in modules if not (ROOT / name).is_file()]:
+        raise SystemExit(f"no such modules: {', '.join(missing)}; see MODULES in {__file__}")
+    prepare(modules)
+    subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=True)
+    found = re.findall(r"^\s*(\S+): ([\w ]+)$", mutmut("results", "--all", "true"), re.MULTILINE)
+    counts: dict[str, list[int]] = {}
+    texts = 0
+    for mutant, result in found:
+        module = mutant.partition(".x_")[0].partition(".xǁ")[0]
+        noticed, total = counts.setdefault(module, [0, 0])
+        if result in ("killed", "timeout", "suspicious", "segfault", "caught by type check"):
+            counts[module] = [noticed + 1, total + 1]
+            continue
+        before, after = changed_lines(mutant)
+        if _STRING.sub("''", before) == _STRING.sub("''", after):
+            texts += 1
+            continue
+        counts[module] = [noticed, total + 1]
+        print(f"{result}: {mutant}\n  - {before}\n  + {after}")
+    for module, (noticed, total) in sorted(counts.items()):
+        print(f"{module:55} {noticed:4} of {total:4}")
+    noticed, total = (sum(values) for values in zip(*counts.values(), strict=True))
+    print(f"{noticed / total:.1%} of {total} changes noticed; {texts} changes of texts were not")
+    sys.exit(noticed / total < LEAST)
+
+
+if __name__ == "__main__":
+    main()
