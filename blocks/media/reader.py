@@ -111,8 +111,7 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
     """
     known = first.mp4_track
     # Without a header of the codec, only its frames tell the pixel format and the colours.
-    header = first.signature["codec header"]
-    if known is None or not header or known.description[:4] in _IN_BAND:
+    if known is None or not first.signature["codec header"] or known.description[:4] in _IN_BAND:
         return None
     if (track := _only_video_track(path)) is None:
         return None
