@@ -166,7 +166,7 @@ def test_automations_are_on(api: FarmClient) -> None:
     ours = [item for item in found if item["name"] in AUTOMATIONS]
     assert {item["name"] for item in ours} == AUTOMATIONS
     assert all(item["enabled"] for item in ours)
-    api.farm._make_automations()
+    api.farm._create_automations()
     assert api._post("/automations/filter", {}) == found
 
 
