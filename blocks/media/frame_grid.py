@@ -23,10 +23,6 @@ def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> lis
         raise MediaFault("has no video frame")
     first = min(times)
     tick = 1 / (time_base * fps)
-    if tick.denominator == 1:
-        step = tick.numerator
-        if sorted(times) == list(range(first, first + step * len(times), step)):
-            return [(time - first) // step for time in times]
     # In whole numbers: frame = elapsed * above / below.
     above, below = tick.denominator, tick.numerator
     order = [(2 * (time - first) * above + below) // (2 * below) for time in times]

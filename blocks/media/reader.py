@@ -51,11 +51,13 @@ class Packets:
 
     Attributes:
         pts: Display time of each frame, in units of `time_base`, in the order of the file.
+        dts: Decoding time of each frame; where a container has none, libav's guess.
         time_base: Seconds.
         audio: The audio track, if there is one.
     """
 
     pts: Sequence[int]
+    dts: Sequence[int | None]
     time_base: Fraction
     audio: Audio | None
 
@@ -230,7 +232,9 @@ def read_back(film: Path | TailReader, *, probe: bool) -> Packets:
 
 
 def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
+    """Read all packets; the audio starts relative to the first frame."""
     times: list[int] = []
+    decoding_times: list[int | None] = []
     audio_bytes = 0
     start: Fraction | None = None
     end = Fraction(0)
@@ -252,6 +256,7 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
                         "decoded: encode it, do not cut it out of a stream"
                     )
                 times.append(packet.pts)
+                decoding_times.append(packet.dts)
                 continue
             audio_bytes += packet.size
             if packet.pts is not None:
@@ -265,7 +270,7 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
         ) from None
     clock = exact(video.time_base)
     if audio is None:
-        return Packets(times, clock, None)
+        return Packets(times, decoding_times, clock, None)
     context = audio.codec_context
     start = start or Fraction(0)
     if size := pcm_bytes(context.name):
@@ -274,7 +279,8 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
         samples = round((end - start) * context.sample_rate)
     start -= min(times, default=0) * clock
     layout = layout_of(context)
-    return Packets(times, clock, Audio(context.name, context.sample_rate, layout, samples, start))
+    found = Audio(context.name, context.sample_rate, layout, samples, start)
+    return Packets(times, decoding_times, clock, found)
 
 
 def _check_transport_packets(path: Path, container: av.container.InputContainer) -> None:

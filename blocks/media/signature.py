@@ -21,6 +21,12 @@ _UNKNOWN = (None, "")
 _UNSPECIFIED = 2
 # libav's numbers: AVColorRange.
 _RANGES = {1: "limited", 2: "full"}
+# The colours that players assume for video that tells none, by their numbers in ITU-T H.273: sRGB
+# for RGB; BT.709 for large pictures, BT.601 for small ones, which share a transfer function.
+_RGB, _LARGE, _SMALL = (
+    dict(zip(("colour matrix", "colour primaries", "colour transfer"), values, strict=True))
+    for values in (((0,), (1,), (1, 13)), ((1,), (1,), (1,)), ((5, 6), (5, 6), (1, 6)))
+)
 # A `tkhd` box of version 0 (ISO/IEC 14496-12, 8.3.2) has its matrix so far behind its name.
 _MATRIX_PLACE = 44
 
@@ -60,27 +66,51 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
 
 
 def difference(expected: Signature, found: Signature) -> str | None:
-    """Say in what two signatures differ; None if they agree in all that both of them know."""
+    """Say in what two signatures differ; None if they agree in all that both of them know.
+
+    A film has the colours of its first chunk. So a chunk without colours fits one that tells them
+    only if these are what players assume anyway.
+    """
     if expected is found:
         return None
     for name, value in expected.items():
         other = found.get(name)
-        if value != other and value not in _UNKNOWN and other not in _UNKNOWN:
-            return f"{name} {other}, not {value}"
+        if value == other:
+            continue
+        if name in _RGB and None in (value, other):
+            if (other if value is None else value) in _assumed_colours(expected)[name]:
+                continue
+        elif value in _UNKNOWN or other in _UNKNOWN:
+            continue
+        unspecified = "unspecified"
+        return (
+            f"{name} {unspecified if other is None else other}, "
+            f"not {unspecified if value is None else value}"
+        )
     return None
+
+
+def _assumed_colours(signature: Signature) -> Mapping[str, tuple[int, ...]]:
+    if _is_rgb(str(signature["pixel format"] or "")):
+        return _RGB
+    width, height = map(int, str(signature["frame size"]).split("x"))
+    return _LARGE if width >= 1280 or height > 576 else _SMALL
+
+
+def _is_rgb(pixel_format: str) -> bool:
+    return bool(pixel_format) and av.VideoFormat(pixel_format).is_rgb
 
 
 def _short_hash(data: bytes | None) -> str | None:
     return hashlib.sha256(data).hexdigest()[:16] if data else None
 
 
-def _colour_range(context: Any) -> str | None:
-    """Return the range that players take: of YUV that does not tell, the limited one."""
+def _colour_range(context: Any) -> str:
+    """Return the range that players take: if it is not told, full for RGB and limited for YUV."""
     pixel_format = context.pix_fmt or ""
     if pixel_format.startswith("yuvj"):
         return "full"
-    usual = "limited" if pixel_format.startswith(("yuv", "nv", "p0")) else None
-    return _RANGES.get(context.color_range, usual)
+    return _RANGES.get(context.color_range, "full" if _is_rgb(pixel_format) else "limited")
 
 
 def _specified(value: int) -> int | None:

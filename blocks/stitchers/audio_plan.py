@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -21,8 +22,8 @@ NO_TRACK = (
     "'audioTrack', to an audio file that is as long as the film"
 )
 # A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders add up to two first and one last.
-_PACKET = 1024
-_MAX_EXTRA = 4 * _PACKET
+_PACKET = 1024.0
+_EXTRA = 4 * _PACKET
 # Matroska rounds the start of each packet to 1 ms.
 _CLOCK_SECONDS = Fraction(3, 2000)
 
@@ -138,25 +139,27 @@ def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> st
     """Return in what a chunk's audio does not fit its frames; None if it fits.
 
     PCM may be one sample off, and begin one sample off or, in containers with a clock of 1 ms, one
-    tick. Compressed audio has inaudible samples before and behind, up to a few packets; copied
-    audio may lack one packet at its end.
+    tick. Compressed audio has inaudible samples before and behind, up to a few packets. Copied
+    audio is cut by whole packets: it may begin as early as it likes, and one packet late, and lack
+    one packet at its end.
     """
-    expected = Fraction(frames) / fps * audio.rate
-    tick = _CLOCK_SECONDS * audio.rate
+    expected = frames / fps * audio.rate
+    tick = float(_CLOCK_SECONDS * audio.rate)
+    samples = audio.samples if audio.is_pcm else audio.audible
     if audio.is_pcm:
-        off, short = abs(audio.start) > _CLOCK_SECONDS, abs(audio.samples - expected) > 1
+        early, late, lacking, extra = tick, tick, 1.0, 1.0
+    elif mode is AudioMode.COPY:
+        early, late, lacking, extra = math.inf, _PACKET, _PACKET, _EXTRA
     else:
-        lacking = _PACKET if mode is AudioMode.COPY else tick
-        off = not -tick <= -audio.start * audio.rate <= _MAX_EXTRA
-        short = not -lacking <= audio.audible - expected <= _MAX_EXTRA
-    if off and (audio.is_pcm or mode is not AudioMode.COPY):
+        early, late, lacking, extra = _EXTRA, tick, tick, _EXTRA
+    if not -early <= audio.start * audio.rate <= late:
         return (
             f"has audio that begins {float(audio.start) * 1000:+.1f} ms from its first frame: "
             "render both from the same moment on"
         )
-    if short:
+    if not -lacking <= samples - expected <= extra:
         return (
-            f"has {audio.audible} audio samples, but its {frames} frames last "
+            f"has {samples} audio samples, but its {frames} frames last "
             f"{round(expected)}: render audio as long as the frames"
         )
     return None

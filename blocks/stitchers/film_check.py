@@ -164,7 +164,9 @@ class FilmReader:
 
 def _from_packets(film: Path, packets: Packets, fps: Fraction) -> FilmFigures:
     figures = _figures(packets, fps)
-    if film.suffix.lower() in MATROSKA_ENDINGS:
+    if film.suffix.lower() not in MATROSKA_ENDINGS:
+        _check_decoding_times(packets, fps)
+    else:
         # The header is written last. Audio may be longer than the video by a packet, and the clock
         # is one of 1 ms.
         with open_media(film, probe=False) as container:
@@ -183,7 +185,9 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
         entry = track.description[:4]
         codec = "pcm_s16le" if entry in _PCM_ENTRIES else entry.decode("latin-1")
         audio = Audio(codec, track.timescale, "", track.duration)
-    figures = _figures(Packets(video.pts, Fraction(1, video.timescale), audio), fps)
+    packets = Packets(video.pts, video.dts, Fraction(1, video.timescale), audio)
+    figures = _figures(packets, fps)
+    _check_decoding_times(packets, fps)
     if not audio:
         tick = Fraction(1, index.timescale)
         _check_length(figures, index.duration * tick, 2 * tick, 2 * tick)
@@ -193,7 +197,25 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
 def _figures(packets: Packets, fps: Fraction) -> FilmFigures:
     frames = len(frame_order(packets.pts, packets.time_base, fps))
     error = clock_error(packets.pts, packets.time_base, fps)
+    if error and (1 / (packets.time_base * fps)).denominator == 1:  # the clock divides the grid
+        raise MediaFault(f"has frames up to {float(error):.6f} s off the grid of {fps} per second")
     return FilmFigures(frames, fps, error, packets.audio)
+
+
+def _check_decoding_times(packets: Packets, fps: Fraction) -> None:
+    """Refuse a film whose frames are not decoded one by one, at intervals of 1 / fps.
+
+    Matroska has no decoding times.
+    """
+    times = [time for time in packets.dts if time is not None]
+    if len(times) != len(packets.pts):
+        raise MediaFault("has frames without a decoding time")
+    try:
+        order = frame_order(times, packets.time_base, fps)
+    except MediaFault as fault:
+        raise MediaFault(f"{fault}, by its decoding times") from None
+    if order != sorted(order):
+        raise MediaFault("has decoding times out of order")
 
 
 def _check_length(figures: FilmFigures, length: Fraction, less: Fraction, more: Fraction) -> None:

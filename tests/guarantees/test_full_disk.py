@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,30 +200,48 @@ def test_not_one_byte_is_lost(
     assert frame_hashes(film) == given.frames
 
 
+@pytest.mark.parametrize("moment", ["first", "last of the film", "complete"])
 @pytest.mark.parametrize(("stitcher", "mode", "name"), [*REMUX, FFMPEG])
 def test_error_of_a_flush_fails_the_film(
     stitcher: str,
     mode: str,
     name: str,
+    moment: str,
     chunks: dict[str, Chunks],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A disk tells once that it lost what it was given: the first flush that is told is heard."""
+    """A disk reports lost data once: an error of any flush fails the film, and of no later film."""
     film, given = tmp_path / name, chunks[Path(name).suffix]
+    assemble = assembly(stitcher, mode, film, given)
+    monkeypatch.setattr(tail, "_FLUSH_BYTES", 1)
+    whole: list[int] = []  # the sizes of a film at its flushes
+
+    def note(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            whole.append(status.st_size)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assemble()
+    in_background = [size for size in whole if size < whole[-1]]
+    assert bool(in_background) is (stitcher == "RemuxStitcher")
+    # A flush that nothing follows but the end of the film is waited for there.
+    least = {"first": 0, "last of the film": max(in_background, default=0), "complete": whole[-1]}
     film.write_bytes(given.old)
-    flushes: list[int] = []
+    failed: list[int] = []
 
     def fsync(descriptor: int) -> None:
-        flushes.append(descriptor)
-        if len(flushes) == 1:
+        status = os.fstat(descriptor)
+        regular = stat.S_ISREG(status.st_mode) and status.st_size >= least[moment]
+        if regular and not failed:
+            failed.append(descriptor)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(tail, "_FLUSH_BYTES", 1)
     monkeypatch.setattr(os, "fsync", fsync)
-    assemble = assembly(stitcher, mode, film, given)
     with pytest.raises(AssemblyError, match="Input/output error"):
         assemble()
+    assert len(failed) == 1
     assert film.read_bytes() == given.old
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assemble()

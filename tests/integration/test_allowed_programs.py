@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from storage_samples import S3Server
 from prefect_renderfarm.blocks import CommandNotRunnable, JobError, LocalAdapter, WorkerJob
 from prefect_renderfarm.blocks.processes.allowed_programs import listed_programs
 from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.flows import merge_job, render_chunks, render_job
 from prefect_renderfarm.flows.rendering.preflight import check_commands
 
@@ -95,9 +97,20 @@ def test_name_is_never_found_in_the_job_folder(
         assert run(job_dir, "printf good", ["printf"], PATH=f"{job_dir}:{path}") == "good"
 
 
-def test_ffmpeg_is_the_blocks_one(job_dir: Path, without_ffmpeg: str) -> None:
-    """`ffmpeg` is found as without a list: on PATH, or the one that comes along."""
-    assert run(job_dir, "ffmpeg -version", ["ffmpeg"]).startswith("ffmpeg version")
+def test_ffmpeg_is_the_first_on_path_or_the_carried_one(
+    job_dir: Path, tmp_path: Path, without_ffmpeg: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ffmpeg` is found as without a list: the first one on PATH, else the carried one."""
+    carried = subprocess.run(
+        [find_ffmpeg(), "-version"], capture_output=True, text=True, check=True
+    )
+    assert run(job_dir, "ffmpeg -version", ["ffmpeg"]).strip() == carried.stdout.strip()
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ffmpeg").write_text("#!/bin/sh\necho my own\n")
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{without_ffmpeg}")
+    assert run(job_dir, "ffmpeg -version", ["ffmpeg"]).strip() == "my own"
 
 
 def test_listed_program_that_is_missing(job_dir: Path) -> None:

@@ -97,6 +97,21 @@ def write_takes(folder: Path, take: Take, counts: Sequence[int] = COUNTS) -> lis
     ]
 
 
+def with_audio_at(source: Path, target: Path, start: Fraction) -> Path:
+    """Copy a file so that its audio begins so many seconds later than its video, or earlier."""
+    with av.open(str(source)) as file, av.open(str(target), "w") as output:
+        streams = {stream.index: output.add_stream_from_template(stream) for stream in file.streams}
+        for packet in file.demux():
+            if packet.size:
+                delay = start if packet.stream.type == "audio" else -start
+                delay = round(max(Fraction(0), delay) / packet.time_base)
+                packet.pts += delay
+                packet.dts = None if packet.dts is None else packet.dts + delay
+                packet.stream = streams[packet.stream.index]
+                output.mux(packet)
+    return target
+
+
 def write_track(path: Path, samples: int, take: Take) -> Path:
     """Write so many samples of the sweep as one file."""
     with av.open(str(path), "w") as output:

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 
 from prefect_renderfarm.blocks import FfmpegStitcher, JobError
-from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media.frame_grid import frame_order
-from prefect_renderfarm.blocks.media.frame_rate import parse_fps
 from prefect_renderfarm.blocks.media.model import Audio, Media
 from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan
@@ -69,41 +66,6 @@ def test_playlist(tmp_path: Path) -> None:
     assert (tmp_path / "000999.mp4").readlink() == Path("/c/it's\n999.mp4")
     total = sum(Fraction(line.split()[1]) for line in lines if line.startswith("duration"))
     assert total == Fraction(round(1000 / NTSC * 1_000_000), 1_000_000)
-
-
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [(24, Fraction(24)), (29.97, Fraction(2997, 100)), ("30000/1001", NTSC), ("25", Fraction(25)),
-     (Fraction(1, 2), Fraction(1, 2)), (23.976, Fraction(23976, 1000))],
-)  # fmt: skip
-def test_frame_rates(given: object, rate: Fraction) -> None:
-    """A rate is exactly what is written."""
-    assert parse_fps(given) == rate
-
-
-@pytest.mark.parametrize(
-    "given",
-    [0, -24, 1001, float("inf"), float("nan"), "1/0", "a", "", "1e9", "-1", None, True],
-)
-def test_bad_frame_rates(given: object) -> None:
-    """Nonsense is refused with its value."""
-    with pytest.raises(ValueError, match="fps"):
-        parse_fps(given)
-
-
-def test_frame_order() -> None:
-    """Packets are numbered by the grid, and everything off it is refused."""
-    ms, fps = Fraction(1, 1000), Fraction(30)
-    assert frame_order([0, 133, 67, 33, 100], ms, fps) == [0, 4, 2, 1, 3]
-    assert frame_order([1400], ms, fps) == [0]
-    for times, words in (
-        ([], "no video frame"),
-        ([0, 33, 34], "two frames at one time"),
-        ([0, 33, 100], "hole at frame 2"),
-        ([0, 33, 50], "off the grid"),
-    ):
-        with pytest.raises(MediaFault, match=words):
-            frame_order(times, ms, fps)
 
 
 def test_split_command() -> None:

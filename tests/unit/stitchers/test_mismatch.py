@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from media_samples import Recipe, write_clip
+from media_samples import Recipe, frame_hashes, write_clip
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
@@ -15,6 +17,9 @@ from prefect_renderfarm.blocks import (
     StitchInputError,
     VideoStitcher,
 )
+from prefect_renderfarm.blocks.errors import NotAppendableError
+from prefect_renderfarm.blocks.media.model import Media
+from prefect_renderfarm.blocks.stitchers import chunk_check
 
 MAKERS: list[Callable[[], VideoStitcher]] = [RemuxStitcher, FfmpegStitcher]
 
@@ -39,10 +44,10 @@ def test_differing_headers(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]
 
 
-def grow(chunks: list[Path], film: Path) -> None:
-    """Make a film chunk by chunk."""
+def grow(chunks: list[Path], film: Path, count: int | None = None) -> None:
+    """Make a film of chunks, of which so many are appended, one by one; None: all."""
     with RemuxStitcher().grow(chunks, film, fps=30, frame_counts=[6] * len(chunks)) as growing:
-        for _ in chunks:
+        for _ in chunks[:count]:
             growing.append()
 
 
@@ -63,6 +68,36 @@ def test_differing_headers_of_hevc(make: Callable[[], VideoStitcher], tmp_path: 
     ]
     with pytest.raises(StitchInputError, match=r"1\.mkv.*codec header"):
         make().stitch(chunks, tmp_path / "film.mkv", fps=30)
+
+
+def test_chunk_that_cannot_be_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk with more B-frames in a row than those before it needs all chunks at once."""
+    chunks = [write_clip(tmp_path / f"{n}.mp4", 6 * n, 6, Recipe()) for n in range(3)]
+    depths = dict(zip(chunks, (3, 3, 4), strict=True))
+    real = chunk_check.read_media
+
+    def read_media(path: Path, *args: Any, **options: Any) -> Media:
+        return replace(real(path, *args, **options), reorder=depths[path])
+
+    monkeypatch.setattr(chunk_check, "read_media", read_media)
+    with pytest.raises(NotAppendableError, match=r"2\.mp4' has more B-frames in a row"):
+        grow(chunks, tmp_path / "film.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]
+    depths[chunks[2]] = 3
+    grow(chunks, tmp_path / "film.mp4")
+    assert frame_hashes(tmp_path / "film.mp4") == [
+        each for path in chunks for each in frame_hashes(path)
+    ]
+
+
+def test_film_that_lacks_a_chunk(tmp_path: Path) -> None:
+    """A film to which not all chunks were appended is not published."""
+    chunks = [write_clip(tmp_path / f"{n}.mp4", 6 * n, 6, Recipe()) for n in range(2)]
+    film = tmp_path / "film.mp4"
+    for number in range(2):
+        with pytest.raises(StitchInputError, match=f"{2 - number} of 2 chunks were not appended"):
+            grow(chunks, film, number)
+        assert not film.exists()
 
 
 def test_document_of_an_earlier_version() -> None:

@@ -1,0 +1,99 @@
+"""A file that is read, and flushed, while it grows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from prefect_renderfarm.blocks.media import tail
+from prefect_renderfarm.blocks.media.tail import BackgroundFlush, TailReader
+
+
+def test_reader_waits_at_the_end(tmp_path: Path) -> None:
+    """A reader gives what is there, waits for more, and ends only when the file is complete."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    reader = TailReader(path)
+    assert reader.name == "file"
+    assert [reader.read(4), reader.read(100)] == [b"0123", b"456789"]
+    found: list[bytes] = []
+    thread = threading.Thread(target=lambda: found.extend(iter(lambda: reader.read(100), b"")))
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    with path.open("ab") as file:
+        file.write(b"more")
+    reader.finish()
+    thread.join(5)
+    assert found == [b"more"]
+    assert reader.read(1) == b""
+    reader.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        reader.close()
+
+
+def test_abandoned_reader_ends(tmp_path: Path) -> None:
+    """A reader that nobody needs gives nothing more, though there is more."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    reader = TailReader(path)
+    reader.finish(abandon=True)
+    assert reader.read(4) == b""
+    reader.close()
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take down the descriptors that are flushed; -1 in front of them: the flush fails."""
+    flushed: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if flushed[0] == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return flushed
+
+
+def wait_for(flush: BackgroundFlush) -> None:
+    """Wait for a flush that runs."""
+    assert flush._running is not None
+    flush._running.exception(5)
+
+
+def test_flush_of_so_many_bytes(tmp_path: Path, flushed: list[int]) -> None:
+    """A file is flushed each time that it has grown by 32 MB."""
+    path = tmp_path / "file"
+    path.touch()
+    flush = BackgroundFlush(path)
+    flush.grown(tail._FLUSH_BYTES - 1)
+    assert flush._running is None
+    flush.grown(tail._FLUSH_BYTES)
+    wait_for(flush)
+    assert len(flushed) == 1
+    flush.grown(2 * tail._FLUSH_BYTES - 1)
+    assert len(flushed) == 1
+    flush.grown(2 * tail._FLUSH_BYTES)
+    flush.close()
+    assert len(flushed) == 2
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_error_of_a_flush(tmp_path: Path, flushed: list[int], last: bool) -> None:
+    """A failed flush is raised by the next call, be it the last one."""
+    path = tmp_path / "file"
+    path.touch()
+    flush = BackgroundFlush(path)
+    flushed.append(-1)
+    flush.grown(tail._FLUSH_BYTES)
+    wait_for(flush)
+    with pytest.raises(OSError, match="Input/output error"):
+        flush.close() if last else flush.grown(tail._FLUSH_BYTES + 1)
+    if not last:
+        with pytest.raises(OSError, match="Input/output error"):
+            flush.close()
