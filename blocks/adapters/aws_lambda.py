@@ -24,7 +24,7 @@ from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
 from prefect_renderfarm.blocks.chunks.request import ChunkRequest
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import SetupError, WorkerLost, WorkerRefused
-from prefect_renderfarm.blocks.http.cancellable import call_until_stopped
+from prefect_renderfarm.blocks.http.client import call_until_stopped
 from prefect_renderfarm.blocks.processes.masking import Mask
 
 # A function that runs into its own time limit says so; for that we have to wait a little longer.

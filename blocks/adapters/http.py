@@ -31,16 +31,16 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.http.cancellable import call_until_stopped
 from prefect_renderfarm.blocks.http.client import (
     HttpConnections,
     Status,
+    call_until_stopped,
     kind_of,
     retry_after,
     words_of,
 )
-from prefect_renderfarm.blocks.http.google_token import GoogleToken
 from prefect_renderfarm.blocks.processes.masking import SHOWN, Mask, query_secrets
+from prefect_renderfarm.blocks.runtime.text import one_line
 
 
 def check_address(address: str, allow_http: bool) -> None:
@@ -80,6 +80,56 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class _GoogleToken:
+    """An ID token by which Google Cloud Run knows who asks; safe to use from several threads.
+
+    Args:
+        audience: The address of the service that the token is for.
+    """
+
+    def __init__(self, audience: str) -> None:
+        self._audience = audience
+        self._lock = threading.Lock()
+        self._credentials: Any = None
+
+    def value(self) -> str:
+        """Return a token that is valid for some minutes; google-auth renews it.
+
+        Raises:
+            SetupError: google-auth is not installed, or finds no credentials.
+            WorkerLost: Google did not answer.
+        """
+        try:
+            # Only here: google-auth is an extra.
+            from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+            from google.auth.transport.requests import Request
+            from google.oauth2 import id_token
+        except ImportError:
+            raise SetupError(
+                f"a Google ID token for {self._audience!r} needs google-auth: {GOOGLE_EXTRA}"
+            ) from None
+        with self._lock:
+            try:
+                if self._credentials is None:
+                    fetch: Any = id_token.fetch_id_token_credentials  # has no types
+                    self._credentials = fetch(self._audience, Request())
+                if not self._credentials.valid:
+                    self._credentials.refresh(Request())
+            except DefaultCredentialsError as error:
+                raise SetupError(
+                    f"there are no Google credentials for an ID token for {self._audience!r}: "
+                    f"{one_line((*error.args, error)[0])}; set GOOGLE_APPLICATION_CREDENTIALS to a service account's "
+                    "file, or run where Google gives one"
+                ) from None
+            except GoogleAuthError as error:
+                raise WorkerLost(
+                    f"Google gave no ID token for {self._audience!r}: "
+                    f"{one_line((*error.args, error)[0])}"
+                ) from None
+            return str(self._credentials.token)
+
+
+GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
 # RFC 9110, section 5.6.2: what a header may be called.
 _HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
 # A provider that has no instance running starts one for the first request.
@@ -159,13 +209,13 @@ class HttpAdapter(RemoteAdapter):
     )
 
     _connections: HttpConnections = PrivateAttr()
-    _google: GoogleToken | None = PrivateAttr(default=None)
+    _google: _GoogleToken | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:
         """Set up the connections, and who fetches tokens."""
         super().model_post_init(context)
         self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
-        self._google = GoogleToken(self.audience) if self.audience else None
+        self._google = _GoogleToken(self.audience) if self.audience else None
 
     @field_validator("token", "header_value")
     @classmethod

@@ -17,13 +17,12 @@ from pydantic import Field, field_validator
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import CommandNotRunnable
-from prefect_renderfarm.blocks.processes.allowed_programs import (
-    allowed_word,
+from prefect_renderfarm.blocks.processes.command_line import (
     check_programs,
     find_program,
     require_allowed,
+    split_command,
 )
-from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import path_with_ffmpeg
 from prefect_renderfarm.blocks.processes.masking import LEAST_CHARACTERS, SHOWN, Mask
 from prefect_renderfarm.blocks.processes.process_group import run_program
@@ -115,7 +114,8 @@ class LocalAdapter(WorkerAdapter):
 
     def check_command(self, command: str) -> None:
         """Refuse a command whose program is not allowed here. See `WorkerAdapter`."""
-        require_allowed(command, self.programs)
+        if self.programs:
+            require_allowed(split_command(command)[0], self.programs)
 
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command as a subprocess; its output goes to the run's log line by line.
@@ -177,7 +177,7 @@ class LocalAdapter(WorkerAdapter):
         if not self.programs:
             return word
         try:
-            allowed_word(word, self.programs)
+            require_allowed(word, self.programs)
         except CommandNotRunnable as error:
             raise CommandNotRunnable(f"{name}: {error}") from None
         # Not by the job's own PATH, if it brings one.

@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -140,23 +140,57 @@ class HttpConnections:
 
 
 def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
-    """Let a request run in the event loop of all requests, and wait for what it returns.
+    """Run a request in the event loop of all requests, and wait for its result.
 
     Args:
-        request: The request; what it raises is raised.
-        stop: Gives it up when set, within 0.1 s.
+        request: The request; its error is raised here.
+        stop: Gives the request up when set, within 0.1 s.
 
     Raises:
         WorkStopped: `stop` was set.
     """
-    answer = asyncio.run_coroutine_threadsafe(request, _loop())
+    future = asyncio.run_coroutine_threadsafe(request, _loop())
+    return _result(future, stop, "a request was given up, because its job was stopped")
+
+
+def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
+    """Make a call that cannot be interrupted in a thread, and wait for it until the job is stopped.
+
+    Args:
+        call: Returns the result; its error is raised here. After a stop it runs to its end, unseen;
+            a process that ends does not wait for it.
+        stop: Ends the waiting when set, within 0.1 s.
+        name: What the call is for, in the error.
+
+    Raises:
+        WorkStopped: `stop` was set before the call had ended.
+    """
+    if stop.is_set():
+        raise WorkStopped(f"{name}: not requested, because its job was stopped")
+    future: concurrent.futures.Future[Value] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised where the result is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"request for {name}", daemon=True).start()
+    return _result(
+        future, stop, f"{name}: no longer waited for, because its job was stopped; what the worker "
+        "has begun runs to its end",
+    )  # fmt: skip
+
+
+def _result(future: concurrent.futures.Future[Value], stop: threading.Event, message: str) -> Value:
     try:
         while not stop.is_set():
-            if concurrent.futures.wait([answer], _POLL_SECONDS).done:
-                return answer.result()
+            if concurrent.futures.wait([future], _POLL_SECONDS).done:
+                return future.result()
     finally:
-        answer.cancel()
-    raise WorkStopped("a request was given up, because its job was stopped")
+        future.cancel()
+    raise WorkStopped(message)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

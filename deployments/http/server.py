@@ -46,7 +46,7 @@ from starlette.routing import Route
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.adapters.protocol import WorkerAnswer, WorkerFailure, answer_payload
 from prefect_renderfarm.blocks.http.url_rules import UrlRules
-from prefect_renderfarm.blocks.processes.allowed_programs import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.processes.command_line import PROGRAMS_VARIABLE, listed_programs
 
 LOG = logging.getLogger("renderfarm.http")
 _POLL_SECONDS = 0.2

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.adapters.protocol import answer_payload
-from prefect_renderfarm.blocks.processes.allowed_programs import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.processes.command_line import PROGRAMS_VARIABLE, listed_programs
 
 # Kept from the function's time limit, so that a command that takes too long is ended by us and the
 # answer says so: this part of what is left, at most so many seconds.
