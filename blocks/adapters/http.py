@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_renderfarm.blocks.adapters.protocol import payload_secrets, result_of
+from prefect_renderfarm.blocks.adapters.protocol import parse_answer, payload_secrets
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
 from prefect_renderfarm.blocks.command import WorkerResult
 from prefect_renderfarm.blocks.errors import (
@@ -35,49 +35,238 @@ from prefect_renderfarm.blocks.http.client import (
     HttpConnections,
     Status,
     call_until_stopped,
-    kind_of,
+    describe,
     retry_after,
-    words_of,
+    status_of,
 )
-from prefect_renderfarm.blocks.processes.masking import SHOWN, Mask, query_secrets
+from prefect_renderfarm.blocks.processes.masking import MASKED, Mask, query_secrets
 from prefect_renderfarm.blocks.runtime.text import one_line
 
+GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
+# RFC 9110, section 5.6.2: valid names of headers.
+_HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
+# A provider that has no instance running starts one for the first request.
+_CHECK_SECONDS = 60.0
 
-def check_address(address: str, allow_http: bool) -> None:
-    """Refuse an address that cannot be a worker's, or that would tell secrets.
 
-    Args:
-        address: The address.
-        allow_http: Whether http may be used to other machines than this one.
+class HttpAdapter(RemoteAdapter):
+    """Send commands and chunks to a worker at an address, one POST request each.
 
-    Raises:
-        ValueError: Saying what is wrong; neither name nor password is shown.
+    A worker is what `deployments/http` serves. Chunks need a storage; a command runs in an empty
+    folder of the worker.
+
+    Example:
+        Load a saved adapter and run a command:
+        ```python
+        from prefect_renderfarm.blocks import HttpAdapter, WorkerJob
+
+        adapter = HttpAdapter.load("BLOCK_NAME")
+        result = adapter.execute(WorkerJob(command="blender --version"))
+        ```
     """
-    try:
-        url = httpx.URL(address)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"url: is none: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("url: give the whole address, such as https://worker.example.com")
-    # RFC 9110, section 4.2.4: they are deprecated, since they are shown wherever an address is.
-    if url.userinfo:
-        raise ValueError("url: holds a name or password: use the fields for tokens and headers")
-    if url.scheme == "http" and not (allow_http or _is_loopback(url.host)):
-        raise ValueError(
-            "url: http to another machine sends the job in the clear: use https, or allow_http"
-        )
 
+    _block_type_name: ClassVar[str | None] = "HTTP Adapter"
+    _block_type_slug: ClassVar[str | None] = "http-adapter"
+    _description: ClassVar[str | None] = (
+        "Render chunks on workers at an address, such as a Cloud Run service."
+    )
 
-def place_of(url: httpx.URL) -> str:
-    """Return what errors call a worker: its address, without what may be secret in it."""
-    return f"worker {url.copy_with(query=None, fragment=None)}"
+    url: str = Field(
+        repr=False,
+        title="URL",
+        description=(
+            "The worker's address. https, unless it is on this machine. A key in its query is "
+            "kept out of logs, errors and runs, but whoever may see this block sees it: a header "
+            "is safer."
+        ),
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        title="Token",
+        description="Sent as a bearer token. Empty: none.",
+    )
+    header_name: str | None = Field(
+        default=None,
+        pattern=_HEADER_NAME,
+        title="Header",
+        description="Name of a further header with a key, such as x-functions-key of Azure.",
+    )
+    header_value: SecretStr | None = Field(
+        default=None,
+        title="Value of the header",
+        description="Value of the further header.",
+    )
+    audience: str | None = Field(
+        default=None,
+        title="Audience of a Google ID token",
+        description=(
+            "Sends an ID token for this audience, for Cloud Run usually the service's address. "
+            "Needs the extra `google`. Empty: none."
+        ),
+    )
+    connect_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        title="Connect timeout",
+        description="Longest time to open a connection, in seconds.",
+    )
+    health_path: str = Field(
+        default="/health",
+        title="Path of the health check",
+        description="Requested, below the URL, before any chunk. Empty: no check.",
+    )
+    allow_http: bool = Field(
+        default=False,
+        title="Allow http",
+        description="Also send secrets and jobs unencrypted to other machines.",
+    )
 
+    _connections: HttpConnections = PrivateAttr()
+    _google: _GoogleToken | None = PrivateAttr(default=None)
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def model_post_init(self, context: Any) -> None:
+        """Set up the connections, and the token's source."""
+        super().model_post_init(context)
+        self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
+        self._google = _GoogleToken(self.audience) if self.audience else None
+
+    @field_validator("url")
+    @classmethod
+    def _is_whole_address(cls, address: str) -> str:
+        try:
+            url = httpx.URL(address)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"is no URL: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("give the whole address, such as https://worker.example.com")
+        # RFC 9110, section 4.2.4: deprecated, since they are shown wherever an address is.
+        if url.userinfo:
+            raise ValueError("holds a name or password: use the fields for tokens and headers")
+        return address
+
+    @field_validator("token", "header_value")
+    @classmethod
+    def _fits_into_a_header(cls, secret: SecretStr | None) -> SecretStr | None:
+        """Refuse what a header cannot hold; RFC 9110, section 5.5."""
+        if secret is None:
+            return None
+        text = secret.get_secret_value()
+        if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
+            raise ValueError("is empty, or has a space or line end around it or an odd character")
+        return secret
+
+    @field_serializer("url")
+    def _without_query(self, url: str, info: SerializationInfo) -> str:
+        """Hide the query, except where the block is saved: runs show blocks as parameters."""
+        if (info.context or {}).get("include_secrets"):
+            return url
+        address, mark, _ = url.partition("?")
+        return f"{address}{mark}{MASKED if mark else ''}"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        url = httpx.URL(self.url)
+        if url.scheme == "http" and not (self.allow_http or _is_loopback(url.host)):
+            raise ValueError(
+                "url: http to another machine is not encrypted: use https, or allow_http"
+            )
+        if (self.header_name is None) != (self.header_value is None):
+            raise ValueError("header_name and header_value: give both or none")
+        names = [(self.header_name or "").lower()]
+        names += ["authorization" for given in (self.token, self.audience) if given]
+        if names.count("authorization") > 1:
+            raise ValueError("token, audience and an Authorization header: give one of them")
+        return self
+
+    def check(self) -> None:
+        """Request the worker's health, with the token or key.
+
+        Raises:
+            SetupError: There is no worker, or it refuses the token or key.
+        """
+        super().check()
+        base = httpx.URL(self.url)
+        url = base.copy_with(path=f"{base.path.rstrip('/')}/{self.health_path.lstrip('/')}")
+        try:
+            if not self.health_path:
+                self._headers()  # checks the credentials of a Google ID token
+                return
+            response = self._send("GET", url, "health check", _CHECK_SECONDS, threading.Event())
+        except WorkerError as error:
+            raise SetupError(f"adapter http-adapter: {error}") from None
+        if status_of(response) not in (Status.ANSWER, Status.BUSY):
+            raise SetupError(f"adapter http-adapter: {_worker_at(url)} {describe(response)}")
+
+    def ask(
+        self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
+    ) -> WorkerResult:
+        """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
+        url = httpx.URL(self.url)
+        response = self._send("POST", url, name, timeout, stop, payload)
+        message = f"{name}: {_worker_at(url)} {describe(response)}"
+        match status_of(response):
+            case Status.BUSY:
+                raise WorkerBusy(message, retry_after(response.headers))
+            case Status.REFUSED:
+                raise WorkerRefused(message)
+            case Status.LOST:
+                raise WorkerLost(message)
+        result = parse_answer(self._parsed(response, payload_secrets(payload)), name)
+        return dataclasses.replace(result, worker=result.worker or _worker_at(url))
+
+    def _send(
+        self,
+        method: str,
+        url: httpx.URL,
+        name: str,
+        timeout: float,
+        stop: threading.Event,
+        payload: Any = None,
+    ) -> httpx.Response:
+        """Send a request. Raises: WorkerError, if there is no answer."""
+        # To fetch Google's token cannot be interrupted.
+        headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
+        try:
+            return self._connections.send(
+                method, url, headers=headers, timeout=timeout, stop=stop, json=payload
+            )
+        except TimeoutError:
+            raise CommandTimeout(
+                f"{name}: given up after {timeout:g} s, the longest it may take at "
+                f"{_worker_at(url)}"
+            ) from None
+        except httpx.HTTPError as error:
+            raise WorkerLost(
+                f"{name}: {_worker_at(url)} cannot be reached, or was lost: "
+                f"{type(error).__name__}: {str(error).strip() or 'no answer'}"
+            ) from None
+        except WorkStopped:
+            raise WorkStopped(f"{name}: ended, because its job was stopped") from None
+
+    def _headers(self) -> dict[str, str]:
+        headers = {}
+        if self.header_name and self.header_value:
+            headers[self.header_name] = self.header_value.get_secret_value()
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token.get_secret_value()}"
+        if self._google:
+            headers["Authorization"] = f"Bearer {self._google.value()}"
+        return headers
+
+    def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
+        """Return the answer's JSON, or its text if it is none, without the secrets of the request.
+
+        Another server than a worker may answer with the request; errors quote answers.
+        """
+        headers = [
+            response.request.headers.get(name, "").removeprefix("Bearer ")
+            for name in ("Authorization", self.header_name or "")
+        ]
+        mask = Mask([*headers, *secrets, *query_secrets(self.url)])
+        try:
+            return mask.parsed(json.loads(response.text))
+        except ValueError:
+            return mask(response.text)
 
 
 class _GoogleToken:
@@ -115,224 +304,27 @@ class _GoogleToken:
                     self._credentials = fetch(self._audience, Request())
                 if not self._credentials.valid:
                     self._credentials.refresh(Request())
-            except DefaultCredentialsError as error:
-                raise SetupError(
-                    f"there are no Google credentials for an ID token for {self._audience!r}: "
-                    f"{one_line((*error.args, error)[0])}; set GOOGLE_APPLICATION_CREDENTIALS to a service account's "
-                    "file, or run where Google gives one"
-                ) from None
             except GoogleAuthError as error:
+                reason = one_line((*error.args, error)[0])
+                if isinstance(error, DefaultCredentialsError):
+                    raise SetupError(
+                        f"there are no Google credentials for an ID token for {self._audience!r}: "
+                        f"{reason}; set GOOGLE_APPLICATION_CREDENTIALS to a service account's "
+                        "file, or run where Google gives one"
+                    ) from None
                 raise WorkerLost(
-                    f"Google gave no ID token for {self._audience!r}: "
-                    f"{one_line((*error.args, error)[0])}"
+                    f"Google gave no ID token for {self._audience!r}: {reason}"
                 ) from None
             return str(self._credentials.token)
 
 
-GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
-# RFC 9110, section 5.6.2: what a header may be called.
-_HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
-# A provider that has no instance running starts one for the first request.
-_CHECK_SECONDS = 60.0
+def _worker_at(url: httpx.URL) -> str:
+    """Return a worker's name for errors: its address, without what may be secret in it."""
+    return f"worker {url.copy_with(query=None, fragment=None)}"
 
 
-class HttpAdapter(RemoteAdapter):
-    """Have commands and chunks done by a worker at an address, one POST request each.
-
-    A worker is what `deployments/http` serves. Chunks need a storage; a command runs in an empty
-    folder of the worker's.
-
-    Example:
-        Load a saved adapter and run a command:
-        ```python
-        from prefect_renderfarm.blocks import HttpAdapter, WorkerJob
-
-        adapter = HttpAdapter.load("BLOCK_NAME")
-        result = adapter.execute(WorkerJob(command="blender --version"))
-        ```
-    """
-
-    _block_type_name: ClassVar[str | None] = "HTTP Adapter"
-    _block_type_slug: ClassVar[str | None] = "http-adapter"
-    _description: ClassVar[str | None] = (
-        "Have chunks rendered by workers at an address, such as a Cloud Run service."
-    )
-
-    url: str = Field(
-        repr=False,
-        title="URL",
-        description=(
-            "The worker's address. https, unless it is on this machine. A key in its query is "
-            "kept out of logs, errors and runs, but shown to whoever may see this block: rather "
-            "give it as a header."
-        ),
-    )
-    token: SecretStr | None = Field(
-        default=None,
-        title="Token",
-        description="Sent as a bearer token. Empty: none.",
-    )
-    header_name: str | None = Field(
-        default=None,
-        pattern=_HEADER_NAME,
-        title="Header",
-        description="Name of a further header that lets us in, such as x-functions-key of Azure.",
-    )
-    header_value: SecretStr | None = Field(
-        default=None,
-        title="Value of the header",
-        description="What the further header holds.",
-    )
-    audience: str | None = Field(
-        default=None,
-        title="Audience of a Google ID token",
-        description=(
-            "Sends an ID token for this audience, for Cloud Run usually the service's address. "
-            "Needs the extra `google`. Empty: none."
-        ),
-    )
-    connect_timeout: float = Field(
-        default=10.0,
-        gt=0,
-        title="Connect timeout",
-        description="Longest time to open a connection, in seconds.",
-    )
-    health_path: str = Field(
-        default="/health",
-        title="Path of the health check",
-        description="Asked for, below the URL, before any chunk. Empty: no check.",
-    )
-    allow_http: bool = Field(
-        default=False,
-        title="Allow http",
-        description="Also send secrets and jobs in the clear to other machines.",
-    )
-
-    _connections: HttpConnections = PrivateAttr()
-    _google: _GoogleToken | None = PrivateAttr(default=None)
-
-    def model_post_init(self, context: Any) -> None:
-        """Set up the connections, and who fetches tokens."""
-        super().model_post_init(context)
-        self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
-        self._google = _GoogleToken(self.audience) if self.audience else None
-
-    @field_validator("token", "header_value")
-    @classmethod
-    def _sendable(cls, secret: SecretStr | None) -> SecretStr | None:
-        """Refuse what a header cannot hold; RFC 9110, section 5.5."""
-        if secret is None:
-            return None
-        text = secret.get_secret_value()
-        if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
-            raise ValueError("is empty, or has a space or line end around it or an odd character")
-        return secret
-
-    @field_serializer("url")
-    def _without_query(self, url: str, info: SerializationInfo) -> str:
-        """Hide the query, but where the block is saved: runs show blocks among their parameters."""
-        if (info.context or {}).get("include_secrets"):
-            return url
-        address, mark, _ = url.partition("?")
-        return f"{address}{mark}{SHOWN if mark else ''}"
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        check_address(self.url, self.allow_http)
-        if (self.header_name is None) != (self.header_value is None):
-            raise ValueError("header_name and header_value: give both or none")
-        names = [(self.header_name or "").lower()]
-        names += ["authorization" for given in (self.token, self.audience) if given]
-        if names.count("authorization") > 1:
-            raise ValueError("token, audience and an Authorization header: give one of them")
-        return self
-
-    def check(self) -> None:
-        """Ask the worker how it is, with what lets us in.
-
-        Raises:
-            SetupError: There is no worker, or it does not let us in.
-        """
-        super().check()
-        base = httpx.URL(self.url)
-        url = base.copy_with(path=f"{base.path.rstrip('/')}/{self.health_path.lstrip('/')}")
-        try:
-            if not self.health_path:
-                self._headers()  # a Google ID token is to be had
-                return
-            response = self._send("GET", url, "health check", _CHECK_SECONDS, threading.Event())
-        except WorkerError as error:
-            raise SetupError(f"adapter http-adapter: {error}") from None
-        if kind_of(response) not in (Status.ANSWER, Status.BUSY):
-            raise SetupError(f"adapter http-adapter: {place_of(url)} {words_of(response)}")
-
-    def ask(
-        self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
-    ) -> WorkerResult:
-        """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
-        url = httpx.URL(self.url)
-        response = self._send("POST", url, name, timeout, stop, payload)
-        said = f"{name}: {place_of(url)} {words_of(response)}"
-        match kind_of(response):
-            case Status.BUSY:
-                raise WorkerBusy(said, retry_after(response.headers))
-            case Status.REFUSED:
-                raise WorkerRefused(said)
-            case Status.LOST:
-                raise WorkerLost(said)
-        result = result_of(self._parsed(response, payload_secrets(payload)), name)
-        return dataclasses.replace(result, worker=result.worker or place_of(url))
-
-    def _send(
-        self,
-        method: str,
-        url: httpx.URL,
-        name: str,
-        timeout: float,
-        stop: threading.Event,
-        payload: Any = None,
-    ) -> httpx.Response:
-        """Send a request; raise what it means that there is no answer."""
-        # Google's token may have to be fetched, which cannot be interrupted.
-        headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
-        try:
-            return self._connections.send(
-                method, str(url), headers=headers, timeout=timeout, stop=stop, json=payload
-            )
-        except TimeoutError:
-            raise CommandTimeout(
-                f"{name}: given up after {timeout:g} s, the longest it may take at {place_of(url)}"
-            ) from None
-        except httpx.HTTPError as error:
-            words = str(error).strip() or "no answer"
-            raise WorkerLost(
-                f"{name}: {place_of(url)} cannot be reached, or was lost: {type(error).__name__}: "
-                f"{words}"
-            ) from None
-        except WorkStopped:
-            raise WorkStopped(f"{name}: ended, because its job was stopped") from None
-
-    def _headers(self) -> dict[str, str]:
-        headers = {}
-        if self.header_name and self.header_value:
-            headers[self.header_name] = self.header_value.get_secret_value()
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token.get_secret_value()}"
-        if self._google:
-            headers["Authorization"] = f"Bearer {self._google.value()}"
-        return headers
-
-    def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
-        """Return the answer's JSON, or its text if it is none, without the secrets we sent.
-
-        A server that is no worker of ours may show what it was sent; errors quote answers.
-        """
-        headers = [
-            response.request.headers.get(name, "").removeprefix("Bearer ")
-            for name in ("Authorization", self.header_name or "")
-        ]
-        mask = Mask([*headers, *secrets, *query_secrets(self.url)])
-        try:
-            return mask.inside(json.loads(response.text))
-        except ValueError:
-            return mask(response.text)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

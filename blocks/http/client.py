@@ -19,19 +19,25 @@ import httpx
 
 from prefect_renderfarm.blocks.errors import WorkStopped
 
+Value = TypeVar("Value")
+
+_POLL_SECONDS = 0.1
+# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
+_IDLE_SECONDS = 4.0
+
 
 class Status(Enum):
     """What to do about an answer."""
 
     ANSWER = auto()  # read it
     BUSY = auto()  # ask again in a while
-    LOST = auto()  # another attempt may do
-    REFUSED = auto()  # another attempt would end the same way
+    LOST = auto()  # another attempt may succeed
+    REFUSED = auto()  # another attempt would end in the same way
 
 
-# Errors of the client's that go away by themselves: 15.5.9, and RFC 8470, section 5.2.
+# Client errors that pass without a change: RFC 9110, 15.5.9, and RFC 8470, section 5.2.
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
-_FIXES: dict[int, str] = {
+_FIXES: dict[int, str] = {  # sections of RFC 9110
     HTTPStatus.UNAUTHORIZED: "check the token or key",  # 15.5.2
     HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",  # 15.5.4
     HTTPStatus.NOT_FOUND: "check the path of the URL",  # 15.5.5
@@ -41,7 +47,7 @@ _FIXES: dict[int, str] = {
 }
 
 
-def kind_of(response: httpx.Response) -> Status:
+def status_of(response: httpx.Response) -> Status:
     """Return what to do about an answer."""
     code = response.status_code
     if response.is_success:
@@ -51,26 +57,37 @@ def kind_of(response: httpx.Response) -> Status:
     return Status.LOST if code >= 500 or code in _PASSING else Status.REFUSED
 
 
-def words_of(response: httpx.Response) -> str:
-    """Return what an answer's status says, and what to do about it, in one line."""
+def describe(response: httpx.Response) -> str:
+    """Return an answer's status and the fix, in one line."""
     code = response.status_code
-    says = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
+    text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
     if response.is_redirect:  # 15.4
-        return f"{says}: give the address that it leads to"
+        return f"{text}: give the address that it leads to"
     fix = _FIXES.get(code)
-    if fix is None and kind_of(response) is Status.REFUSED:
+    if fix is None and status_of(response) is Status.REFUSED:
         fix = "check that the URL is that of a worker of the same version"
-    return f"{says}: {fix}" if fix else says
+    return f"{text}: {fix}" if fix else text
 
 
-_POLL_SECONDS = 0.1
-# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
-_IDLE_SECONDS = 4.0
-Value = TypeVar("Value")
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header; None if there is none.
+
+    RFC 9110, section 10.2.3: a number of seconds, or a date.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # RFC 9110, section 5.6.7: dates are in UTC, also those whose form does not say so.
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 class _WithoutQueries(logging.Filter):
-    """Keeps what may be secret in a URL out of httpx's log, which tells of each request."""
+    """Removes queries, which may be secret, from httpx's log of each request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -106,7 +123,7 @@ class HttpConnections:
     def send(
         self,
         method: str,
-        url: str,
+        url: httpx.URL,
         *,
         headers: Mapping[str, str],
         timeout: float,
@@ -115,28 +132,27 @@ class HttpConnections:
     ) -> httpx.Response:
         """Send a request and wait for the whole answer, whatever its status.
 
-        A request that is given up has its connection closed, so that the other side notices.
+        When a request is given up, its connection is closed, so that the server notices.
 
         Args:
             method: Such as POST.
             url: The whole address.
             headers: On top of the usual ones.
-            timeout: Longest time until the answer is there, in seconds.
+            timeout: Longest time until the answer is complete, in seconds.
             stop: Gives the request up when set.
-            json: What to send; None: nothing.
+            json: What to send; None sends no body.
 
         Raises:
-            TimeoutError: The answer was not there in time.
+            TimeoutError: The answer was not complete in time.
             httpx.HTTPError: There was no connection, or no answer.
             WorkStopped: `stop` was set.
         """
-        return wait_until_stopped(self._send(method, url, dict(headers), timeout, json), stop)
 
-    async def _send(
-        self, method: str, url: str, headers: dict[str, str], timeout: float, json: Any
-    ) -> httpx.Response:
-        async with asyncio.timeout(timeout):
-            return await self._client.request(method, url, headers=headers, json=json)
+        async def send() -> httpx.Response:
+            async with asyncio.timeout(timeout):
+                return await self._client.request(method, url, headers=dict(headers), json=json)
+
+        return wait_until_stopped(send(), stop)
 
 
 def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
@@ -191,23 +207,6 @@ def _result(future: concurrent.futures.Future[Value], stop: threading.Event, mes
     finally:
         future.cancel()
     raise WorkStopped(message)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return after how many seconds a server wants to be asked again; None: it does not say.
-
-    RFC 9110, section 10.2.3: a number of seconds, or a date.
-    """
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    # RFC 9110, section 5.6.7: dates are in UTC, also those whose form does not say so.
-    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 @cache

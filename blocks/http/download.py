@@ -1,7 +1,7 @@
-"""Files that a job names by an https URL: fetched within limits, and only from where it is allowed.
+"""Files that a job names by an https URL: fetched within limits, and only from allowed hosts.
 
-A host's addresses are looked up once, checked, and connected to as they are, so that what its name
-leads to a moment later makes no difference. Each redirect is checked like the first URL.
+A host's addresses are looked up once, checked, and connected to as they are: a name that leads
+elsewhere a moment later (DNS rebinding) makes no difference. Redirects are checked like the URL.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from prefect_renderfarm.blocks.http.client import Status, kind_of, wait_until_stopped
+from prefect_renderfarm.blocks.http.client import Status, status_of, wait_until_stopped
 from prefect_renderfarm.blocks.http.url_rules import HOSTS_VARIABLE, UrlRefused, UrlRules
 from prefect_renderfarm.blocks.runtime.text import one_line
 
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _CONNECT_SECONDS = 10.0
 # Longest silence of a server.
 _SILENCE_SECONDS = 60.0
@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 
 class DownloadFailed(Exception):
-    """A file could not be had. The message holds nothing of the URL's query.
+    """A file could not be fetched. The message holds nothing of the URL's query.
 
     Args:
         message: What is wrong.
@@ -46,7 +46,7 @@ class DownloadFailed(Exception):
 
 @dataclass(frozen=True)
 class _Limits:
-    most_bytes: int
+    max_bytes: int
     seconds: float
     deadline: float
     stop: threading.Event
@@ -58,11 +58,11 @@ class _Limits:
 
 
 class Download:
-    """An answer that has begun, and its parts as they come.
+    """An answer whose body is still to be read.
 
     Attributes:
         headers: The answer's headers.
-        size: Bytes, as far as the server says; else 0.
+        size: Number of bytes; 0 if the server does not say.
     """
 
     def __init__(self, response: httpx.Response, limits: _Limits) -> None:
@@ -72,22 +72,22 @@ class Download:
         self._limits = limits
 
     def require_plain(self) -> None:
-        """Refuse an answer that is no file, is too large, or is packed. Raises: DownloadFailed."""
+        """Refuse an answer that is no file, too large, or compressed. Raises: DownloadFailed."""
         if not self._response.is_success:
             raise DownloadFailed(
                 f"the server answered {self._response.status_code}",
-                again=kind_of(self._response) is not Status.REFUSED,
+                again=status_of(self._response) is not Status.REFUSED,
             )
-        # A packed answer of any size may hold gigabytes, and none was asked for.
-        packing = self.headers.get("content-encoding", "identity")
-        if packing != "identity":
+        # A small compressed answer may hold gigabytes, and none was asked for.
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
             raise DownloadFailed(
-                f"the server packs it ({one_line(packing, 20)}): store it as it is"
+                f"the server compresses it ({one_line(encoding, 20)}): serve it as it is"
             )
         self._require_size(self.size)
 
     def parts(self) -> Iterator[bytes]:
-        """Give the file's parts.
+        """Yield the file's parts.
 
         Raises:
             DownloadFailed: It is too large, took too long, or the connection was lost.
@@ -101,29 +101,29 @@ class Download:
             yield part
 
     def _require_size(self, size: int) -> None:
-        if size > self._limits.most_bytes:
-            raise DownloadFailed(f"it has more than {self._limits.most_bytes:,} bytes")
+        if size > self._limits.max_bytes:
+            raise DownloadFailed(f"it has more than {self._limits.max_bytes:,} bytes")
 
 
 @contextmanager
 def open_download(
-    url: str, most_bytes: int, seconds: float, stop: threading.Event | None = None
+    url: str, max_bytes: int, seconds: float, stop: threading.Event | None = None
 ) -> Iterator[Download]:
-    """Begin to fetch a file from where `url_guard` allows it.
+    """Begin to fetch a file, if `url_rules` allows it.
 
     Args:
         url: Its https URL.
-        most_bytes: Bytes after which it is given up.
+        max_bytes: Size above which it is given up.
         seconds: Longest time from here to the last part, in seconds.
         stop: Gives it up when set.
 
     Raises:
-        DownloadFailed: It cannot be had.
-        SetupError: The rules cannot be understood.
+        DownloadFailed: It cannot be fetched.
+        SetupError: The variables of `url_rules` are not valid.
         WorkStopped: `stop` was set.
     """
-    limits = _Limits(most_bytes, seconds, time.monotonic() + seconds, stop or threading.Event())
-    # Without the environment: its proxies are the transport's business.
+    limits = _Limits(max_bytes, seconds, time.monotonic() + seconds, stop or threading.Event())
+    # Without the environment: the transport reads its proxies.
     client = httpx.AsyncClient(
         transport=_CheckedTransport(UrlRules.of()),
         timeout=httpx.Timeout(min(_SILENCE_SECONDS, seconds), connect=_CONNECT_SECONDS),
@@ -143,8 +143,8 @@ def open_download(
 class _CheckedTransport(httpx.AsyncBaseTransport):
     """Connects to checked addresses only; each request over a connection of its own.
 
-    The connection is made to an address, while the certificate has to be the name's. It is not
-    kept: another name at the same address needs a certificate of its own.
+    The connection is made to an address, but the certificate has to be the name's. It is not kept:
+    another name at the same address needs a certificate of its own.
     """
 
     def __init__(self, rules: UrlRules) -> None:
@@ -155,10 +155,10 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
         host = self._rules.host_of(request.url)
         proxy = getproxies().get("https")
         if proxy and not proxy_bypass(host):
-            if not self._rules.named(host):
+            if not self._rules.names_host(host):
                 raise UrlRefused(
-                    "behind a proxy, which looks hosts up by itself, only those are fetched from "
-                    f"that {HOSTS_VARIABLE} names"
+                    "behind a proxy, which looks up hosts itself, only hosts are allowed that "
+                    f"{HOSTS_VARIABLE} lists by name"
                 )
             return await self._transport(proxy).handle_async_request(request)
         port = request.url.port or 443
@@ -202,16 +202,16 @@ async def _look_up(host: str, port: int) -> list[str]:
 
 
 async def _send(client: httpx.AsyncClient, url: str) -> httpx.Response:
-    """Send a request, and those that it is redirected to; what such an answer says is not read."""
+    """Send a request, and follow redirects without reading their bodies."""
     request: httpx.Request | None = client.build_request("GET", url)
-    for _ in range(_MOST_REDIRECTS + 1):
+    for _ in range(_MAX_REDIRECTS + 1):
         assert request is not None  # noqa: S101
         response = await client.send(request, stream=True)
         request = response.next_request
         if request is None:
             return response
         await response.aclose()
-    raise UrlRefused(f"it is redirected more than {_MOST_REDIRECTS} times")
+    raise UrlRefused(f"it is redirected more than {_MAX_REDIRECTS} times")
 
 
 async def _in_time(waiting: Awaitable[Value], deadline: float) -> Value:

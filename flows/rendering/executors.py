@@ -181,7 +181,7 @@ class _StorageExecutor(ChunkExecutor):
             key=job.key,
             chunk_id=chunk.id,
             identity=self._folder.identity(chunk),
-            place=self._places[chunk.id],
+            index=self._places[chunk.id],
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
             output_file=chunk.output_file,
@@ -234,7 +234,7 @@ def require_success(result: WorkerResult, name: str) -> None:
     if result.exit_code == 0:
         return
     kind = CommandNotRunnable if result.exit_code in (126, 127) else CommandFailed
-    words = result.last_words()
+    words = result.last_lines()
     raise kind(
         f"{name}: its command ended with exit code {result.exit_code}"
         + (f": {' / '.join(words.splitlines())}" if words else "")

@@ -40,11 +40,11 @@ _LOST, _REFUSED = WorkerLost, WorkerRefused
         (Answer(405), _REFUSED, "405 .*is a worker's"),
         (Answer(429, headers=(("Retry-After", "900"),)), _LOST, "429 .*busy_wait"),
         (Answer(429, headers=(("Retry-After", "soon"),)), _LOST, "429 .*busy_wait"),
-        (Answer(200, b"<html>Welcome</html>"), _LOST, "answer is none: .*Welcome"),
-        (Answer(200, b'{"message": "hello"}'), _LOST, "answer is none: .*hello"),
-        (Answer(200, b"[0]"), _LOST, "answer is none"),
-        (Answer(200, b"\xff\xfe"), _LOST, "answer is none"),
-        (Answer(204), _LOST, "answer is none"),
+        (Answer(200, b"<html>Welcome</html>"), _LOST, "not that of a worker: .*Welcome"),
+        (Answer(200, b'{"message": "hello"}'), _LOST, "not that of a worker: .*hello"),
+        (Answer(200, b"[0]"), _LOST, "not that of a worker"),
+        (Answer(200, b"\xff\xfe"), _LOST, "not that of a worker"),
+        (Answer(204), _LOST, "not that of a worker"),
         (Fault.DROP_BEFORE, _LOST, "lost: RemoteProtocolError"),
         (Fault.DROP_AFTER, _LOST, "lost: RemoteProtocolError"),
     ],
@@ -64,7 +64,7 @@ def test_answers_by_type(
         adapter.execute(WorkerJob(command="true", name="chunk 4"))
     assert type(caught.value) is kind
     text = str(caught.value)
-    assert proxy.url in text or "answer is none" in text
+    assert proxy.url in text or "not that of a worker" in text
     assert AZURE_KEY not in text
     assert "\n" not in text
 
@@ -98,7 +98,7 @@ def test_what_an_echo_shows_is_no_secret(http_worker: HttpWorker, proxy: FaultyP
     adapter = http_worker.adapter(
         url=proxy.url, header_name="x-functions-key", header_value=SecretStr(AZURE_KEY)
     )
-    with pytest.raises(WorkerLost, match="answer is none") as caught:
+    with pytest.raises(WorkerLost, match="not that of a worker") as caught:
         adapter.execute(WorkerJob(command="true"))
     sent = proxy.requests[0][0]
     assert sent.header("Authorization") == f"Bearer {TOKEN}"
@@ -111,7 +111,7 @@ def test_what_an_echo_shows_is_no_secret(http_worker: HttpWorker, proxy: FaultyP
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"url": "http://worker.example.com"}, "in the clear"),
+        ({"url": "http://worker.example.com"}, "is not encrypted"),
         ({"url": "worker.example.com"}, "whole address"),
         ({"url": "ftp://worker.example.com"}, "whole address"),
         ({"url": "https://"}, "whole address"),

@@ -23,7 +23,7 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.blocks.adapters import aws_lambda as aws_lambda_adapter
 from prefect_renderfarm.blocks.adapters.aws_lambda_errors import LogTail
-from prefect_renderfarm.blocks.adapters.helios import helios_result
+from prefect_renderfarm.blocks.adapters.helios import parse_helios_answer
 
 FAULTY = """
 import os, signal, sys, time
@@ -169,7 +169,7 @@ def test_check_outlives_a_short_trouble(functions: LambdaServer, faulty: AwsLamb
 def test_answers_of_helios_functions(answer: Any, kind: type[WorkerError], words: str) -> None:
     """What is not a result is told apart by its status."""
     with pytest.raises(WorkerError, match=words) as caught:
-        helios_result(answer, "chunk 1")
+        parse_helios_answer(answer, "chunk 1")
     assert type(caught.value) is kind
 
 
@@ -180,9 +180,9 @@ def test_log_of_an_invocation() -> None:
         "REPORT RequestId: 8f5\tDuration: 1233.51 ms\tBilled Duration: 2345 ms\t"
         "Memory Size: 1769 MB\tMax Memory Used: 1769 MB\tInit Duration: 1111.11 ms\t\n"
     )
-    log = LogTail.of(base64.b64encode(text.encode()).decode())
+    log = LogTail.decode(base64.b64encode(text.encode()).decode())
     assert log == LogTail(("d", "  frame 1", "frame 2"), 2.345, 1769, 1769)
     assert log.full
     for nothing in (None, "", "%", "a"):
-        assert LogTail.of(nothing) == LogTail()
+        assert LogTail.decode(nothing) == LogTail()
     assert LogTail().full is None

@@ -47,7 +47,7 @@ def test_so_many_at_once() -> None:
 
 def test_so_many_a_second() -> None:
     """Requests begin no closer to each other than the rate allows, from however many threads."""
-    limit, begun = RateLimit(a_second=50), []
+    limit, begun = RateLimit(8, per_second=50), []
 
     def request(_: int) -> None:
         with limit.slot(threading.Event()):
@@ -58,7 +58,7 @@ def test_so_many_a_second() -> None:
     assert max(begun) - min(begun) >= 10 / 50 - 0.001
 
 
-@pytest.mark.parametrize("limit", [RateLimit(in_flight=1), RateLimit(a_second=0.001)])
+@pytest.mark.parametrize("limit", [RateLimit(1), RateLimit(2, per_second=0.001)])
 def test_stop_ends_the_wait(limit: RateLimit) -> None:
     """Whoever waits for a turn is told when the job is stopped, and the place is free again."""
     stop = threading.Event()

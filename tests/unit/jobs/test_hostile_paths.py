@@ -14,7 +14,7 @@ from job_samples import all_ways, changed, refusal, set_chunk
 from jobs import small_job
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.processes.command_line import MOST_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks.processes.command_line import MAX_COMMAND_BYTES, split_command
 from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.state.job_folder import JobFolder
@@ -162,7 +162,7 @@ def test_link_to_itself_is_refused(tmp_path: Path) -> None:
         ("a\\", "No escaped character"),
         ("a\0b", "NUL character"),
         ("a \ud800", "half a character"),
-        ("x" * (MOST_COMMAND_BYTES + 1), "131,072 bytes"),
+        ("x" * (MAX_COMMAND_BYTES + 1), "131,072 bytes"),
         ("ü" * 70_000, "140,000 bytes"),
         (["a"], "command is a list"),
         (None, "command is None"),
