@@ -39,7 +39,7 @@ from prefect_renderfarm.blocks.http.client import (
     retry_after,
     status_of,
 )
-from prefect_renderfarm.blocks.processes.masking import MASKED, Mask, query_secrets
+from prefect_renderfarm.blocks.processes.masking import MASKED, Mask, query_secrets, warn_of_short
 from prefect_renderfarm.blocks.runtime.text import one_line
 
 GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
@@ -185,6 +185,8 @@ class HttpAdapter(RemoteAdapter):
             SetupError: There is no worker, or it refuses the token or key.
         """
         super().check()
+        secrets = {"token": self.token, "header_value": self.header_value}
+        warn_of_short({name: key.get_secret_value() for name, key in secrets.items() if key})
         base = httpx.URL(self.url)
         url = base.copy_with(path=f"{base.path.rstrip('/')}/{self.health_path.lstrip('/')}")
         try:

@@ -24,7 +24,7 @@ from prefect_renderfarm.blocks.processes.command_line import (
     split_command,
 )
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import path_with_ffmpeg
-from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS, Mask
+from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS, Mask, warn_of_short
 from prefect_renderfarm.blocks.processes.process_group import run_program
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 
@@ -111,6 +111,10 @@ class LocalAdapter(WorkerAdapter):
     def _programs_are_names(cls, programs: list[str]) -> list[str]:
         check_programs(programs)
         return programs
+
+    def check(self) -> None:
+        """Warn of secrets that are too short to be masked."""
+        warn_of_short(self._secrets())
 
     def check_command(self, command: str) -> None:
         """Refuse a command whose program is not allowed here. See `WorkerAdapter`."""

@@ -15,6 +15,8 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ MAX_FILES = 200_000
 _MAX_READ_AT_ONCE = 32_000_000
 _MAX_HEADER_BYTES = 1_000_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_PART_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 # What Python's readers raise for damaged archives.
 _DAMAGES = (
@@ -126,27 +129,22 @@ def _unpack_zip(reader: _Reader, room: _Room) -> None:
                     f"{excerpt(entry.filename)} is packed by method {entry.compress_type}: "
                     "only 'deflated' and 'stored' are unpacked"
                 )
-            _unpack_zipped(packed, entry, room)
-
-
-def _unpack_zipped(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, room: _Room) -> None:
-    room.take(entry.filename, entry.file_size)
-    mode = entry.external_attr >> 16
-    if stat.S_ISLNK(mode):
-        raise _link(entry.filename)
-    target = inside(room.folder, entry.filename)
-    with disk_errors(f"asset {excerpt(entry.filename)}"):
-        if entry.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with packed.open(entry) as source, target.open("xb") as output:
-            shutil.copyfileobj(source, output, 1 << 20)
-        target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+            room.take(entry.filename, entry.file_size)
+            mode = entry.external_attr >> 16
+            if stat.S_ISLNK(mode):
+                raise _link(entry.filename)
+            with _target(room, entry.filename) as target:
+                if entry.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                with packed.open(entry) as source, target.open("xb") as output:
+                    shutil.copyfileobj(source, output, _PART_BYTES)
+                target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
 
 
 def _unpack_tar(reader: _Reader, room: _Room) -> None:
-    reader.header_bytes = 0
+    # Not by `TarFile.extract`: Python before 3.11.4 has no filters for it.
+    reader.header_bytes = 0  # `open` reads the first header
     with tarfile.open(fileobj=reader, mode="r:") as tar:
         while (member := _next(tar, reader)) is not None:
             room.take(member.name, member.size)
@@ -154,9 +152,32 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
                 raise _link(member.name)
             if member.isdir() and not Path(member.name).name:  # the folder itself, "."
                 continue
-            inside(room.folder, member.name)
-            with disk_errors(f"asset {excerpt(member.name)}"):
-                tar.extract(member, room.folder, filter="data")
+            with _target(room, member.name) as target:
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.unlink(missing_ok=True)  # the last file of a name counts
+                if member.islnk():
+                    first = inside(room.folder, member.linkname)
+                    if not first.is_file():
+                        raise tarfile.ReadError(f"{excerpt(member.name)} links to no file in it")
+                    target.hardlink_to(first)
+                    continue
+                source = tar.extractfile(member)
+                if source is None:
+                    raise FatalWorkerError(f"asset {excerpt(member.name)} is no regular file")
+                with source, target.open("xb") as output:
+                    shutil.copyfileobj(source, output, _PART_BYTES)
+                target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+
+
+@contextmanager
+def _target(room: _Room, name: str) -> Iterator[Path]:
+    """Yield the path of an archive's member, in a folder that exists."""
+    target = inside(room.folder, name)
+    with disk_errors(f"asset {excerpt(name)}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield target
 
 
 def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:

@@ -11,8 +11,8 @@ variables of the process that fetches configure it:
     RENDERFARM_URL_SCHEMES  https, s3, file; default all. Without file, `assetsUrl` names no folder
                             outside of the job folder
 
-A listed name may lead to a private address; to a link-local address, or one of a cloud's own
-services, only a listed network leads.
+A listed name may lead to a private address. Link-local addresses and the own services of clouds are
+never fetched, whatever is listed.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 # RFC 6052, section 2.1: IPv4 addresses in networks without IPv4.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Services of clouds for their own machines, besides link-local ones such as 169.254.169.254: Amazon
-# EC2 User Guide, "Instance metadata service"; Microsoft Learn, "What is IP address 168.63.129.16?";
-# Alibaba Cloud ECS, "Instance metadata". The last ones are for protocols (RFC 6890, table 7), and
+# Services of clouds for their own machines, besides link-local ones such as 169.254.169.254: of
+# Amazon (EC2 User Guide, "Instance metadata service"), Google, Scaleway, Microsoft ("What is IP
+# address 168.63.129.16?") and Alibaba. The last ones are for protocols (RFC 6890, table 7), and
 # public to Python before 3.11.9.
 _CLOUD_SERVICES = [
     ipaddress.ip_network(text)
-    for text in ("fd00:ec2::/32", "168.63.129.16", "100.100.100.200", "192.0.0.0/24")
-]
+    for text in ("fd00:ec2::/32", "fd20:ce::254", "fd00:42::42", "168.63.129.16",
+                 "100.100.100.200", "192.0.0.0/24")
+]  # fmt: skip
+# Names of such services, for a proxy that looks up hosts itself.
+_CLOUD_NAMES = ("metadata.google.internal", "metadata.goog")
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _BUCKET = re.compile(r"[A-Za-z0-9.*_-]+")
 
@@ -127,6 +130,8 @@ class UrlRules:
         if url.port is not None and not 0 < url.port < 65536:
             raise UrlRefused(f"port {url.port} is none")
         host = url.raw_host.decode("ascii").lower().rstrip(".")
+        if host in _CLOUD_NAMES:
+            raise UrlRefused(f"host {excerpt(host)} is a cloud's metadata service")
         if not (self.public or self.networks or self.names_host(host)):
             raise UrlRefused(f"host {excerpt(host)} is not among those of {HOSTS_VARIABLE}")
         return host
@@ -153,17 +158,16 @@ class UrlRules:
         if not allowed:
             raise UrlRefused(
                 f"host {excerpt(host)} is at {', '.join(found[:3]) or 'no address'}, which is no "
-                f"public address and not among those of {HOSTS_VARIABLE}"
+                f"public address and not among those that {HOSTS_VARIABLE} allows"
             )
         return allowed
 
     def _allows(self, host: str, address: Address) -> bool:
         real = _embedded_v4(address)
-        if any(each in network for network in self.networks for each in (address, real)):
-            return True
-        return (self.public and is_public(address)) or (
-            self.names_host(host) and not _is_internal_service(real)
-        )
+        if _is_internal_service(address) or _is_internal_service(real):
+            return False
+        listed = any(each in network for network in self.networks for each in (address, real))
+        return listed or self.names_host(host) or (self.public and is_public(address))
 
 
 def is_public(address: Address) -> bool:

@@ -107,7 +107,7 @@ def require_allowed(program: str, programs: Sequence[str]) -> None:
 
 
 def find_program(program: str, search_path: str) -> str | None:
-    """Return the path by which to start an allowed program; None: no folder has it.
+    """Return the path by which to start a program; None if no folder has it.
 
     Only absolute folders of `search_path` are searched: an empty or relative one would be looked up
     in the job folder, where a job may have put a program of the same name.
@@ -119,4 +119,4 @@ def find_program(program: str, search_path: str) -> str | None:
     if "/" in program:
         return program
     folders = [folder for folder in search_path.split(os.pathsep) if folder.startswith("/")]
-    return shutil.which(program, path=os.pathsep.join(folders) or os.devnull)
+    return shutil.which(program, path=os.pathsep.join(folders))

@@ -11,6 +11,7 @@ from pathlib import Path
 import imageio_ffmpeg
 
 from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.processes.command_line import find_program
 
 _links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 _links_lock = threading.Lock()
@@ -50,7 +51,7 @@ def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
         search_path: The PATH value to start from.
         named: A program chosen by the user. None means the first on PATH, else the carried one.
     """
-    if named is None and shutil.which("ffmpeg", path=search_path):
+    if named is None and find_program("ffmpeg", search_path):
         return search_path
     program = find_ffmpeg(named)
     folder = program.parent if program.name == "ffmpeg" else _folder_with_link(program)

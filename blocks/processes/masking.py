@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote
+
+from prefect_renderfarm.blocks.runtime.run_log import run_log
 
 MASKED = "***"
 # Shorter values, such as 1 or on, are part of any text: masking them would hide the text.
@@ -54,6 +56,17 @@ class Mask:
 
 
 NO_SECRETS = Mask([])
+
+
+def warn_of_short(secrets: Mapping[str, str]) -> None:
+    """Log which secrets, by their names, are too short to be masked."""
+    short = [name for name, secret in secrets.items() if secret and not Mask([secret]).longest]
+    if short:
+        run_log().warning(
+            "%s: less than %d characters are not masked in logs, errors and output",
+            ", ".join(short),
+            MIN_CHARACTERS,
+        )
 
 
 def query_secrets(url: str) -> list[str]:

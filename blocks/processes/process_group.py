@@ -21,7 +21,9 @@ from prefect_renderfarm.blocks.runtime.text import printable
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 400
-_READ_SECONDS = 10.0
+# After a program's end, its output is read until nothing comes for so long; at most so long.
+_SILENT_SECONDS = 10.0
+_READ_SECONDS = 120.0
 _LINE_CHARACTERS = 8192
 
 
@@ -33,6 +35,7 @@ class OutputTail:
     ) -> None:
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
         self._mask = mask
+        self._count = 0
         self._thread = threading.Thread(target=self._read, args=(stream, on_line), daemon=True)
         self._thread.start()
 
@@ -40,6 +43,7 @@ class OutputTail:
         with stream:
             for text in map(printable, self._masked(stream)):
                 self._lines.append(text)
+                self._count += 1
                 if text.strip():
                     # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
                     # program whose output is no longer read would wait for ever.
@@ -62,8 +66,11 @@ class OutputTail:
 
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""
-        # By now the pipe ends, unless a process has left the program's group and still holds it.
-        self._thread.join(timeout=_READ_SECONDS)
+        # The pipe ends, unless a process has left the program's group and still holds it.
+        deadline, count = time.monotonic() + _READ_SECONDS, -1
+        while self._thread.is_alive() and self._count > count and time.monotonic() < deadline:
+            count = self._count
+            self._thread.join(_SILENT_SECONDS)
         return "\n".join(self._lines.copy())
 
 
