@@ -71,9 +71,7 @@ class AwsLambdaAdapter(RemoteAdapter):
         ),
     )
     function_name: str = Field(
-        min_length=1,
-        title="Function",
-        description="Name or ARN of the function.",
+        min_length=1, title="Function", description="Name or ARN of the function."
     )
     qualifier: str | None = Field(
         default=None,
@@ -108,22 +106,14 @@ class AwsLambdaAdapter(RemoteAdapter):
     _client_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def check(self) -> None:
-        """Ask AWS Lambda whether these credentials may invoke the function, without doing so.
-
-        Raises:
-            SetupError: They may not, there is no such function, or AWS does not answer.
-        """
+        """Ask AWS Lambda whether these credentials may invoke the function. See `WorkerAdapter`."""
         try:
             self._ask_service("invoke", InvocationType="DryRun", Payload=b"{}")
         except WorkerError as error:
             raise SetupError(str(error)) from None
 
     def digest_inputs(self) -> dict[str, Any]:
-        """Return the hash of the function's code, if these credentials may read it; and its name.
-
-        Raises:
-            SetupError: AWS does not answer, so that it is unknown which chunks this code rendered.
-        """
+        """Return the function's name and, if these credentials may read it, its code's hash."""
         try:
             code = self._ask_service("get_function_configuration")["CodeSha256"]
         except WorkerRefused:  # lambda:GetFunctionConfiguration is not needed to render
@@ -143,11 +133,7 @@ class AwsLambdaAdapter(RemoteAdapter):
         return self.protocol == "renderfarm"
 
     def execute(self, job: WorkerJob) -> WorkerResult:
-        """Run a command in the function, in an empty folder.
-
-        Raises:
-            WorkerRefused: The function speaks Helios' protocol, which knows chunks only.
-        """
+        """Run a command in the function, in an empty folder. See `WorkerAdapter`."""
         if self.protocol == "helios":
             raise WorkerRefused(
                 f"{job.name}: function {self.function!r} speaks Helios' protocol and takes chunks "

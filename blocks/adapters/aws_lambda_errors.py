@@ -7,14 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Self
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-)
-from botocore.exceptions import (
-    ConnectionError as NoConnection,
-)
+from botocore import exceptions as boto
 
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
@@ -143,16 +136,10 @@ def function_error(payload: Any, log: LogTail, name: str, function: str) -> Work
 def service_error(error: Exception, name: str, function: str) -> WorkerError:
     """Return the error for what boto3 raised: AWS Lambda did not invoke a function, or not answer.
 
-    Args:
-        error: What boto3 raised.
-        name: What the request was for.
-        function: The function's name.
-
-    Returns:
-        `WorkerLost` if another attempt may succeed, else `WorkerRefused` or `FatalWorkerError`.
+    It is a `FatalWorkerError` unless another attempt may succeed.
     """
     what = f"{name}: function {function!r}"
-    if isinstance(error, ClientError):
+    if isinstance(error, boto.ClientError):
         answer: Any = error.response
         code = str(answer.get("Error", {}).get("Code", ""))
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -165,8 +152,8 @@ def service_error(error: Exception, name: str, function: str) -> WorkerError:
             return WorkerLost(f"{what} gave no answer ({shown})")
         fix = _FIXES.get(code, "check the function's configuration")
         return WorkerRefused(f"{what} cannot be invoked ({shown}): {fix}")
-    if isinstance(error, HTTPClientError | NoConnection):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return WorkerLost(f"{what} gave no answer: {error}")
-    if isinstance(error, BotoCoreError):
+    if isinstance(error, boto.BotoCoreError):
         return WorkerRefused(f"{what} cannot be invoked: {error}; {_CREDENTIALS}")
     return WorkerLost(f"{what} gave no answer: {type(error).__name__}: {error}")

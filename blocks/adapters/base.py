@@ -49,10 +49,10 @@ class WorkerAdapter(FarmBlock, ABC):
         return None
 
     def digest_inputs(self) -> dict[str, Any]:
-        """Return what determines, in this adapter, the pictures that a command makes.
+        """Return the adapter's part of the inputs digest: what determines the pictures.
 
-        It is part of the inputs digest: process variables, an image, a version, but no secrets. A
-        change means that chunks are rendered again. Called after `check`.
+        Process variables, an image, a version, but no secrets. After a change, chunks are rendered
+        again. Called after `check`.
 
         Raises:
             SetupError: It cannot be read now; another attempt may succeed.

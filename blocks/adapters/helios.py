@@ -38,13 +38,7 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 def helios_payload(
     request: ChunkRequest, storage: ObjectStorageBlock, job_path: str
 ) -> dict[str, Any]:
-    """Return the payload that asks for a chunk.
-
-    Args:
-        request: The chunk.
-        storage: The storage that holds the job spec.
-        job_path: The path of the job spec, as a text with `{bucket}` and `{key}`.
-    """
+    """Return the payload that asks for a chunk; `job_path` has `{bucket}` and `{key}` in it."""
     store = JobStore(storage, request.key)
     key = store.store.absolute(f"{store.root}/job.json")
     path = job_path.replace("{bucket}", store.store.bucket).replace("{key}", key)
@@ -52,11 +46,7 @@ def helios_payload(
 
 
 def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
-    """Return the result in a Helios function's answer.
-
-    Args:
-        answer: The parsed JSON of the answer.
-        name: What the request was for, in errors.
+    """Return the result in the parsed JSON of a Helios function's answer; `name` is for errors.
 
     Raises:
         WorkerLost: Its status is 429 or at least 500, or it is not an answer of Helios' protocol.
@@ -95,13 +85,7 @@ def render_by_helios(
         ask: Invokes the function.
         worker: Name of the function in reports.
 
-    Returns:
-        How the command ended. If the exit code is 0, the chunk's manifest is in the storage.
-
-    Raises:
-        ChunkFileError: The command succeeded, but its file is missing or not as planned.
-        WorkerError: See `parse_helios_answer`, and what `ask` raises.
-        StorageError: A storage operation failed.
+    Returns and raises: As `WorkerAdapter.render`.
     """
     started = time.monotonic()
     store = JobStore(storage, request.key)

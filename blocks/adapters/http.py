@@ -81,9 +81,7 @@ class HttpAdapter(RemoteAdapter):
         ),
     )
     token: SecretStr | None = Field(
-        default=None,
-        title="Token",
-        description="Sent as a bearer token. Empty: none.",
+        default=None, title="Token", description="Sent as a bearer token. Empty: none."
     )
     header_name: str | None = Field(
         default=None,
@@ -92,9 +90,7 @@ class HttpAdapter(RemoteAdapter):
         description="Name of a further header with a key, such as x-functions-key of Azure.",
     )
     header_value: SecretStr | None = Field(
-        default=None,
-        title="Value of the header",
-        description="Value of the further header.",
+        default=None, title="Value of the header", description="Value of the further header."
     )
     audience: str | None = Field(
         default=None,
@@ -179,11 +175,7 @@ class HttpAdapter(RemoteAdapter):
         return self
 
     def check(self) -> None:
-        """Request the worker's health, with the token or key.
-
-        Raises:
-            SetupError: There is no worker, or it refuses the token or key.
-        """
+        """Request the worker's health, with the token or key. See `WorkerAdapter`."""
         super().check()
         secrets = {"token": self.token, "header_value": self.header_value}
         warn_of_short({name: key.get_secret_value() for name, key in secrets.items() if key})
@@ -217,14 +209,9 @@ class HttpAdapter(RemoteAdapter):
         return dataclasses.replace(result, worker=result.worker or _worker_at(url))
 
     def _send(
-        self,
-        method: str,
-        url: httpx.URL,
-        name: str,
-        timeout: float,
-        stop: threading.Event,
+        self, method: str, url: httpx.URL, name: str, timeout: float, stop: threading.Event,
         payload: Any = None,
-    ) -> httpx.Response:
+    ) -> httpx.Response:  # fmt: skip
         """Send a request. Raises: WorkerError, if there is no answer."""
         # To fetch Google's token cannot be interrupted.
         headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
@@ -272,11 +259,7 @@ class HttpAdapter(RemoteAdapter):
 
 
 class _GoogleToken:
-    """An ID token by which Google Cloud Run knows who asks; safe to use from several threads.
-
-    Args:
-        audience: The address of the service that the token is for.
-    """
+    """An ID token by which Google Cloud Run knows who asks; safe to use from several threads."""
 
     def __init__(self, audience: str) -> None:
         self._audience = audience
@@ -284,12 +267,7 @@ class _GoogleToken:
         self._credentials: Any = None
 
     def value(self) -> str:
-        """Return a token that is valid for some minutes; google-auth renews it.
-
-        Raises:
-            SetupError: google-auth is not installed, or finds no credentials.
-            WorkerLost: Google did not answer.
-        """
+        """Return a token that is valid for some minutes. Raises: SetupError, WorkerLost."""
         try:
             # Only here: google-auth is an extra.
             from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError

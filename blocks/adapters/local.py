@@ -75,9 +75,7 @@ class LocalAdapter(WorkerAdapter):
         ),
     )
     environment: dict[str, str] = Field(
-        default={},
-        title="Environment",
-        description="Environment variables to set for commands.",
+        default={}, title="Environment", description="Environment variables to set for commands."
     )
     secret_environment: SecretDict = Field(
         default_factory=lambda: SecretDict({}),

@@ -1,12 +1,9 @@
 """What travels between an adapter and a remote worker: a payload, and its answer.
 
-A payload is JSON with one of two keys:
-
     {"order": {…}}      a `ChunkRequest`: render a chunk, files through the storage
     {"command": {…}}    a `CommandRequest`: run a command in an empty folder
 
-The answer is a `WorkerAnswer`. A failed command is an answer, too; only a worker that could not
-answer at all answers with an error of its own.
+The answer is a `WorkerAnswer`, also for a failed command.
 """
 
 from __future__ import annotations
@@ -83,12 +80,7 @@ def chunk_payload(request: ChunkRequest) -> dict[str, Any]:
 
 def command_payload(job: WorkerJob) -> dict[str, Any]:
     """Return the payload that asks for a command; the worker does not see the command's folder."""
-    request = CommandRequest(
-        command=job.command,
-        name=job.name,
-        environment=dict(job.environment),
-        timeout=job.timeout,
-    )
+    request = CommandRequest.model_validate(job, from_attributes=True)
     return {"command": request.model_dump(mode="json")}
 
 
@@ -103,16 +95,13 @@ def answer_payload(
     worker: str,
     stop: threading.Event | None = None,
 ) -> WorkerAnswer:
-    """Do what a payload asks for, on this machine; workers call this.
+    """Do what a payload asks for, on this machine, and answer; workers call this.
 
     Args:
-        payload: See above.
+        payload: The payload.
         adapter: Runs commands here.
         worker: Name of this worker in reports.
         stop: Ends the command when set.
-
-    Returns:
-        The answer: errors of this project are part of it.
 
     Raises:
         ValueError: The payload is not valid.
@@ -148,15 +137,11 @@ def _run(request: CommandRequest, adapter: WorkerAdapter, stop: threading.Event)
 
 
 def parse_answer(answer: Any, name: str) -> WorkerResult:
-    """Return the result in a worker's answer.
-
-    Args:
-        answer: The parsed JSON of the answer.
-        name: What the request was for, in errors.
+    """Return the result in the parsed JSON of a worker's answer; `name` is for errors.
 
     Raises:
         WorkerError: What failed, of the class that it had on the worker.
-        WorkerLost: It is not an answer of our protocol.
+        WorkerLost: It is not an answer of this protocol.
     """
     try:
         parsed = WorkerAnswer.model_validate(answer)

@@ -26,12 +26,7 @@ _MAX_PAUSE_SECONDS = 30.0
 
 
 class RateLimit:
-    """Limits how many requests run at once, and how many begin per second.
-
-    Args:
-        in_flight: Requests that may run at once.
-        per_second: Requests that may begin in a second; None means unlimited.
-    """
+    """Limits how many requests run at once and, unless None, how many begin per second."""
 
     def __init__(self, in_flight: int, per_second: float | None = None) -> None:
         self._slots = threading.BoundedSemaphore(in_flight)
@@ -41,11 +36,7 @@ class RateLimit:
 
     @contextmanager
     def slot(self, stop: threading.Event) -> Iterator[None]:
-        """Wait for a slot, and hold it inside the block.
-
-        Raises:
-            WorkStopped: `stop` was set meanwhile.
-        """
+        """Wait for a slot, and hold it inside the block. Raises: WorkStopped, if `stop` is set."""
         stopped = WorkStopped("a request was not sent, because its job was stopped")
         while not self._slots.acquire(timeout=_POLL_SECONDS):
             if stop.is_set():
@@ -159,10 +150,10 @@ class RemoteAdapter(WorkerAdapter, ABC):
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
     ) -> WorkerResult:
-        """Send a payload to a worker and wait for its answer.
+        """Send a payload of `protocol` to a worker and wait for its answer.
 
         Args:
-            payload: See `protocol`.
+            payload: The payload.
             name: What the request is for, in errors.
             timeout: Longest time that it may take, in seconds.
             stop: Ends the waiting when set, within a second; then `WorkStopped` is raised.

@@ -124,11 +124,7 @@ class WorkPoolAdapter(WorkerAdapter):
     )
 
     def check(self) -> None:
-        """Refuse a block whose deployment or adapter does not exist.
-
-        Raises:
-            SetupError: What is wrong, and the fix.
-        """
+        """Refuse a block whose deployment or adapter does not exist. See `WorkerAdapter`."""
         find_deployment(self.deployment, FLOW, "deployment", f"{FLOW}/cloud")
         slug, _, document = self.worker_adapter.partition("/")
         if slug == self.get_block_type_slug():
@@ -162,11 +158,7 @@ class WorkPoolAdapter(WorkerAdapter):
         return self.max_runs * self.chunks_at_once
 
     def execute(self, job: WorkerJob) -> WorkerResult:
-        """Refuse a single command.
-
-        Raises:
-            SetupError: Always; a flow run elsewhere would not see the command's folder.
-        """
+        """Refuse a single command: a flow run elsewhere would not see its folder."""
         raise SetupError(
             f"{job.name}: a work pool adapter runs chunks in batches, and no single commands: "
             "name a merge_adapter, such as 'local-adapter/default', or a stitcher"
@@ -175,17 +167,7 @@ class WorkPoolAdapter(WorkerAdapter):
     def start(
         self, parameters: dict[str, Any], name: str, tags: list[str], key: str | None = None
     ) -> FlowRun:
-        """Start a run of the deployment, as a child of the current flow run.
-
-        Args:
-            parameters: The parameters of `render_chunks` for the job and its chunks.
-            name: The run's name.
-            tags: The run's tags.
-            key: Idempotency key: the server creates no second run for the same one.
-
-        Raises:
-            SetupError: The server refuses the run.
-        """
+        """Start a run of the deployment for chunks; see `start_run`, which gets `key`."""
         given = parameters | {"adapter": self.worker_adapter, "concurrency": self.chunks_at_once}
         return start_run(
             self.deployment, given, name=name, tags=tags, job_variables=self.job_variables,

@@ -46,12 +46,12 @@ class DamagedArchive(FatalWorkerError):
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
-    """Unpack a zip or tar file; nothing in it may lead out of the folder.
+    """Unpack a zip or tar file.
 
     Raises:
         DamagedArchive: It is no archive, or damaged.
-        FatalWorkerError: A name leads out of the folder, or is a symbolic link; or it holds too
-            much.
+        FatalWorkerError: A name leads out of the folder, something in it is neither file nor
+            folder, or it holds too much.
         WorkerLost: It does not fit on the disk.
         WorkStopped: `stop` was set.
     """
@@ -79,13 +79,7 @@ class _Room:
         self._files = MAX_FILES
 
     def take(self, name: str, size: int) -> None:
-        """Count a file.
-
-        Raises:
-            FatalWorkerError: There are too many, or too large ones.
-            WorkerLost: It does not fit on the disk.
-            WorkStopped: The job was stopped.
-        """
+        """Count a file. Raises: FatalWorkerError if it is too much, WorkerLost, WorkStopped."""
         if self._stop.is_set():
             raise WorkStopped(f"asset {excerpt(name)}: not unpacked, because the job was stopped")
         self._bytes -= size

@@ -27,11 +27,7 @@ _POLL_SECONDS = 0.05
 
 
 def require_room(folder: Path, size: int = 0) -> None:
-    """Check that a disk takes so many bytes and has some left to work with.
-
-    Raises:
-        WorkerLost: It does not; another worker's disk may.
-    """
+    """Raise WorkerLost unless a disk takes so many bytes and has some left to work with."""
     free = shutil.disk_usage(folder).free
     if free < size + MIN_FREE_BYTES:
         needed = f", and {size:,} are needed" if size else ""
@@ -47,9 +43,6 @@ class AssetCache:
     Threads and processes may use it at once, and any of them may be killed: a file is there whole
     or not at all, and one of them fetches it. It holds at most 20 GB beyond what one chunk needs,
     and nothing that no chunk has used for a week.
-
-    Args:
-        folder: The folder; None means one in the system's folder for temporary files.
 
     Raises:
         FatalWorkerError: The folder can be written by another user.
@@ -77,10 +70,7 @@ class AssetCache:
         Args:
             name: Its name, beginning with two hexadecimal digits.
             get: Writes the file, whole or not at all.
-            stop: Ends the wait for another worker that fetches it.
-
-        Raises:
-            WorkStopped: `stop` was set.
+            stop: Ends the wait for another worker that fetches it, with WorkStopped.
         """
         path = self.folder / name
         if not path.exists():
@@ -97,11 +87,7 @@ class AssetCache:
         (self.folder / name).unlink(missing_ok=True)
 
     def make_room(self, size: int, keep: Collection[str]) -> None:
-        """Remove the least recently used files until so many bytes fit.
-
-        Args:
-            size: Bytes that will be written, here or elsewhere on the same disk.
-            keep: Names of files that stay.
+        """Remove the least recently used files until so many bytes fit on the disk, except `keep`.
 
         Raises:
             WorkerLost: They do not fit.

@@ -86,11 +86,11 @@ def send_assets(
     """Send a job's input files to its storage: those that it does not have, then their list.
 
     A folder inside the job folder keeps its relative path in the workspace. The files of another
-    folder go to the top of the workspace.
+    folder go to the top of the workspace. Links inside it are sent as what they lead to.
 
     Args:
         store: The job's objects in the storage.
-        folder: The input files; links inside it are sent as what they lead to.
+        folder: The input files.
         job_dir: The job folder.
         skip: Returns whether a file, by its absolute path, is no input.
 
@@ -124,10 +124,6 @@ def list_assets(
 
 def assets_version(assets: str, storage: ObjectStore) -> str:
     """Return a text that changes with a job's input files; of an archive on the web, its URL.
-
-    Args:
-        assets: As for `lay_out`.
-        storage: The job's storage.
 
     Raises:
         StorageError: They cannot be listed from here.
@@ -169,11 +165,7 @@ def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[
 
 
 def read_list(store: ObjectStore, key: str) -> AssetList:
-    """Return a job's list of input files.
-
-    Raises:
-        StorageError: It is missing, or not valid.
-    """
+    """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
     data = store.read(key)
     if data is None:
         raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")

@@ -34,18 +34,12 @@ _SHOWN = 200
 def lay_out_s3(
     url: str, storage: ObjectStore, folder: Path, cache: AssetCache, stop: threading.Event
 ) -> None:
-    """Copy a folder of a bucket, such as `s3://bucket/prefix`, into a workspace.
-
-    Raises:
-        FatalWorkerError: There is nothing, or a key leads out of the workspace.
-        WorkerLost: It does not fit on the disk.
-        StorageError: The bucket did not answer.
-    """
+    """Copy a folder of a bucket into a workspace; see `files_in_s3` and `place_files`."""
     place_files(files_in_s3(url, storage), folder, cache, stop)
 
 
 def files_in_s3(url: str, storage: ObjectStore) -> list[WantedFile]:
-    """Return the files in a folder of a bucket; their names change with their content.
+    """Return the files in a folder of a bucket, `s3://bucket/prefix`; their names change with them.
 
     It is read with the credentials of the storage block if that is an `S3Bucket`; on a remote
     worker those are the worker's own.

@@ -109,12 +109,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn errors of this machine's disk into worker errors.
-
-    Raises:
-        FatalWorkerError: Two files have the same path, or one that is too long.
-        WorkerLost: The disk is full, or cannot be written to.
-    """
+    """Turn errors of this machine's disk into a WorkerLost, of paths into a FatalWorkerError."""
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError):

@@ -41,9 +41,6 @@ class ChunkReader:
 
     Of a file whose headers equal those of the first one, byte for byte, only the sample table is
     read, which takes a seventh of the time.
-
-    Args:
-        verify: How thoroughly to check a file.
     """
 
     def __init__(self, verify: Verify) -> None:
@@ -51,11 +48,7 @@ class ChunkReader:
         self._first: Media | None = None
 
     def read(self, path: Path, fps: Fraction) -> Media:
-        """Read a file, or an image sequence, and check that its frames lie on a grid of `fps`.
-
-        Raises:
-            MediaFault: See `read_media`.
-        """
+        """Read a file or image sequence with frames on a grid of `fps`. See `read_media`."""
         first = self._first
         if first is not None and self._verify is not Verify.DECODE:
             media = read_alike(path, fps, first)
@@ -76,17 +69,7 @@ def render_here(
     """Render a chunk on this machine, in a workspace that is removed afterwards.
 
     A chunk whose manifest exists already is not rendered again: an answer was lost, or another
-    attempt was faster.
-
-    Args:
-        request: The chunk.
-        storage: Holds its input; its file is published there.
-        run: Runs the command.
-        stop: Ends the command when set.
-        worker: Name of the worker in reports; None means the one that `run` returns.
-
-    Returns:
-        How the command ended.
+    attempt was faster. The arguments are those of `WorkerAdapter.render`; `run` runs the command.
 
     Raises:
         ChunkFileError: The command succeeded, but its file is missing or not as planned.
@@ -145,15 +128,7 @@ def render_here(
 
 @contextmanager
 def naming_chunk_and_worker(request: ChunkRequest, worker: str | None) -> Iterator[None]:
-    """Name the chunk and the worker in errors of the machine, its disk or its storage access.
-
-    Args:
-        request: The chunk, which all errors name.
-        worker: Name of the machine in reports; None means its host name.
-
-    Raises:
-        WorkerLost: The machine's disk is full.
-    """
+    """Name the chunk in all errors, and the worker in those of its disk or its storage access."""
     name = f"chunk {request.chunk_id}"
     where = f"{name}: worker {worker or socket.gethostname()}"
     try:
@@ -249,11 +224,7 @@ def _workspace() -> Iterator[Path]:
 
 
 def _blame_full_disk(failure: str, folder: Path) -> None:
-    """Raise if the disk is full, or was until the command tidied up.
-
-    Raises:
-        WorkerLost: It is, or was.
-    """
+    """Raise WorkerLost if the disk is full, or was until the command tidied up."""
     reported = os.strerror(errno.ENOSPC) in failure
     if reported or shutil.disk_usage(folder).free < MIN_FREE_BYTES:
         raise WorkerLost(f"{' / '.join(failure.splitlines())}; {_full_disk(folder)}")

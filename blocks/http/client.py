@@ -1,4 +1,4 @@
-"""Requests that can be given up at any moment, over connections that are kept."""
+"""Requests that can be given up at any moment, and what their answers mean."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ class Status(Enum):
 
 # Client errors that pass without a change: RFC 9110, 15.5.9, and RFC 8470, section 5.2.
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
-_FIXES: dict[int, str] = {  # sections of RFC 9110
-    HTTPStatus.UNAUTHORIZED: "check the token or key",  # 15.5.2
-    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",  # 15.5.4
-    HTTPStatus.NOT_FOUND: "check the path of the URL",  # 15.5.5
-    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",  # 15.5.6
-    # 15.5.14
+_FIXES: dict[int, str] = {  # RFC 9110, 15.5
+    HTTPStatus.UNAUTHORIZED: "check the token or key",
+    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",
+    HTTPStatus.NOT_FOUND: "check the path of the URL",
+    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the worker's limit, or shorten the command",
 }
 
@@ -61,7 +60,7 @@ def describe(response: httpx.Response) -> str:
     """Return an answer's status and the fix, in one line."""
     code = response.status_code
     text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
-    if response.is_redirect:  # 15.4
+    if response.is_redirect:
         return f"{text}: give the address that it leads to"
     fix = _FIXES.get(code)
     if fix is None and status_of(response) is Status.REFUSED:
@@ -70,10 +69,7 @@ def describe(response: httpx.Response) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; None if there is none.
-
-    RFC 9110, section 10.2.3: a number of seconds, or a date.
-    """
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
@@ -81,7 +77,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         date = parsedate_to_datetime(text)
     except ValueError:
         return None
-    # RFC 9110, section 5.6.7: dates are in UTC, also those whose form does not say so.
+    # RFC 9110, 5.6.7: dates are in UTC, also those whose form does not say so.
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
@@ -102,12 +98,7 @@ logging.getLogger("httpx").addFilter(_WithoutQueries())
 
 
 class HttpConnections:
-    """Connections to a worker's address; safe to use from several threads.
-
-    Args:
-        width: Connections that may be open at once.
-        connect_timeout: Longest time to open one, in seconds.
-    """
+    """Up to `width` connections to a worker, which are kept; safe to use from several threads."""
 
     def __init__(self, width: int, connect_timeout: float) -> None:
         self._client = httpx.AsyncClient(
@@ -121,14 +112,7 @@ class HttpConnections:
         weakref.finalize(self, _close, self._client).atexit = False
 
     def send(
-        self,
-        method: str,
-        url: httpx.URL,
-        *,
-        headers: Mapping[str, str],
-        timeout: float,
-        stop: threading.Event,
-        json: Any = None,
+        self, method: str, url: httpx.URL, *, timeout: float, stop: threading.Event, **request: Any
     ) -> httpx.Response:
         """Send a request and wait for the whole answer, whatever its status.
 
@@ -137,10 +121,9 @@ class HttpConnections:
         Args:
             method: Such as POST.
             url: The whole address.
-            headers: On top of the usual ones.
             timeout: Longest time until the answer is complete, in seconds.
             stop: Gives the request up when set.
-            json: What to send; None sends no body.
+            request: Headers and body, as httpx takes them.
 
         Raises:
             TimeoutError: The answer was not complete in time.
@@ -150,17 +133,16 @@ class HttpConnections:
 
         async def send() -> httpx.Response:
             async with asyncio.timeout(timeout):
-                return await self._client.request(method, url, headers=dict(headers), json=json)
+                return await self._client.request(method, url, **request)
 
         return wait_until_stopped(send(), stop)
 
 
 def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
-    """Run a request in the event loop of all requests, and wait for its result.
+    """Run a request in the event loop of all requests; give it up within 0.1 s of a stop.
 
-    Args:
-        request: The request; its error is raised here.
-        stop: Gives the request up when set, within 0.1 s.
+    Returns:
+        Its result; its error is raised here.
 
     Raises:
         WorkStopped: `stop` was set.
@@ -170,16 +152,17 @@ def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Even
 
 
 def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
-    """Make a call that cannot be interrupted in a thread, and wait for it until the job is stopped.
+    """Make a call that cannot be interrupted; wait no longer for it within 0.1 s of a stop.
+
+    It then runs to its end in its thread, for which a process that ends does not wait.
 
     Args:
-        call: Returns the result; its error is raised here. After a stop it runs to its end, unseen;
-            a process that ends does not wait for it.
-        stop: Ends the waiting when set, within 0.1 s.
+        call: Returns the result; its error is raised here.
+        stop: Ends the waiting when set.
         name: What the call is for, in the error.
 
     Raises:
-        WorkStopped: `stop` was set before the call had ended.
+        WorkStopped: `stop` was set.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not requested, because its job was stopped")
@@ -209,13 +192,6 @@ def _result(future: concurrent.futures.Future[Value], stop: threading.Event, mes
     raise WorkStopped(message)
 
 
-@cache
-def _started_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
-    return loop
-
-
 _starting = threading.Lock()
 
 
@@ -223,6 +199,13 @@ def _loop() -> asyncio.AbstractEventLoop:
     """Return the event loop, in a thread of its own, of all requests of this process."""
     with _starting:
         return _started_loop()
+
+
+@cache
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
+    return loop
 
 
 def _close(client: httpx.AsyncClient) -> None:

@@ -10,10 +10,9 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -28,33 +27,17 @@ _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 _PART_BYTES = 1 << 20
-Value = TypeVar("Value")
 
 
 class DownloadFailed(Exception):
-    """A file could not be fetched. The message holds nothing of the URL's query.
+    """A file could not be fetched; `again`: another attempt may succeed.
 
-    Args:
-        message: What is wrong.
-        again: Whether another attempt may succeed.
+    The message holds nothing of the URL's query.
     """
 
     def __init__(self, message: str, *, again: bool = False) -> None:
         super().__init__(message)
         self.again = again
-
-
-@dataclass(frozen=True)
-class _Limits:
-    max_bytes: int
-    seconds: float
-    deadline: float
-    stop: threading.Event
-
-    def wait_for(self, step: Awaitable[Value]) -> Value:
-        """Wait for a step of a download. Raises: DownloadFailed, WorkStopped."""
-        with _failures(self.seconds):
-            return wait_until_stopped(_in_time(step, self.deadline), self.stop)
 
 
 class Download:
@@ -65,18 +48,18 @@ class Download:
         size: Number of bytes; 0 if the server does not say.
     """
 
-    def __init__(self, response: httpx.Response, limits: _Limits) -> None:
+    def __init__(
+        self, response: httpx.Response, max_bytes: int, wait: Callable[[Awaitable[Any]], Any]
+    ) -> None:
         self.headers = response.headers
         self.size = int(response.headers.get("content-length", 0))
         self._response = response
-        self._limits = limits
-
-    def require_plain(self) -> None:
-        """Refuse an answer that is no file, too large, or compressed. Raises: DownloadFailed."""
-        if not self._response.is_success:
+        self._max_bytes = max_bytes
+        self._wait = wait
+        if not response.is_success:
             raise DownloadFailed(
-                f"the server answered {self._response.status_code}",
-                again=status_of(self._response) is not Status.REFUSED,
+                f"the server answered {response.status_code}",
+                again=status_of(response) is not Status.REFUSED,
             )
         # A small compressed answer may hold gigabytes, and none was asked for.
         encoding = self.headers.get("content-encoding", "identity")
@@ -87,22 +70,17 @@ class Download:
         self._require_size(self.size)
 
     def parts(self) -> Iterator[bytes]:
-        """Yield the file's parts.
-
-        Raises:
-            DownloadFailed: It is too large, took too long, or the connection was lost.
-            WorkStopped: The job was stopped.
-        """
+        """Yield the file's parts. Raises: DownloadFailed, WorkStopped."""
         parts = self._response.aiter_raw(_PART_BYTES)
         size = 0
-        while part := self._limits.wait_for(anext(parts, b"")):
+        while part := self._wait(anext(parts, b"")):
             size += len(part)
             self._require_size(size)
             yield part
 
     def _require_size(self, size: int) -> None:
-        if size > self._limits.max_bytes:
-            raise DownloadFailed(f"it has more than {self._limits.max_bytes:,} bytes")
+        if size > self._max_bytes:
+            raise DownloadFailed(f"it has more than {self._max_bytes:,} bytes")
 
 
 @contextmanager
@@ -122,7 +100,19 @@ def open_download(
         SetupError: The variables of `url_rules` are not valid.
         WorkStopped: `stop` was set.
     """
-    limits = _Limits(max_bytes, seconds, time.monotonic() + seconds, stop or threading.Event())
+    deadline, stopped = time.monotonic() + seconds, stop or threading.Event()
+
+    def wait(step: Awaitable[Any]) -> Any:
+        try:
+            return wait_until_stopped(_in_time(step, deadline), stopped)
+        except UrlRefused as error:
+            raise DownloadFailed(str(error)) from None
+        except TimeoutError:
+            raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            text = one_line(str(error) or type(error).__name__)
+            raise DownloadFailed(text, again=isinstance(error, httpx.HTTPError)) from None
+
     # Without the environment: the transport reads its proxies.
     client = httpx.AsyncClient(
         transport=_CheckedTransport(UrlRules.of()),
@@ -131,9 +121,7 @@ def open_download(
         trust_env=False,
     )
     try:
-        download = Download(limits.wait_for(_send(client, url)), limits)
-        download.require_plain()
-        yield download
+        yield Download(wait(_send(client, url)), max_bytes, wait)
     finally:
         with suppress(Exception):
             closing = _in_time(client.aclose(), time.monotonic() + _CLOSE_SECONDS)
@@ -161,10 +149,9 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
                     f"{HOSTS_VARIABLE} lists by name"
                 )
             return await self._transport(proxy).handle_async_request(request)
-        port = request.url.port or 443
-        addresses = self._rules.allowed(host, await _look_up(host, port))
-        failure: httpx.HTTPError | None = None
-        for address in addresses:
+        failure: httpx.HTTPError = httpx.ConnectError("its host has no address")
+        found = await _look_up(host, request.url.port or 443)
+        for address in self._rules.allowed(host, found):
             try:
                 return await self._transport().handle_async_request(
                     httpx.Request(
@@ -177,7 +164,6 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
-        assert failure is not None  # noqa: S101 -- there is an address
         raise failure
 
     async def aclose(self) -> None:
@@ -185,11 +171,9 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
     def _transport(self, proxy: str | None = None) -> httpx.AsyncHTTPTransport:
-        transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_keepalive_connections=0), proxy=proxy
-        )
-        self._used.append(transport)
-        return transport
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._used.append(httpx.AsyncHTTPTransport(limits=limits, proxy=proxy))
+        return self._used[-1]
 
 
 async def _look_up(host: str, port: int) -> list[str]:
@@ -203,31 +187,16 @@ async def _look_up(host: str, port: int) -> list[str]:
 
 async def _send(client: httpx.AsyncClient, url: str) -> httpx.Response:
     """Send a request, and follow redirects without reading their bodies."""
-    request: httpx.Request | None = client.build_request("GET", url)
+    request = client.build_request("GET", url)
     for _ in range(_MAX_REDIRECTS + 1):
-        assert request is not None  # noqa: S101
         response = await client.send(request, stream=True)
-        request = response.next_request
-        if request is None:
+        if response.next_request is None:
             return response
+        request = response.next_request
         await response.aclose()
     raise UrlRefused(f"it is redirected more than {_MAX_REDIRECTS} times")
 
 
-async def _in_time(waiting: Awaitable[Value], deadline: float) -> Value:
+async def _in_time(step: Awaitable[Any], deadline: float) -> Any:
     async with asyncio.timeout(deadline - time.monotonic()):
-        return await waiting
-
-
-@contextmanager
-def _failures(seconds: float) -> Iterator[None]:
-    try:
-        yield
-    except UrlRefused as error:
-        raise DownloadFailed(str(error)) from None
-    except TimeoutError:
-        raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
-    except httpx.InvalidURL as error:
-        raise DownloadFailed(one_line(error)) from None
-    except httpx.HTTPError as error:
-        raise DownloadFailed(one_line(str(error) or type(error).__name__), again=True) from None
+        return await step

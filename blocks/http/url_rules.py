@@ -64,11 +64,11 @@ class UrlRefused(Exception):
 class UrlRules:
     """The values of the two variables."""
 
-    schemes: frozenset[str] = frozenset(SCHEMES)
-    names: tuple[str, ...] = ()
-    networks: tuple[Network, ...] = ()
-    public: bool = True
-    buckets: tuple[str, ...] = ("*",)
+    schemes: frozenset[str]
+    names: tuple[str, ...]
+    networks: tuple[Network, ...]
+    public: bool
+    buckets: tuple[str, ...]
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -84,8 +84,9 @@ class UrlRules:
             )
         names, networks, buckets, public = [], [], [], False
         for entry in _entries(environment.get(HOSTS_VARIABLE, "")):
-            if entry.startswith("s3://") and _BUCKET.fullmatch(entry[5:]):
-                buckets.append(entry[5:])
+            bucket = entry.removeprefix("s3://")
+            if bucket != entry and _BUCKET.fullmatch(bucket):
+                buckets.append(bucket)
             elif entry == "*":
                 public = True
             elif (network := _network(entry)) is not None:

@@ -60,11 +60,7 @@ def split_command(command: str) -> list[str]:
 
 
 def check_programs(programs: Sequence[str]) -> None:
-    """Refuse a list of allowed programs with an entry that could mean another program.
-
-    Raises:
-        ValueError: An entry is neither a plain name nor an absolute path.
-    """
+    """Raise ValueError if an allowed program is neither a plain name nor an absolute path."""
     for program in programs:
         plain = "/" not in program and program not in ("", ".", "..")
         path = PurePosixPath(program)
@@ -78,22 +74,14 @@ def check_programs(programs: Sequence[str]) -> None:
 
 
 def listed_programs(text: str) -> list[str]:
-    """Return the programs of a list such as `ffmpeg,/opt/blender/blender`; empty: any program.
-
-    Raises:
-        ValueError: An entry is neither a plain name nor an absolute path.
-    """
+    """Return the programs of a list such as `ffmpeg,/opt/blender/blender`. Raises: ValueError."""
     programs = [entry.strip() for entry in text.split(",")] if text.strip() else []
     check_programs(programs)
     return programs
 
 
 def require_allowed(program: str, programs: Sequence[str]) -> None:
-    """Refuse a program that is not listed, compared word for word; an empty list allows all.
-
-    Raises:
-        CommandNotRunnable: It is not listed.
-    """
+    """Raise CommandNotRunnable if a program is not listed, word for word; empty allows all."""
     if not programs or program in programs:
         return
     shown = ", ".join(excerpt(listed) for listed in programs[:_SHOWN_PROGRAMS])
@@ -109,12 +97,8 @@ def require_allowed(program: str, programs: Sequence[str]) -> None:
 def find_program(program: str, search_path: str) -> str | None:
     """Return the path by which to start a program; None if no folder has it.
 
-    Only absolute folders of `search_path` are searched: an empty or relative one would be looked up
-    in the job folder, where a job may have put a program of the same name.
-
-    Args:
-        program: A name, or an absolute path.
-        search_path: A value of PATH.
+    Only absolute folders of PATH are searched: an empty or relative one would be looked up in the
+    job folder, where a job may have put a program of the same name.
     """
     if "/" in program:
         return program

@@ -27,16 +27,16 @@ def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
-    """Check that a deployment exists.
+    """Check that a deployment exists and is one of a flow.
 
     Args:
         name: Its name, `flow/deployment`.
-        flow: The flow that it must be of.
+        flow: The flow.
         parameter: The parameter or field that holds the name, for errors.
         example: A valid name, for errors.
 
     Raises:
-        SetupError: It does not exist, or it is of another flow.
+        SetupError: It does not exist, or it is one of another flow.
     """
     if not name.startswith(f"{flow}/"):
         raise SetupError(

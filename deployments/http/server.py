@@ -31,22 +31,23 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
 import uvicorn
 from prefect.plugins import load_prefect_collections
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks import LocalAdapter, SetupError
 from prefect_renderfarm.blocks.adapters.protocol import WorkerAnswer, WorkerFailure, answer_payload
 from prefect_renderfarm.blocks.http.url_rules import UrlRules
-from prefect_renderfarm.blocks.processes.command_line import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.processes.command_line import listed_programs
 
 LOG = logging.getLogger("renderfarm.http")
 _POLL_SECONDS = 0.2
@@ -56,49 +57,33 @@ _RETRY_SECONDS = "1"
 _MARGIN_SECONDS = 4.0
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(BaseSettings):
     """The environment variables; see above."""
 
-    token: str | None = None
+    model_config = SettingsConfigDict(
+        env_prefix="RENDERFARM_", env_ignore_empty=True, str_strip_whitespace=True,
+        validate_default=False, hide_input_in_errors=True,
+    )  # fmt: skip
+
+    token: str = ""
     token_header: str | None = None
-    concurrency: int = 1
+    allow_anyone: bool = False
+    concurrency: int = Field(default=1, ge=1)
     body_limit: int = 1_000_000
     timeout: float | None = None
     grace: float = 5.0
-    programs: tuple[str, ...] = ()
-    host: str = "0.0.0.0"  # noqa: S104 -- a container's only address
-    port: int = 8080
+    programs: Annotated[list[str], NoDecode, BeforeValidator(listed_programs)] = []
+    host: str = Field(default="0.0.0.0", alias="HOST")  # noqa: S104 -- a container's only address
+    port: int = Field(default=8080, alias="PORT")
 
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read the settings.
-
-        Raises:
-            SystemExit: There is neither a token nor permission to work without one.
-            ValueError: A number or an allowed program is not valid.
-            SetupError: The variables of `url_rules` are not valid.
-        """
-        token = environment.get("RENDERFARM_TOKEN", "").strip()
-        anyone = environment.get("RENDERFARM_ALLOW_ANYONE") == "1"
-        if not token and not anyone:
-            raise SystemExit(
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
+        if not self.token and not self.allow_anyone:
+            raise ValueError(
                 "RENDERFARM_TOKEN is not set: whoever reaches this worker could run commands on "
                 "it. Set it, or RENDERFARM_ALLOW_ANYONE=1 if the platform checks callers"
             )
-        UrlRules.of(environment)
-        timeout = environment.get("RENDERFARM_TIMEOUT")
-        return cls(
-            token=token or None,
-            token_header=environment.get("RENDERFARM_TOKEN_HEADER") or None,
-            concurrency=max(1, int(environment.get("RENDERFARM_CONCURRENCY", "1"))),
-            body_limit=int(environment.get("RENDERFARM_BODY_LIMIT", "1000000")),
-            timeout=float(timeout) if timeout else None,
-            grace=float(environment.get("RENDERFARM_GRACE", "5")),
-            programs=tuple(listed_programs(environment.get(PROGRAMS_VARIABLE, ""))),
-            host=environment.get("HOST") or "0.0.0.0",  # noqa: S104
-            port=int(environment.get("PORT", "8080")),
-        )
+        return self
 
 
 def worker_name(environment: Mapping[str, str]) -> str:
@@ -118,7 +103,7 @@ class Worker:
         self.settings = settings
         self.name = name
         self._adapter = LocalAdapter(
-            timeout=settings.timeout, grace=settings.grace, programs=list(settings.programs)
+            timeout=settings.timeout, grace=settings.grace, programs=settings.programs
         )
         self._running: set[threading.Event] = set()
         self._ending = False
@@ -187,7 +172,7 @@ class Worker:
 
     def _authorize(self, request: Request) -> None:
         """Refuse callers without the token, in constant time."""
-        if self.settings.token is None:
+        if not self.settings.token:
             return
         header = self.settings.token_header
         given = request.headers.get(header or "Authorization", "")
@@ -253,7 +238,11 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM."""
-    settings = Settings.of(os.environ)
+    try:
+        settings = Settings()
+        UrlRules.of()  # which each job would refuse
+    except (ValidationError, SetupError) as error:
+        raise SystemExit(str(error)) from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     load_prefect_collections()  # takes seconds: now, and not in the first chunk
     logging.getLogger("uvicorn.access").addFilter(WithoutQueries())
