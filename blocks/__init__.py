@@ -1,4 +1,4 @@
-"""Prefect blocks of the render farm: where chunks run, and how a film is put together."""
+"""Prefect blocks of the render farm: where chunks run, and how a film is assembled."""
 
 from prefect_renderfarm.blocks.adapters.aws_lambda import AwsLambdaAdapter
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter

@@ -15,7 +15,7 @@ LOGO_URL = (
 
 
 def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None:
-    """Extend Prefect's block schema so that a reference to a saved block never passes for a block.
+    """Extend Prefect's block schema so that no reference to a saved block is valid as a block.
 
     The server checks a flow run's parameter against `oneOf: [block, reference]`. A block without a
     required field would match both, and the server would refuse the run.
@@ -28,13 +28,13 @@ def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None
 class FarmBlock(Block, ABC):
     """Base of the project's blocks: logo, documentation link, and no unknown fields.
 
-    Prefect offers every block class in its catalogue that does not itself derive from ABC.
+    Prefect's catalogue shows every block class that does not itself derive from ABC.
     """
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra=_require_block_type_slug,
-        hide_input_in_errors=True,  # it may be a secret
+        hide_input_in_errors=True,  # input may be a secret
     )
 
     _logo_url: ClassVar[Any] = HttpUrl(LOGO_URL)
@@ -43,7 +43,7 @@ class FarmBlock(Block, ABC):
     @model_validator(mode="before")
     @classmethod
     def validate_block_type_slug(cls, values: Any) -> Any:
-        """Refuse the data of another block type, then drop the slug: it is not a field."""
+        """Refuse the data of another block type; drop the slug, which is not a field."""
         if not isinstance(values, dict):
             return values
         slug = values.get("block_type_slug")

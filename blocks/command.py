@@ -15,15 +15,14 @@ class WorkerJob:
     """One command to run, and what an adapter may need to know about it.
 
     Attributes:
-        command: The command line, in POSIX shell quoting; it is split into words and run without a
-            shell.
+        command: The command line; it is split into words by `shlex` and run without a shell.
         cwd: Folder in which the command runs; its relative paths start here.
         name: What the command is for, in logs and errors, such as `chunk 3`.
         environment: Variables for this command, on top of the adapter's own.
-        timeout: Seconds after which the command is ended; None: the adapter's own limit.
+        timeout: Seconds after which the command is ended; None means the adapter's own limit.
         chunk_id: The chunk that the command renders; None for a merge command.
         output_file: The file that the command writes, relative to `cwd`; None if not known.
-        log_file: Takes the command's whole output; None: only the last part is kept.
+        log_file: Takes the command's whole output; None keeps only the last part of it.
         stop: Set when the job is being stopped. An adapter then ends the command promptly and
             raises `WorkStopped`.
     """
@@ -49,8 +48,8 @@ class WorkerResult:
         stderr: The last part of its standard error.
         duration: Seconds from its start to its end.
         worker: The machine, function or endpoint that ran it.
-        billed_seconds: Seconds that the provider charges for; None: it does not say.
-        memory_mb: Memory that they are charged with, in 1,048,576 bytes.
+        billed_seconds: Seconds that the provider charges for; None if it does not say.
+        memory_mb: Memory that the provider charges for, in 1,048,576 bytes.
     """
 
     exit_code: int
@@ -74,13 +73,13 @@ class WorkerResult:
         if self.exit_code == 0:
             return
         kind = CommandNotRunnable if self.exit_code in (126, 127) else CommandFailed
-        words = self.last_words()
+        words = self.last_lines()
         raise kind(
             f"{name}: its command ended with exit code {self.exit_code}"
             + (f": {' / '.join(words.splitlines())}" if words else "")
         )
 
-    def last_words(self, lines: int = 5) -> str:
+    def last_lines(self, count: int = 5) -> str:
         """Return the last lines of standard error, or of standard output if that is empty."""
         text = self.stderr.strip() or self.stdout.strip()
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(text.splitlines()[-count:])

@@ -2,30 +2,30 @@
 
     RenderFarmError
     ├── JobError            the job spec or a flow parameter is wrong; nothing has run
-    ├── SetupError          a block, deployment or program that the job names is not there
-    ├── WorkerError         a command did not do its work; another attempt may
+    ├── SetupError          a block, deployment or program that the job names is missing
+    ├── WorkerError         a command failed; another attempt may succeed
     │   ├── CommandFailed       it ended with another exit code than 0
     │   ├── CommandTimeout      it ran longer than allowed and was ended
-    │   ├── ChunkFileError      it ended well, but its file is missing or not what was planned
-    │   ├── WorkerLost          nobody knows how it ended, or it never began
+    │   ├── ChunkFileError      it succeeded, but its file is missing or not as planned
+    │   ├── WorkerLost          its outcome is unknown, or it never began
     │   │   └── WorkerBusy          it never began: no worker had room
-    │   └── FatalWorkerError    another attempt would end the same way
+    │   └── FatalWorkerError    another attempt would fail in the same way
     │       ├── CommandNotRunnable  the program is missing or may not be executed
-    │       ├── WorkerRefused       the worker does not take orders from us
+    │       ├── WorkerRefused       the worker does not accept our requests
     │       ├── RepeatedFault       its file was wrong twice in the same way
-    │       ├── TooManyFailures     the job's attempts have failed more often than it allows
-    │       └── WorkStopped         it was ended because its job was
-    ├── StorageError        a storage did not do what it was asked; it may, another time
-    │   ├── StorageRefused      it will not, however often it is asked
-    │   └── ObjectMissing       it has no such object
-    ├── MediaFault          what is wrong with a media file; a part of the errors above and below
-    └── AssemblyError       the film could not be put together; the chunks are still there
+    │       ├── TooManyFailures     more of the job's attempts have failed than it allows
+    │       └── WorkStopped         it was ended because its job was stopped
+    ├── StorageError        a storage operation failed; another attempt may succeed
+    │   ├── StorageRefused      another attempt would fail in the same way
+    │   └── ObjectMissing       the object does not exist
+    ├── MediaFault          what is wrong with a media file; part of the errors above and below
+    └── AssemblyError       the film could not be assembled; the chunks are still there
         ├── StitchInputError    a chunk does not fit the plan or the other chunks
-        ├── NotAppendableError  a chunk fits, but not at the end of a film that is half written
-        └── RenderStopped       the chunks that an assembly waits for will not come
+        ├── NotAppendableError  a chunk fits, but cannot be appended to a half-written film
+        └── RenderStopped       the chunks that an assembly waits for will not be rendered
 
-Whether a failed chunk is worth another attempt is told by type: `WorkerError` and `StorageError`
-are, `FatalWorkerError` and `StorageRefused` are not.
+The type says whether a failed chunk is worth another attempt: `WorkerError` and `StorageError` are,
+`FatalWorkerError` and `StorageRefused` are not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SetupError(RenderFarmError):
 
 
 class WorkerError(RenderFarmError):
-    """A command did not do its work; another attempt may succeed."""
+    """A command failed; another attempt may succeed."""
 
 
 class CommandFailed(WorkerError):
@@ -68,7 +68,7 @@ class WorkerBusy(WorkerLost):
 
     Args:
         message: What happened.
-        after: Seconds after which to ask again, if the other side says so.
+        after: Seconds after which to ask again; None means that the worker does not say.
     """
 
     def __init__(self, message: str, after: float | None = None) -> None:
@@ -77,18 +77,18 @@ class WorkerBusy(WorkerLost):
 
 
 class FatalWorkerError(WorkerError):
-    """A command did not do its work, and another attempt would end the same way."""
+    """A command failed, and another attempt would fail in the same way."""
 
 
 class CommandNotRunnable(FatalWorkerError):
-    """The program of a command does not exist, cannot be executed, or is not allowed to be.
+    """The program of a command does not exist, cannot be executed, or is not allowed.
 
-    The first two are told by exit codes, 127 and 126: POSIX, Shell Command Language, section 2.8.2.
+    Exit codes 127 and 126 say the first two: POSIX, Shell Command Language, section 2.8.2.
     """
 
 
 class WorkerRefused(FatalWorkerError):
-    """A worker takes no orders from us: wrong credentials, no such function, no such address."""
+    """A worker does not accept our requests: wrong credentials, no such function or address."""
 
 
 class RepeatedFault(FatalWorkerError):
@@ -104,7 +104,7 @@ class WorkStopped(FatalWorkerError):
 
 
 class AssemblyError(RenderFarmError):
-    """The film could not be put together. The chunks stay, and so does an older film."""
+    """The film could not be assembled. The chunks stay, and so does an older film."""
 
 
 class StitchInputError(AssemblyError):
@@ -112,19 +112,19 @@ class StitchInputError(AssemblyError):
 
 
 class NotAppendableError(AssemblyError):
-    """A chunk fits the film, but cannot be added to what is written: stitch all chunks at once."""
+    """A chunk fits the film, but cannot be appended to it: stitch all chunks at once."""
 
 
 class RenderStopped(AssemblyError):
-    """The chunks that an assembly waits for will not come, or not soon."""
+    """The chunks that an assembly waits for will not be rendered, or not soon."""
 
 
 class StorageError(RenderFarmError):
-    """A storage did not do what it was asked; it may, another time."""
+    """A storage operation failed; another attempt may succeed."""
 
 
 class StorageRefused(StorageError):
-    """A storage will not do what it is asked: wrong credentials, no such bucket."""
+    """A storage refuses an operation for good: wrong credentials, no such bucket."""
 
 
 class ObjectMissing(StorageError):
@@ -132,7 +132,7 @@ class ObjectMissing(StorageError):
 
 
 class MediaFault(RenderFarmError):
-    """A file is not a whole media file, or not the one that was planned. The message says how.
+    """A file is not a whole media file, or not the one that was planned. The message says why.
 
     It does not name the file: whoever knows what the file is for does, in an error of its own.
     """

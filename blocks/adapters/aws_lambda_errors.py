@@ -1,4 +1,4 @@
-"""What AWS Lambda says of an invocation: errors of the service, of the function, and its log."""
+"""How AWS Lambda reports on an invocation: errors of the service, of the function, and its log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Self
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-)
-from botocore.exceptions import (
-    ConnectionError as NoConnection,
-)
+from botocore import exceptions as boto
 
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
@@ -31,17 +24,31 @@ _BILLED = re.compile(r"Billed Duration: ([\d.]+) ms")
 _MEMORY = re.compile(r"Memory Size: (\d+) MB")
 _USED = re.compile(r"Max Memory Used: (\d+) MB")
 _LAST_LINES = 8
-# What the kernel ends for want of memory has often used a little less when Lambda looks.
+# A function that the kernel ends for lack of memory has often used a little less in the report.
 _FULL = 0.95
-# Lambda API reference, Invoke, "Errors": the statuses of throttling (429) and of a function that is
-# being changed (409); 500 and above are the service's own.
-_PASSING = frozenset({409, 429})
-# Those of the errors with status 502 that a person has to end.
+# Lambda API reference, Invoke, "Errors": a function that is being changed. 429 is throttling.
+_CONFLICT = 409
+# Errors with status 502 that only a person can fix.
 _LASTING = frozenset(
     {"InvalidRuntimeException", "InvalidZipFileException", "KMSAccessDeniedException",
      "KMSDisabledException", "KMSNotFoundException", "InvalidSecurityGroupIDException",
      "InvalidSubnetIDException"}
 )  # fmt: skip
+_CREDENTIALS = "check the adapter's credentials"
+_FIXES = {
+    "ResourceNotFoundException": (
+        "check the function's name, its qualifier and the region of the credentials"
+    ),
+    **dict.fromkeys(
+        ("AccessDeniedException", "AccessDenied"),
+        "the credentials lack the permission lambda:InvokeFunction for it",
+    ),
+    **dict.fromkeys(
+        ("InvalidSignatureException", "UnrecognizedClientException", "ExpiredTokenException",
+         "InvalidClientTokenId", "MissingAuthenticationTokenException"),
+        _CREDENTIALS,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,9 @@ class LogTail:
 
     Attributes:
         lines: What the function wrote, without the lines that Lambda adds.
-        billed_seconds: What is charged for; None: the log does not say.
-        memory_mb: The function's memory, in 1,048,576 bytes; None: the log does not say.
-        used_mb: The most that it used, in the same unit; None: the log does not say.
+        billed_seconds: What is charged for; None if the log does not say.
+        memory_mb: The function's memory, in 1,048,576 bytes; None if the log does not say.
+        used_mb: The most that it used, in the same unit; None if the log does not say.
     """
 
     lines: tuple[str, ...] = ()
@@ -61,13 +68,8 @@ class LogTail:
     used_mb: int | None = None
 
     @classmethod
-    def of(cls, encoded: str | None, mask: Mask = NO_SECRETS) -> Self:
-        """Return the log tail that an answer carries, in Base64; an empty one if it has none.
-
-        Args:
-            encoded: The log tail as it came.
-            mask: Takes secrets out of it.
-        """
+    def decode(cls, encoded: str | None, mask: Mask = NO_SECRETS) -> Self:
+        """Return the log tail of an answer, which is Base64, without secrets; empty if none."""
         try:
             text = mask(base64.b64decode(encoded or "").decode(errors="replace"))
         except ValueError:
@@ -88,7 +90,7 @@ class LogTail:
 
     @property
     def full(self) -> bool | None:
-        """Whether the function used all its memory; None: the log does not say."""
+        """Whether the function used all its memory; None if the log does not say."""
         if self.memory_mb is None or self.used_mb is None:
             return None
         return self.used_mb >= _FULL * self.memory_mb
@@ -99,12 +101,12 @@ class LogTail:
 
 
 def function_error(payload: Any, log: LogTail, name: str, function: str) -> WorkerError:
-    """Return the error that tells how a function failed that was invoked.
+    """Return the error for an invocation whose function failed.
 
     Args:
         payload: The answer's parsed JSON: `errorType` and `errorMessage`.
         log: The invocation's log.
-        name: What was asked for.
+        name: What the invocation was for.
         function: The function's name.
     """
     given = payload if isinstance(payload, dict) else {"errorMessage": str(payload)}
@@ -132,42 +134,26 @@ def function_error(payload: Any, log: LogTail, name: str, function: str) -> Work
 
 
 def service_error(error: Exception, name: str, function: str) -> WorkerError:
-    """Return the error that tells why a function was not invoked, or gave no answer.
+    """Return the error for what boto3 raised: AWS Lambda did not invoke a function, or not answer.
 
-    Args:
-        error: What boto3 raised.
-        name: What was asked for.
-        function: The function's name.
-
-    Returns:
-        `WorkerLost` if another attempt may do, else `WorkerRefused`.
+    It is a `FatalWorkerError` unless another attempt may succeed.
     """
     what = f"{name}: function {function!r}"
-    if isinstance(error, ClientError):
+    if isinstance(error, boto.ClientError):
         answer: Any = error.response
         code = str(answer.get("Error", {}).get("Code", ""))
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        said = f"{code}: {answer.get('Error', {}).get('Message') or f'HTTP status {status}'}"
+        shown = f"{code}: {answer.get('Error', {}).get('Message') or f'HTTP status {status}'}"
         if status == 413 or code == "RequestTooLargeException":
-            return FatalWorkerError(f"{what} cannot be asked, the request is too large ({said})")
-        if (status in _PASSING or status >= 500) and code not in _LASTING:
-            if status == 429:  # AWS Lambda developer guide, "Invoke errors"
-                return WorkerBusy(f"{what} is busy ({said})")
-            return WorkerLost(f"{what} gave no answer ({said})")
-        return WorkerRefused(f"{what} cannot be invoked ({said}): {_advice(code)}")
-    if isinstance(error, HTTPClientError | NoConnection):
+            return FatalWorkerError(f"{what} cannot be asked, the request is too large ({shown})")
+        if status == 429:  # AWS Lambda developer guide, "Invoke errors"
+            return WorkerBusy(f"{what} is busy ({shown})")
+        if (status == _CONFLICT or status >= 500) and code not in _LASTING:
+            return WorkerLost(f"{what} gave no answer ({shown})")
+        fix = _FIXES.get(code, "check the function's configuration")
+        return WorkerRefused(f"{what} cannot be invoked ({shown}): {fix}")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return WorkerLost(f"{what} gave no answer: {error}")
-    if isinstance(error, BotoCoreError):
-        return WorkerRefused(f"{what} cannot be invoked: {error}; check the adapter's credentials")
+    if isinstance(error, boto.BotoCoreError):
+        return WorkerRefused(f"{what} cannot be invoked: {error}; {_CREDENTIALS}")
     return WorkerLost(f"{what} gave no answer: {type(error).__name__}: {error}")
-
-
-def _advice(code: str) -> str:
-    if code == "ResourceNotFoundException":
-        return "check the function's name, its qualifier and the region of the credentials"
-    if code in ("AccessDeniedException", "AccessDenied"):
-        return "the credentials lack the permission lambda:InvokeFunction for it"
-    if code in ("InvalidSignatureException", "UnrecognizedClientException", "ExpiredTokenException",
-                "InvalidClientTokenId", "MissingAuthenticationTokenException"):  # fmt: skip
-        return "check the adapter's credentials"
-    return "check the function's configuration"

@@ -17,7 +17,7 @@ from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 class WorkerAdapter(FarmBlock, ABC):
     """Runs one command somewhere and says how it ended.
 
-    A subclass implements `execute`. It may be called from several threads at once.
+    A subclass implements `execute`, which several threads may call at once.
 
     Attributes:
         runs_commands: Whether it can run a single command, such as a merge command.
@@ -31,16 +31,13 @@ class WorkerAdapter(FarmBlock, ABC):
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command to its end.
 
-        Args:
-            job: The command.
-
         Returns:
             How the command ended; a non-zero exit code is a result, not an error.
 
         Raises:
             CommandTimeout: It ran longer than allowed and was ended.
             WorkStopped: It was ended because `job.stop` was set.
-            WorkerError: It could not be run, or its end is not known.
+            WorkerError: It could not be run, or its outcome is unknown.
         """
 
     def default_concurrency(self) -> int:
@@ -48,17 +45,17 @@ class WorkerAdapter(FarmBlock, ABC):
         return 4
 
     def shared_limit(self) -> str | None:
-        """Return the Prefect global concurrency limit of which a job holds a slot; None: none."""
+        """Return the Prefect global concurrency limit of which each job holds a slot, if any."""
         return None
 
-    def declared_environment(self) -> dict[str, Any]:
-        """Return what of this adapter decides what a command makes, as far as that is known.
+    def digest_inputs(self) -> dict[str, Any]:
+        """Return the adapter's part of the inputs digest: what determines the pictures.
 
-        Variables, an image, a version: whatever is chosen here and would make another picture. No
-        secrets. A chunk that was rendered with another one is rendered again. Called after `check`.
+        Process variables, an image, a version, but no secrets. After a change, chunks are rendered
+        again. Called after `check`.
 
         Raises:
-            SetupError: It cannot be told now, but may be another time.
+            SetupError: It cannot be read now; another attempt may succeed.
         """
         return {}
 
@@ -66,43 +63,43 @@ class WorkerAdapter(FarmBlock, ABC):
         """Refuse a block that cannot work, such as one without credentials; before any chunk.
 
         Raises:
-            SetupError: Saying what is wrong and what to do.
+            SetupError: What is wrong, and the fix.
         """
 
     def check_command(self, command: str) -> None:
         """Refuse a command that this adapter would not run; before any chunk is rendered.
 
-        An adapter whose workers decide for themselves knows nothing of that: they refuse it.
+        An adapter whose workers decide for themselves accepts all commands here.
 
         Raises:
-            FatalWorkerError: Saying what is wrong and what to do.
+            FatalWorkerError: What is wrong, and the fix.
         """
 
     def render(
         self,
-        order: ChunkRequest,
+        request: ChunkRequest,
         storage: ObjectStorageBlock,
         stop: threading.Event,
         worker: str | None = None,
     ) -> WorkerResult:
-        """Do a chunk's round: its input from the storage, its command, its file to the storage.
+        """Render a chunk: fetch its input from the storage, run its command, publish its file.
 
-        An adapter that reaches other machines sends them the order; this one runs the command with
-        `execute`, in an empty workspace of its own on this machine.
+        An adapter that reaches other machines sends them the request; this one runs the command
+        with `execute`, in an empty workspace on this machine.
 
         Args:
-            order: The chunk.
-            storage: The storage that the order names, with this machine's credentials.
+            request: The chunk.
+            storage: The storage that the request names, with this machine's credentials.
             stop: As in `WorkerJob`.
-            worker: What the worker is called in reports; None: as `execute` calls it.
+            worker: Name of the worker in reports; None means the one that `execute` returns.
 
         Returns:
-            How the command ended. If well, the chunk's manifest is in the storage.
+            How the command ended. If the exit code is 0, the chunk's manifest is in the storage.
 
         Raises:
-            WorkerError: As for `execute`; or the chunk's file is not what was planned.
-            StorageError: The storage did not answer.
+            WorkerError: As for `execute`; or the chunk's file is not as planned.
+            StorageError: A storage operation failed.
         """
-        with naming_chunk_and_worker(order, worker):
-            self.check_command(order.command)  # before its input is fetched
-        return render_here(order, storage, self.execute, stop, worker)
+        with naming_chunk_and_worker(request, worker):
+            self.check_command(request.command)  # before its input is fetched
+        return render_here(request, storage, self.execute, stop, worker)

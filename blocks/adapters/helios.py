@@ -1,10 +1,10 @@
-"""Helios' protocol: a function that renders one chunk of a job spec, and leaves its file beside it.
+"""Helios' protocol: a function that renders one chunk of a job spec, and puts its file beside it.
 
     payload  {"jobPath": "s3://bucket/…/job.json", "chunkIndex": 0}
     answer   {"statusCode": 200, "body": {"exitCode": 0, "output": "…"}}
 
-`body` may also be a string of JSON, as an API gateway wants it. Such a function knows nothing of
-manifests: after its answer, this end looks for the chunk's file in the storage and checks it.
+`body` may also be a string of JSON, as an API gateway wants it. Such a function writes no manifest:
+after its answer, this side downloads the chunk's file from the storage, verifies and publishes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.chunks.render import measure_order
+from prefect_renderfarm.blocks.chunks.render import measure_output
 from prefect_renderfarm.blocks.chunks.request import ChunkRequest
 from prefect_renderfarm.blocks.command import WorkerResult
 from prefect_renderfarm.blocks.errors import (
@@ -37,31 +37,21 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 
 
 def helios_payload(
-    order: ChunkRequest, storage: ObjectStorageBlock, job_path: str
+    request: ChunkRequest, storage: ObjectStorageBlock, job_path: str
 ) -> dict[str, Any]:
-    """Return the payload that asks for a chunk.
-
-    Args:
-        order: The chunk.
-        storage: Where the job's spec is.
-        job_path: How the function finds the spec: a text with `{bucket}` and `{key}`.
-    """
+    """Return the payload that asks for a chunk; `job_path` has `{bucket}` and `{key}` in it."""
     store = BucketStore(storage)
-    key = store.absolute(f"{JobStore(store, order.key).root}/job.json")
+    key = store.absolute(f"{JobStore(store, request.key).root}/job.json")
     path = job_path.replace("{bucket}", store.bucket).replace("{key}", key)
-    return {"jobPath": path, "chunkIndex": order.place}
+    return {"jobPath": path, "chunkIndex": request.index}
 
 
-def helios_result(answer: Any, name: str) -> WorkerResult:
-    """Return what a Helios function answered.
-
-    Args:
-        answer: The parsed JSON of the answer.
-        name: What was asked for, in errors.
+def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
+    """Return the result in the parsed JSON of a Helios function's answer; `name` is for errors.
 
     Raises:
-        WorkerLost: Its status is 429 or 500 and above, or it is no answer of a Helios function.
-        WorkerRefused: Its status is another one of 400 and above.
+        WorkerLost: Its status is 429 or at least 500, or it is not an answer of Helios' protocol.
+        WorkerRefused: Its status is another one of at least 400.
     """
     try:
         status = int(answer["statusCode"])
@@ -78,71 +68,64 @@ def helios_result(answer: Any, name: str) -> WorkerResult:
     raise kind(f"{name}: the function answered with status {status}: {str(body)[:500]}")
 
 
-def helios_round(
-    order: ChunkRequest,
+def render_by_helios(
+    request: ChunkRequest,
     storage: ObjectStorageBlock,
     ask: Callable[[], WorkerResult],
     worker: str,
 ) -> WorkerResult:
-    """Have a chunk rendered by a Helios function, and let its file count if it is as planned.
+    """Render a chunk in a Helios function, and publish its file if it is as planned.
 
-    The file is the object `output_file` beside the job spec. What an earlier run left there is
-    removed before the function is asked. If the answer is lost, but the file is there, the chunk is
-    done: it is not rendered twice.
+    The file is the object `output_file` beside the job spec. One that an earlier run left there is
+    removed first. If the answer is lost, but the file is there, the chunk is done: it is not
+    rendered twice.
 
     Args:
-        order: The chunk.
-        storage: Where its file comes to.
+        request: The chunk.
+        storage: Where the function puts its file.
         ask: Invokes the function.
-        worker: What the function is called in reports.
+        worker: Name of the function in reports.
 
-    Returns:
-        How the command ended. If well, the chunk's manifest is in the storage.
-
-    Raises:
-        ChunkFileError: The command succeeded, but its file is missing or not what was planned.
-        WorkerError: See `helios_result`, and what `ask` raises.
-        StorageError: The storage did not answer.
+    Returns and raises: As `WorkerAdapter.render`.
     """
     started = time.monotonic()
-    store = JobStore(BucketStore(storage), order.key)
-    if (done := store.manifest(order.chunk_id, order.identity)) is not None:
+    store = JobStore(BucketStore(storage), request.key)
+    if (done := store.manifest(request.chunk_id, request.identity)) is not None:
         return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
-    key = f"{store.root}/{order.output_file}"
+    key = f"{store.root}/{request.output_file}"
     store.store.delete([key])
     try:
-        result = ask()
+        result = dataclasses.replace(ask(), worker=worker)
     except FatalWorkerError:
         raise
     except WorkerError as error:
         result = WorkerResult(exit_code=0, stdout=f"its answer was lost: {error}", worker=worker)
         try:
-            _adopt(order, store, key, result, started)
+            _publish(request, store, key, result, started)
         except ChunkFileError:
             raise error from None
-        run_log().warning("chunk %d: done, though its answer was lost: %s", order.chunk_id, error)
+        run_log().warning("chunk %d: done, but its answer was lost: %s", request.chunk_id, error)
         return result
-    result = dataclasses.replace(result, worker=worker)
     if result.exit_code == 0:
-        _adopt(order, store, key, result, started)
+        _publish(request, store, key, result, started)
     else:
-        store.keep_log(order.chunk_id, result.stdout.encode())
+        store.keep_log(request.chunk_id, result.stdout.encode())
     return result
 
 
-def _adopt(
-    order: ChunkRequest, store: JobStore, key: str, result: WorkerResult, started: float
+def _publish(
+    request: ChunkRequest, store: JobStore, key: str, result: WorkerResult, started: float
 ) -> None:
     with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / Path(order.output_file).name
+        path = Path(folder) / Path(request.output_file).name
         try:
             store.store.download(key, path)
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
             raise ChunkFileError(
-                f"chunk {order.chunk_id}: its command succeeded, but its file does not come home: "
-                f"{error}; a Helios function has to put it beside the job spec"
+                f"chunk {request.chunk_id}: its command succeeded, but its output file could not "
+                f"be downloaded: {error}; a Helios function has to put it beside the job spec"
             ) from None
-        done = measure_order(order, path, result.worker, started)
+        done = measure_output(request, path, result.worker, started)
         store.adopt(done.model_copy(update={"stored_as": key}), result.stdout.encode())

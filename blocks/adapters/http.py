@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_renderfarm.blocks.adapters.protocol import payload_secrets, result_of
+from prefect_renderfarm.blocks.adapters.protocol import parse_answer, payload_secrets
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
 from prefect_renderfarm.blocks.command import WorkerResult
 from prefect_renderfarm.blocks.errors import (
@@ -31,66 +31,29 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.http.cancellable import call_until_stopped
 from prefect_renderfarm.blocks.http.client import (
     HttpConnections,
     Status,
-    kind_of,
+    call_until_stopped,
+    describe,
     retry_after,
-    words_of,
+    status_of,
 )
-from prefect_renderfarm.blocks.http.google_token import GoogleToken
-from prefect_renderfarm.blocks.processes.masking import SHOWN, Mask, query_secrets
+from prefect_renderfarm.blocks.processes.masking import MASKED, Mask, query_secrets, warn_of_short
+from prefect_renderfarm.blocks.runtime.text import one_line
 
-
-def check_address(address: str, allow_http: bool) -> None:
-    """Refuse an address that cannot be a worker's, or that would tell secrets.
-
-    Args:
-        address: The address.
-        allow_http: Whether http may be used to other machines than this one.
-
-    Raises:
-        ValueError: Saying what is wrong; neither name nor password is shown.
-    """
-    try:
-        url = httpx.URL(address)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"url: is none: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("url: give the whole address, such as https://worker.example.com")
-    # RFC 9110, section 4.2.4: they are deprecated, since they are shown wherever an address is.
-    if url.userinfo:
-        raise ValueError("url: holds a name or password: use the fields for tokens and headers")
-    if url.scheme == "http" and not (allow_http or _is_loopback(url.host)):
-        raise ValueError(
-            "url: http to another machine sends the job in the clear: use https, or allow_http"
-        )
-
-
-def place_of(url: httpx.URL) -> str:
-    """Return what errors call a worker: its address, without what may be secret in it."""
-    return f"worker {url.copy_with(query=None, fragment=None)}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-# RFC 9110, section 5.6.2: what a header may be called.
+GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
+# RFC 9110, section 5.6.2: valid names of headers.
 _HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
 # A provider that has no instance running starts one for the first request.
 _CHECK_SECONDS = 60.0
 
 
 class HttpAdapter(RemoteAdapter):
-    """Have commands and chunks done by a worker at an address, one POST request each.
+    """Send commands and chunks to a worker at an address, one POST request each.
 
     A worker is what `deployments/http` serves. Chunks need a storage; a command runs in an empty
-    folder of the worker's.
+    folder of the worker.
 
     Example:
         Load a saved adapter and run a command:
@@ -105,7 +68,7 @@ class HttpAdapter(RemoteAdapter):
     _block_type_name: ClassVar[str | None] = "HTTP Adapter"
     _block_type_slug: ClassVar[str | None] = "http-adapter"
     _description: ClassVar[str | None] = (
-        "Have chunks rendered by workers at an address, such as a Cloud Run service."
+        "Render chunks on workers at an address, such as a Cloud Run service."
     )
 
     url: str = Field(
@@ -113,25 +76,21 @@ class HttpAdapter(RemoteAdapter):
         title="URL",
         description=(
             "The worker's address. https, unless it is on this machine. A key in its query is "
-            "kept out of logs, errors and runs, but shown to whoever may see this block: rather "
-            "give it as a header."
+            "kept out of logs, errors and runs, but whoever may see this block sees it: a header "
+            "is safer."
         ),
     )
     token: SecretStr | None = Field(
-        default=None,
-        title="Token",
-        description="Sent as a bearer token. Empty: none.",
+        default=None, title="Token", description="Sent as a bearer token. Empty: none."
     )
     header_name: str | None = Field(
         default=None,
         pattern=_HEADER_NAME,
         title="Header",
-        description="Name of a further header that lets us in, such as x-functions-key of Azure.",
+        description="Name of a further header with a key, such as x-functions-key of Azure.",
     )
     header_value: SecretStr | None = Field(
-        default=None,
-        title="Value of the header",
-        description="What the further header holds.",
+        default=None, title="Value of the header", description="Value of the further header."
     )
     audience: str | None = Field(
         default=None,
@@ -150,26 +109,40 @@ class HttpAdapter(RemoteAdapter):
     health_path: str = Field(
         default="/health",
         title="Path of the health check",
-        description="Asked for, below the URL, before any chunk. Empty: no check.",
+        description="Requested, below the URL, before any chunk. Empty: no check.",
     )
     allow_http: bool = Field(
         default=False,
         title="Allow http",
-        description="Also send secrets and jobs in the clear to other machines.",
+        description="Also send secrets and jobs unencrypted to other machines.",
     )
 
     _connections: HttpConnections = PrivateAttr()
-    _google: GoogleToken | None = PrivateAttr(default=None)
+    _google: _GoogleToken | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:
-        """Set up the connections, and who fetches tokens."""
+        """Set up the connections, and the token's source."""
         super().model_post_init(context)
         self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
-        self._google = GoogleToken(self.audience) if self.audience else None
+        self._google = _GoogleToken(self.audience) if self.audience else None
+
+    @field_validator("url")
+    @classmethod
+    def _is_whole_address(cls, address: str) -> str:
+        try:
+            url = httpx.URL(address)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"is no URL: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("give the whole address, such as https://worker.example.com")
+        # RFC 9110, section 4.2.4: deprecated, since they are shown wherever an address is.
+        if url.userinfo:
+            raise ValueError("holds a name or password: use the fields for tokens and headers")
+        return address
 
     @field_validator("token", "header_value")
     @classmethod
-    def _sendable(cls, secret: SecretStr | None) -> SecretStr | None:
+    def _fits_into_a_header(cls, secret: SecretStr | None) -> SecretStr | None:
         """Refuse what a header cannot hold; RFC 9110, section 5.5."""
         if secret is None:
             return None
@@ -180,15 +153,19 @@ class HttpAdapter(RemoteAdapter):
 
     @field_serializer("url")
     def _without_query(self, url: str, info: SerializationInfo) -> str:
-        """Hide the query, but where the block is saved: runs show blocks among their parameters."""
+        """Hide the query, except where the block is saved: runs show blocks as parameters."""
         if (info.context or {}).get("include_secrets"):
             return url
         address, mark, _ = url.partition("?")
-        return f"{address}{mark}{SHOWN if mark else ''}"
+        return f"{address}{mark}{MASKED if mark else ''}"
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
-        check_address(self.url, self.allow_http)
+    def _fits_together(self) -> Self:
+        url = httpx.URL(self.url)
+        if url.scheme == "http" and not (self.allow_http or _is_loopback(url.host)):
+            raise ValueError(
+                "url: http to another machine is not encrypted: use https, or allow_http"
+            )
         if (self.header_name is None) != (self.header_value is None):
             raise ValueError("header_name and header_value: give both or none")
         names = [(self.header_name or "").lower()]
@@ -198,23 +175,21 @@ class HttpAdapter(RemoteAdapter):
         return self
 
     def check(self) -> None:
-        """Ask the worker how it is, with what lets us in.
-
-        Raises:
-            SetupError: There is no worker, or it does not let us in.
-        """
+        """Request the worker's health, with the token or key. See `WorkerAdapter`."""
         super().check()
+        secrets = {"token": self.token, "header_value": self.header_value}
+        warn_of_short({name: key.get_secret_value() for name, key in secrets.items() if key})
         base = httpx.URL(self.url)
         url = base.copy_with(path=f"{base.path.rstrip('/')}/{self.health_path.lstrip('/')}")
         try:
             if not self.health_path:
-                self._headers()  # a Google ID token is to be had
+                self._headers()  # checks the credentials of a Google ID token
                 return
             response = self._send("GET", url, "health check", _CHECK_SECONDS, threading.Event())
         except WorkerError as error:
             raise SetupError(f"adapter http-adapter: {error}") from None
-        if kind_of(response) not in (Status.ANSWER, Status.BUSY):
-            raise SetupError(f"adapter http-adapter: {place_of(url)} {words_of(response)}")
+        if status_of(response) not in (Status.ANSWER, Status.BUSY):
+            raise SetupError(f"adapter http-adapter: {_worker_at(url)} {describe(response)}")
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -222,42 +197,37 @@ class HttpAdapter(RemoteAdapter):
         """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
         url = httpx.URL(self.url)
         response = self._send("POST", url, name, timeout, stop, payload)
-        said = f"{name}: {place_of(url)} {words_of(response)}"
-        match kind_of(response):
+        message = f"{name}: {_worker_at(url)} {describe(response)}"
+        match status_of(response):
             case Status.BUSY:
-                raise WorkerBusy(said, retry_after(response.headers))
+                raise WorkerBusy(message, retry_after(response.headers))
             case Status.REFUSED:
-                raise WorkerRefused(said)
+                raise WorkerRefused(message)
             case Status.LOST:
-                raise WorkerLost(said)
-        result = result_of(self._parsed(response, payload_secrets(payload)), name)
-        return dataclasses.replace(result, worker=result.worker or place_of(url))
+                raise WorkerLost(message)
+        result = parse_answer(self._parsed(response, payload_secrets(payload)), name)
+        return dataclasses.replace(result, worker=result.worker or _worker_at(url))
 
     def _send(
-        self,
-        method: str,
-        url: httpx.URL,
-        name: str,
-        timeout: float,
-        stop: threading.Event,
+        self, method: str, url: httpx.URL, name: str, timeout: float, stop: threading.Event,
         payload: Any = None,
-    ) -> httpx.Response:
-        """Send a request; raise what it means that there is no answer."""
-        # Google's token may have to be fetched, which cannot be interrupted.
+    ) -> httpx.Response:  # fmt: skip
+        """Send a request. Raises: WorkerError, if there is no answer."""
+        # To fetch Google's token cannot be interrupted.
         headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
         try:
             return self._connections.send(
-                method, str(url), headers=headers, timeout=timeout, stop=stop, json=payload
+                method, url, headers=headers, timeout=timeout, stop=stop, json=payload
             )
         except TimeoutError:
             raise CommandTimeout(
-                f"{name}: given up after {timeout:g} s, the longest it may take at {place_of(url)}"
+                f"{name}: given up after {timeout:g} s, the longest it may take at "
+                f"{_worker_at(url)}"
             ) from None
         except httpx.HTTPError as error:
-            words = str(error).strip() or "no answer"
             raise WorkerLost(
-                f"{name}: {place_of(url)} cannot be reached, or was lost: {type(error).__name__}: "
-                f"{words}"
+                f"{name}: {_worker_at(url)} cannot be reached, or was lost: "
+                f"{type(error).__name__}: {str(error).strip() or 'no answer'}"
             ) from None
         except WorkStopped:
             raise WorkStopped(f"{name}: ended, because its job was stopped") from None
@@ -273,9 +243,9 @@ class HttpAdapter(RemoteAdapter):
         return headers
 
     def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
-        """Return the answer's JSON, or its text if it is none, without the secrets we sent.
+        """Return the answer's JSON, or its text if it is none, without the secrets of the request.
 
-        A server that is no worker of ours may show what it was sent; errors quote answers.
+        Another server than a worker may answer with the request; errors quote answers.
         """
         headers = [
             response.request.headers.get(name, "").removeprefix("Bearer ")
@@ -283,6 +253,58 @@ class HttpAdapter(RemoteAdapter):
         ]
         mask = Mask([*headers, *secrets, *query_secrets(self.url)])
         try:
-            return mask.inside(json.loads(response.text))
+            return mask.parsed(json.loads(response.text))
         except ValueError:
             return mask(response.text)
+
+
+class _GoogleToken:
+    """An ID token by which Google Cloud Run knows who asks; safe to use from several threads."""
+
+    def __init__(self, audience: str) -> None:
+        self._audience = audience
+        self._lock = threading.Lock()
+        self._credentials: Any = None
+
+    def value(self) -> str:
+        """Return a token that is valid for some minutes. Raises: SetupError, WorkerLost."""
+        try:
+            # Only here: google-auth is an extra.
+            from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+            from google.auth.transport.requests import Request
+            from google.oauth2 import id_token
+        except ImportError:
+            raise SetupError(
+                f"a Google ID token for {self._audience!r} needs google-auth: {GOOGLE_EXTRA}"
+            ) from None
+        with self._lock:
+            try:
+                if self._credentials is None:
+                    fetch: Any = id_token.fetch_id_token_credentials  # has no types
+                    self._credentials = fetch(self._audience, Request())
+                if not self._credentials.valid:
+                    self._credentials.refresh(Request())
+            except GoogleAuthError as error:
+                reason = one_line((*error.args, error)[0])
+                if isinstance(error, DefaultCredentialsError):
+                    raise SetupError(
+                        f"there are no Google credentials for an ID token for {self._audience!r}: "
+                        f"{reason}; set GOOGLE_APPLICATION_CREDENTIALS to a service account's "
+                        "file, or run where Google gives one"
+                    ) from None
+                raise WorkerLost(
+                    f"Google gave no ID token for {self._audience!r}: {reason}"
+                ) from None
+            return str(self._credentials.token)
+
+
+def _worker_at(url: httpx.URL) -> str:
+    """Return a worker's name for errors: its address, without what may be secret in it."""
+    return f"worker {url.copy_with(query=None, fragment=None)}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -17,17 +17,16 @@ from pydantic import Field, field_validator
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import CommandNotRunnable
-from prefect_renderfarm.blocks.processes.allowed_programs import (
-    allowed_word,
+from prefect_renderfarm.blocks.processes.command_line import (
     check_programs,
     find_program,
     require_allowed,
+    split_command,
 )
-from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import path_with_ffmpeg
-from prefect_renderfarm.blocks.processes.masking import LEAST_CHARACTERS, SHOWN, Mask
+from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS, Mask, warn_of_short
 from prefect_renderfarm.blocks.processes.process_group import run_program
-from prefect_renderfarm.blocks.runtime.run_log import RunLog, run_log
+from prefect_renderfarm.blocks.runtime.run_log import run_log
 
 # What programs need to find themselves, their libraries, their language and their scratch space.
 PASSED_VARIABLES = (
@@ -71,22 +70,20 @@ class LocalAdapter(WorkerAdapter):
         default=[],
         title="Variables to pass on",
         description=(
-            "Names of further environment variables of the worker that commands see. "
-            f"They always see {', '.join(PASSED_VARIABLES)}."
+            "Names of further environment variables of the worker to pass to commands. "
+            f"Always passed: {', '.join(PASSED_VARIABLES)}."
         ),
     )
     environment: dict[str, str] = Field(
-        default={},
-        title="Environment",
-        description="Environment variables to set for commands.",
+        default={}, title="Environment", description="Environment variables to set for commands."
     )
     secret_environment: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
         title="Secret environment",
         description=(
-            "Environment variables to set for commands whose values are kept secret. Where a "
-            f"command prints one of {LEAST_CHARACTERS} or more characters, logs, errors and kept "
-            f"output show {SHOWN} instead. Files that it writes are not looked at."
+            "Environment variables to set for commands whose values are kept secret. Logs, errors "
+            f"and kept output show {MASKED} in their place, unless they have fewer than "
+            f"{MIN_CHARACTERS} characters. Files that a command writes are not searched."
         ),
     )
     ffmpeg: Path | None = Field(
@@ -101,9 +98,9 @@ class LocalAdapter(WorkerAdapter):
         default=[],
         title="Allowed programs",
         description=(
-            "What commands may begin with, as it is written there: a name such as ffmpeg, which is "
-            "looked for on PATH, or an absolute path. Empty: any program. A program that starts "
-            "others, such as env, sh, xargs or python, lets a job run anything."
+            "What commands may begin with, word for word: a name such as ffmpeg, which is looked "
+            "up on PATH, or an absolute path. Empty: any program. A program that starts others, "
+            "such as env, sh, xargs or python, lets a job run anything."
         ),
     )
 
@@ -113,20 +110,23 @@ class LocalAdapter(WorkerAdapter):
         check_programs(programs)
         return programs
 
+    def check(self) -> None:
+        """Warn of secrets that are too short to be masked."""
+        warn_of_short(self._secrets())
+
     def check_command(self, command: str) -> None:
         """Refuse a command whose program is not allowed here. See `WorkerAdapter`."""
-        require_allowed(command, self.programs)
+        if self.programs:
+            require_allowed(split_command(command)[0], self.programs)
 
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command as a subprocess; its output goes to the run's log line by line.
 
-        A program that is not there ends with exit code 127, one that may not be executed with 126,
-        as in a POSIX shell.
+        A program that does not exist ends with exit code 127, one that may not be executed with
+        126, as in a POSIX shell.
         """
         arguments = split_command(job.command)
         program = self._program(arguments[0], job.name)
-        environment = self.child_environment(job)
-        log = run_log()
         started = time.monotonic()
 
         def ended(exit_code: int, stdout: str, stderr: str) -> WorkerResult:
@@ -141,13 +141,13 @@ class LocalAdapter(WorkerAdapter):
         if program is None:
             return ended(127, "", f"{arguments[0]}: {os.strerror(errno.ENOENT)}")
         try:
-            with _each_line(log, job) as on_line:
+            with _line_logger(job) as on_line:
                 return ended(
                     *run_program(
                         [program, *arguments[1:]],
                         name=job.name,
                         cwd=job.cwd,
-                        environment=environment,
+                        environment=self.child_environment(job),
                         on_line=on_line,
                         stop=job.stop,
                         timeout=job.timeout or self.timeout,
@@ -157,19 +157,19 @@ class LocalAdapter(WorkerAdapter):
                 )
         except FileNotFoundError as error:
             return ended(127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}")
-        except (PermissionError, OSError) as error:
+        except OSError as error:
             if error.errno not in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG):
                 raise
             return ended(126, "", f"{error.filename}: {error.strerror}")
 
     def child_environment(self, job: WorkerJob) -> dict[str, str]:
-        """Return the whole environment that a command gets."""
+        """Return all variables of a command's process."""
         environment = self._environment() | dict(job.environment)
         environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
         return environment
 
     def _program(self, word: str, name: str) -> str | None:
-        """Return by what to start the program that a command begins with; None: it is not there.
+        """Return the path or name by which to start a command's program; None: it does not exist.
 
         Raises:
             CommandNotRunnable: It is not allowed.
@@ -177,25 +177,24 @@ class LocalAdapter(WorkerAdapter):
         if not self.programs:
             return word
         try:
-            allowed_word(word, self.programs)
+            require_allowed(word, self.programs)
         except CommandNotRunnable as error:
             raise CommandNotRunnable(f"{name}: {error}") from None
-        # Not by the job's own PATH, if it brings one.
+        # The job's own PATH, if it has one, does not count.
         search_path = self._environment().get("PATH", os.defpath)
         return find_program(word, path_with_ffmpeg(search_path, self.ffmpeg))
 
     def _environment(self) -> dict[str, str]:
         names = (*PASSED_VARIABLES, *self.pass_variables)
-        environment = {name: os.environ[name] for name in names if name in os.environ}
-        environment |= self.environment
-        return environment | self._secrets()
+        passed = {name: os.environ[name] for name in names if name in os.environ}
+        return passed | self.environment | self._secrets()
 
     def _secrets(self) -> dict[str, str]:
         given = self.secret_environment.get_secret_value()
         return {name: str(value) for name, value in given.items()}
 
-    def declared_environment(self) -> dict[str, Any]:
-        """Return the variables that are set or passed on, and the FFmpeg that was chosen."""
+    def digest_inputs(self) -> dict[str, Any]:
+        """Return the variables that are set or passed, and the FFmpeg that was chosen."""
         return {
             "set": self.environment,
             "passed": sorted(self.pass_variables),
@@ -205,16 +204,15 @@ class LocalAdapter(WorkerAdapter):
 
     def default_concurrency(self) -> int:
         """Return the number of processors that this process may use."""
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
 
 @contextmanager
-def _each_line(log: RunLog, job: WorkerJob) -> Iterator[Callable[[str], None]]:
-    """Give what takes each line of a command's output: to the run's log, and to the job's file."""
+def _line_logger(job: WorkerJob) -> Iterator[Callable[[str], None]]:
+    """Yield a function that writes a line of output to the run's log, and to the job's file."""
+    log = run_log()  # here: the threads that read the output have no run
     if job.log_file is None:
         yield lambda line: log.info("%s | %s", job.name, line)
         return
@@ -227,5 +225,5 @@ def _each_line(log: RunLog, job: WorkerJob) -> Iterator[Callable[[str], None]]:
     try:
         yield on_line
     finally:
-        with suppress(OSError):  # a disk that a command has filled; how it ended is worth more
+        with suppress(OSError):  # a disk that the command has filled; its end matters more
             file.close()

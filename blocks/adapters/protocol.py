@@ -1,12 +1,9 @@
-"""What travels between us and a worker that is reached by a request: a payload, and its answer.
+"""What travels between an adapter and a remote worker: a payload, and its answer.
 
-A payload is JSON with one of two keys:
+    {"order": {…}}      a `ChunkRequest`: render a chunk, files through the storage
+    {"command": {…}}    a `CommandRequest`: run a command in an empty folder
 
-    {"order": {…}}      a `ChunkRequest`: do a chunk's round, files through the storage
-    {"command": {…}}    a command line, with its name, variables and time limit: run it
-
-The answer is a `WorkerAnswer`. A failed command is an answer, too; only a worker that could not
-answer at all answers with an error of its own.
+The answer is a `WorkerAnswer`, also for a failed command.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ _TAIL_CHARACTERS = 16_000
 
 
 class WorkerFailure(BaseModel):
-    """Why a worker's round failed, though its command may have ended well."""
+    """Why a worker failed, though its command may have succeeded."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,19 +38,19 @@ class WorkerFailure(BaseModel):
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Return what there is to say of an error."""
+        """Return the failure that an error stands for."""
         return cls(kind=type(error).__name__, message=str(error))
 
     def as_error(self) -> RenderFarmError:
-        """Return the error, of the class that it had; a `WorkerLost` if that is none of ours."""
-        kind = getattr(errors, self.kind, WorkerLost)
+        """Return the error, of its class in `errors`; of any other class as a `WorkerLost`."""
+        kind = getattr(errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, RenderFarmError)):
             kind = WorkerLost
         return kind(self.message)
 
 
 class WorkerAnswer(BaseModel):
-    """How a command or a round ended."""
+    """How a command or a chunk's rendering ended."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -65,7 +62,7 @@ class WorkerAnswer(BaseModel):
     failure: WorkerFailure | None = None
 
 
-class CommandOrder(BaseModel):
+class CommandRequest(BaseModel):
     """A command to run in an empty folder."""
 
     model_config = ConfigDict(frozen=True)
@@ -76,20 +73,15 @@ class CommandOrder(BaseModel):
     timeout: float | None = None
 
 
-def order_payload(order: ChunkRequest) -> dict[str, Any]:
-    """Return the payload that asks for a chunk's round."""
-    return {"order": order.model_dump(mode="json")}
+def chunk_payload(request: ChunkRequest) -> dict[str, Any]:
+    """Return the payload that asks for a chunk."""
+    return {"order": request.model_dump(mode="json")}
 
 
 def command_payload(job: WorkerJob) -> dict[str, Any]:
-    """Return the payload that asks for a command; the worker does not see its folder."""
-    order = CommandOrder(
-        command=job.command,
-        name=job.name,
-        environment=dict(job.environment),
-        timeout=job.timeout,
-    )
-    return {"command": order.model_dump(mode="json")}
+    """Return the payload that asks for a command; the worker does not see the command's folder."""
+    request = CommandRequest.model_validate(job, from_attributes=True)
+    return {"command": request.model_dump(mode="json")}
 
 
 def payload_secrets(payload: Mapping[str, Any]) -> list[str]:
@@ -103,34 +95,31 @@ def answer_payload(
     worker: str,
     stop: threading.Event | None = None,
 ) -> WorkerAnswer:
-    """Do what a payload asks for, on this machine; this is what a worker runs.
+    """Do what a payload asks for, on this machine, and answer; workers call this.
 
     Args:
-        payload: See above.
+        payload: The payload.
         adapter: Runs commands here.
-        worker: What this worker is called in reports.
+        worker: Name of this worker in reports.
         stop: Ends the command when set.
 
-    Returns:
-        The answer: errors of this project are part of it.
-
     Raises:
-        ValueError: The payload is none of ours.
+        ValueError: The payload is not valid.
     """
     stop = stop or threading.Event()
     try:
         if "order" in payload:
-            order = ChunkRequest.model_validate(payload["order"])
-            with naming_chunk_and_worker(order, worker):
-                result = adapter.render(order, order.storage.open(), stop, worker)
+            request = ChunkRequest.model_validate(payload["order"])
+            with naming_chunk_and_worker(request, worker):
+                result = adapter.render(request, request.storage.open(), stop, worker)
         elif "command" in payload:
-            result = _run(CommandOrder.model_validate(payload["command"]), adapter, stop)
+            result = _run(CommandRequest.model_validate(payload["command"]), adapter, stop)
         else:
             raise ValueError("the payload has neither an order nor a command")
     except ValidationError as error:
         # Without the values: they may be secret, and callers see the message.
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ValueError(f"the payload is none of this version's: {'; '.join(faults)}") from None
+        raise ValueError(f"the payload does not fit this version: {'; '.join(faults)}") from None
     except RenderFarmError as error:
         return WorkerAnswer(exit_code=1, worker=worker, failure=WorkerFailure.of(error))
     return WorkerAnswer(
@@ -142,35 +131,24 @@ def answer_payload(
     )
 
 
-def result_of(answer: Any, name: str) -> WorkerResult:
-    """Return what a worker answered.
+def _run(request: CommandRequest, adapter: WorkerAdapter, stop: threading.Event) -> WorkerResult:
+    with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
+        return adapter.execute(WorkerJob(cwd=Path(folder), stop=stop, **request.model_dump()))
 
-    Args:
-        answer: The parsed JSON of the answer.
-        name: What was asked for, in errors.
+
+def parse_answer(answer: Any, name: str) -> WorkerResult:
+    """Return the result in the parsed JSON of a worker's answer; `name` is for errors.
 
     Raises:
         WorkerError: What failed, of the class that it had on the worker.
-        WorkerLost: It is no answer of ours.
+        WorkerLost: It is not an answer of this protocol.
     """
     try:
         parsed = WorkerAnswer.model_validate(answer)
     except ValidationError:
-        raise WorkerLost(f"{name}: the worker's answer is none: {str(answer)[:200]!r}") from None
+        raise WorkerLost(
+            f"{name}: the answer is not that of a worker: {str(answer)[:200]!r}"
+        ) from None
     if parsed.failure is not None:
         raise parsed.failure.as_error()
     return WorkerResult(**parsed.model_dump(exclude={"failure"}))
-
-
-def _run(order: CommandOrder, adapter: WorkerAdapter, stop: threading.Event) -> WorkerResult:
-    with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
-        return adapter.execute(
-            WorkerJob(
-                command=order.command,
-                cwd=Path(folder),
-                name=order.name,
-                environment=order.environment,
-                timeout=order.timeout,
-                stop=stop,
-            )
-        )

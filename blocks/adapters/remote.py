@@ -1,4 +1,4 @@
-"""What adapters share that reach their workers by requests: limits, and the way they ask."""
+"""What adapters share that reach their workers by requests: limits, and the wait for a worker."""
 
 from __future__ import annotations
 
@@ -14,83 +14,65 @@ from prefect.blocks.abstract import ObjectStorageBlock
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.adapters.protocol import command_payload, order_payload
+from prefect_renderfarm.blocks.adapters.protocol import chunk_payload, command_payload
 from prefect_renderfarm.blocks.chunks.request import ChunkRequest
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import WorkerBusy, WorkerLost, WorkStopped
 
 _POLL_SECONDS = 0.1
+_FIRST_PAUSE_SECONDS = 1.0
+_MIN_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 30.0
 
 
 class RateLimit:
-    """Lets so many requests begin a second, and so many be under way at once.
+    """Limits how many requests run at once and, unless None, how many begin per second."""
 
-    Args:
-        a_second: Requests that may begin in a second; None: any number.
-        in_flight: Requests that may be under way at once; None: any number.
-    """
-
-    def __init__(self, a_second: float | None = None, in_flight: int | None = None) -> None:
-        self._gap = 0.0 if a_second is None else 1 / a_second
-        self._places = None if in_flight is None else threading.BoundedSemaphore(in_flight)
+    def __init__(self, in_flight: int, per_second: float | None = None) -> None:
+        self._slots = threading.BoundedSemaphore(in_flight)
+        self._gap = 0.0 if per_second is None else 1 / per_second
         self._lock = threading.Lock()
         self._next = 0.0
 
     @contextmanager
     def slot(self, stop: threading.Event) -> Iterator[None]:
-        """Wait for a place, and hold it inside the block.
-
-        Raises:
-            WorkStopped: `stop` was set meanwhile.
-        """
-        while self._places is not None and not self._places.acquire(timeout=_POLL_SECONDS):
-            _raise_if(stop)
+        """Wait for a slot, and hold it inside the block. Raises: WorkStopped, if `stop` is set."""
+        stopped = WorkStopped("a request was not sent, because its job was stopped")
+        while not self._slots.acquire(timeout=_POLL_SECONDS):
+            if stop.is_set():
+                raise stopped
         try:
-            self._wait_for_turn(stop)
+            with self._lock:
+                now = time.monotonic()
+                begin = max(now, self._next)
+                self._next = begin + self._gap
+            if stop.wait(begin - now):
+                raise stopped
             yield
         finally:
-            if self._places is not None:
-                self._places.release()
-
-    def _wait_for_turn(self, stop: threading.Event) -> None:
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._gap
-        if stop.wait(turn - now) or stop.is_set():
-            _raise_if(stop)
-
-
-def _raise_if(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise WorkStopped("a request was not sent, because its job was stopped")
-
-
-_FIRST_PAUSE_SECONDS = 1.0
-_SHORTEST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 30.0
+            self._slots.release()
 
 
 class RemoteAdapter(WorkerAdapter, ABC):
-    """An adapter whose workers take one request a command or chunk. A subclass implements `ask`."""
+    """An adapter that sends its workers one request per command or chunk, with `ask`."""
 
     max_in_flight: int = Field(
         default=50,
         ge=1,
         title="Most at once",
-        description="Requests that a job may have under way at once.",
+        description="Number of requests that a job may have in flight at once.",
     )
     requests_per_second: float | None = Field(
         default=None,
         gt=0,
-        title="Requests a second",
-        description="Requests that a job may begin in a second. Empty: any number.",
+        title="Requests per second",
+        description="Number of requests that a job may begin in a second. Empty: unlimited.",
     )
     concurrency_limit: str | None = Field(
         default=None,
         title="Concurrency limit",
         description=(
-            "A Prefect global concurrency limit of which each job takes a slot while it renders, "
+            "A Prefect global concurrency limit of which each job holds a slot while it renders, "
             "so that jobs share a provider. Empty: none."
         ),
     )
@@ -99,8 +81,8 @@ class RemoteAdapter(WorkerAdapter, ABC):
         ge=0,
         title="Longest wait for a busy worker",
         description=(
-            "How long a request is repeated in all that is answered with 429 (too many requests), "
-            "in seconds. It costs no attempt: nothing has begun."
+            "Seconds for which a request is repeated that is answered with 429 (too many "
+            "requests). Such a request costs no attempt: nothing has begun."
         ),
     )
     timeout: float = Field(
@@ -117,10 +99,10 @@ class RemoteAdapter(WorkerAdapter, ABC):
     def model_post_init(self, context: Any) -> None:
         """Set up the limits."""
         super().model_post_init(context)
-        self._limit = RateLimit(self.requests_per_second, self.max_in_flight)
+        self._limit = RateLimit(self.max_in_flight, self.requests_per_second)
 
     def default_concurrency(self) -> int:
-        """Return as many as may be under way at once."""
+        """Return how many requests may be in flight at once."""
         return self.max_in_flight
 
     def shared_limit(self) -> str | None:
@@ -128,60 +110,58 @@ class RemoteAdapter(WorkerAdapter, ABC):
         return self.concurrency_limit
 
     def execute(self, job: WorkerJob) -> WorkerResult:
-        """Have a worker run a command, in an empty folder of its own."""
+        """Run a command on a worker, in an empty folder."""
         with self._limit.slot(job.stop):
             timeout = job.timeout or self.timeout
-            payload = command_payload(job)
-            return self.ask_until_free(payload, job.name, timeout, job.stop)
+            return self.ask_until_free(command_payload(job), job.name, timeout, job.stop)
 
     def render(
         self,
-        order: ChunkRequest,
+        request: ChunkRequest,
         storage: ObjectStorageBlock,
         stop: threading.Event,
         worker: str | None = None,
     ) -> WorkerResult:
-        """Have a worker do a chunk's round. See `WorkerAdapter`."""
+        """Render a chunk on a worker. See `WorkerAdapter`."""
         with self._limit.slot(stop):
-            timeout = order.timeout or self.timeout
-            name = f"chunk {order.chunk_id}"
-            return self.ask_until_free(order_payload(order), name, timeout, stop)
+            name, timeout = f"chunk {request.chunk_id}", request.timeout or self.timeout
+            return self.ask_until_free(chunk_payload(request), name, timeout, stop)
 
     def ask_until_free(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
     ) -> WorkerResult:
-        """Ask as `ask` does, again and again while workers have no room, as long as `busy_wait`."""
+        """Call `ask` until a worker has room, for `busy_wait` seconds at most."""
         pause, give_up = _FIRST_PAUSE_SECONDS, time.monotonic() + self.busy_wait
         while True:
             try:
                 return self.ask(payload, name, timeout, stop)
             except WorkerBusy as busy:
-                wait = max(pause if busy.after is None else busy.after, _SHORTEST_PAUSE_SECONDS)
-                wait *= random.uniform(1, 1.25)  # noqa: S311 -- so that not all come back at once
+                wait = max(pause if busy.after is None else busy.after, _MIN_PAUSE_SECONDS)
+                wait *= random.uniform(1, 1.25)  # noqa: S311 -- so that requests spread out
                 if time.monotonic() + wait > give_up:
                     raise WorkerLost(
                         f"{busy}, for longer than the {self.busy_wait:g} s that busy_wait allows"
                     ) from None
             if stop.wait(wait):
-                raise WorkStopped(f"{name}: not asked for again, because its job was stopped")
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                raise WorkStopped(f"{name}: not requested again, because its job was stopped")
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     @abstractmethod
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
     ) -> WorkerResult:
-        """Send a payload to a worker and wait for its answer.
+        """Send a payload of `protocol` to a worker and wait for its answer.
 
         Args:
-            payload: See `worker_protocol`.
-            name: What is asked for, in errors.
+            payload: The payload.
+            name: What the request is for, in errors.
             timeout: Longest time that it may take, in seconds.
             stop: Ends the waiting when set, within a second; then `WorkStopped` is raised.
 
         Raises:
             CommandTimeout: It took longer than allowed.
             WorkerBusy: No worker has room; nothing has begun.
-            WorkerLost: There was no answer, or not of a worker of ours; another attempt may do.
-            WorkerRefused: The worker takes no requests from us.
-            WorkerError: What the worker says that failed.
+            WorkerLost: There was no valid answer; another attempt may succeed.
+            WorkerRefused: The worker does not accept our requests.
+            WorkerError: The error in the worker's answer.
         """

@@ -15,19 +15,19 @@ from prefect_renderfarm.blocks.errors import SetupError
 from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, start_run
 
 FLOW = "render-chunks"
-# The fields of a saved adapter that decide what a command makes.
-_DECLARED = ("environment", "pass_variables", "ffmpeg")
-# A run that is silent for this many times as long as the longest chunk took is lost ...
+# The fields of a saved adapter that determine the pictures of a command.
+_DIGEST_FIELDS = ("environment", "pass_variables", "ffmpeg")
+# A run is lost that finishes no chunk for this many times as long as the longest chunk took ...
 _LOST_FACTOR = 10.0
-# ... but never before this: machines take their time to start, and the first chunk to load.
-_LEAST_LOST_SECONDS = 600.0
+# ... and at least this: machines take their time to start, and the first chunk to load.
+_MIN_LOST_SECONDS = 600.0
 
 
 class WorkPoolAdapter(WorkerAdapter):
     """Run a job's chunks in batches, as flow runs of `render-chunks` on any Prefect work pool.
 
-    It does not run merge commands: a flow run elsewhere begins in an empty folder, and a merge
-    command needs all chunks in one. Let a stitcher assemble, or name a merge adapter.
+    It runs no merge commands: a flow run elsewhere begins in an empty folder, and a merge command
+    needs all chunks in one. Use a stitcher, or name a merge adapter.
 
     Example:
         Load a saved adapter and render with it:
@@ -61,31 +61,31 @@ class WorkPoolAdapter(WorkerAdapter):
     )
     worker_adapter: str = Field(
         default="local-adapter/default",
-        title="Adapter of the machines",
+        title="Adapter of the runs",
         description="The saved adapter, type-slug/name, with which a run renders its chunks.",
     )
     max_runs: int = Field(
-        default=10, ge=1, title="Most runs at once", description="Flow runs of a job at once."
+        default=10, ge=1, title="Most runs at once", description="Number of flow runs at once."
     )
     chunks_at_once: int = Field(
         default=1,
         ge=1,
         title="Chunks at once in a run",
-        description="Number of chunks that a run renders side by side on its machine.",
+        description="Number of chunks that a run renders at once on its machine.",
     )
     chunks_per_run: int | None = Field(
         default=None,
         ge=1,
         title="Chunks in a run",
-        description="Number of chunks in a batch. Empty: learned, by the length of a batch.",
+        description="Number of chunks in a batch. Empty: as many as fit the length of a batch.",
     )
     target_minutes: float = Field(
         default=5.0,
         gt=0,
         title="Length of a batch",
         description=(
-            "Minutes that a batch is to take, by the time that finished chunks took. "
-            "A machine's start should be a small part of it."
+            "Planned minutes of a batch, estimated from finished chunks. The start of a machine "
+            "should be a small part of it."
         ),
     )
     lost_after: float | None = Field(
@@ -93,17 +93,17 @@ class WorkPoolAdapter(WorkerAdapter):
         gt=0,
         title="Lost after",
         description=(
-            "A run of which no chunk is done for so many seconds is taken for lost and ended; its "
-            f"unfinished chunks are given out again. Empty: {_LOST_FACTOR:g} times as long as the "
-            f"longest finished chunk took, at least {_LEAST_LOST_SECONDS:g} s. A machine has "
-            f"at least {_LEAST_LOST_SECONDS:g} s to start, whatever is set here."
+            "Seconds without a finished chunk after which a run counts as lost: it is cancelled, "
+            "and its unfinished chunks are rendered by another run. Empty: "
+            f"{_LOST_FACTOR:g} times as long as the longest finished chunk took, at least "
+            f"{_MIN_LOST_SECONDS:g} s. A machine has {_MIN_LOST_SECONDS:g} s to start in any case."
         ),
     )
     job_variables: dict[str, Any] = Field(
         default={},
         title="Job variables",
         description=(
-            "What runs have other than their deployment: image, cpu, memory. No place for secrets: "
+            "Job variables that differ from the deployment's: image, cpu, memory. Not for secrets: "
             "Prefect shows them with each run."
         ),
     )
@@ -111,21 +111,17 @@ class WorkPoolAdapter(WorkerAdapter):
         default=1.0,
         gt=0,
         title="Poll interval",
-        description="Seconds between two looks at the runs and at what is done.",
+        description="Seconds between two checks of the runs and of finished chunks.",
     )
 
     def check(self) -> None:
-        """Refuse a block whose deployment or adapter is not there.
-
-        Raises:
-            SetupError: Saying what is wrong and what to do.
-        """
+        """Refuse a block whose deployment or adapter does not exist. See `WorkerAdapter`."""
         find_deployment(self.deployment, FLOW, "deployment", f"{FLOW}/cloud")
         slug, _, document = self.worker_adapter.partition("/")
         if slug == self.get_block_type_slug():
             raise SetupError(
-                f"worker_adapter {self.worker_adapter!r} is a work pool adapter itself: name what "
-                "runs commands on the machines of the pool, such as 'local-adapter/default'"
+                f"worker_adapter {self.worker_adapter!r} is a work pool adapter itself: name one "
+                "that runs commands on the machines of the pool, such as 'local-adapter/default'"
             )
         try:
             with get_client(sync_client=True) as client:
@@ -136,8 +132,8 @@ class WorkPoolAdapter(WorkerAdapter):
                 "see `prefect block ls`"
             ) from None
 
-    def declared_environment(self) -> dict[str, Any]:
-        """Return the image and variables of the runs, and what their adapter declares."""
+    def digest_inputs(self) -> dict[str, Any]:
+        """Return the image and variables of the runs, and the digest inputs of their adapter."""
         slug, _, name = self.worker_adapter.partition("/")
         with get_client(sync_client=True) as client:
             deployed = client.read_deployment_by_name(self.deployment).job_variables or {}
@@ -145,19 +141,15 @@ class WorkPoolAdapter(WorkerAdapter):
         variables = deployed | self.job_variables
         return {
             "runs": {key: variables[key] for key in ("image", "env") if variables.get(key)},
-            "adapter": {key: adapter[key] for key in _DECLARED if adapter.get(key)},
+            "adapter": {key: adapter[key] for key in _DIGEST_FIELDS if adapter.get(key)},
         }
 
     def default_concurrency(self) -> int:
-        """Return how many chunks all runs together render at once."""
+        """Return how many chunks all runs render at once."""
         return self.max_runs * self.chunks_at_once
 
     def execute(self, job: WorkerJob) -> WorkerResult:
-        """Refuse a single command.
-
-        Raises:
-            SetupError: Always; a flow run elsewhere would not see the command's folder.
-        """
+        """Refuse a single command: a flow run elsewhere would not see its folder."""
         raise SetupError(
             f"{job.name}: a work pool adapter runs chunks in batches, and no single commands: "
             "name a merge_adapter, such as 'local-adapter/default', or a stitcher"
@@ -166,17 +158,7 @@ class WorkPoolAdapter(WorkerAdapter):
     def start(
         self, parameters: dict[str, Any], name: str, tags: list[str], key: str | None = None
     ) -> FlowRun:
-        """Start a run of the deployment, as a child of the current flow run.
-
-        Args:
-            parameters: The parameters of `render_chunks` that tell of the job and its chunks.
-            name: The run's name.
-            tags: The run's tags.
-            key: Asked with the same one again, the server starts no second run.
-
-        Raises:
-            SetupError: The server refuses the run.
-        """
+        """Start a run of the deployment for chunks; see `start_run`, which gets `key`."""
         given = parameters | {"adapter": self.worker_adapter, "concurrency": self.chunks_at_once}
         return start_run(
             self.deployment, given, name=name, tags=tags, job_variables=self.job_variables,
@@ -184,14 +166,14 @@ class WorkPoolAdapter(WorkerAdapter):
         )  # fmt: skip
 
     def lost_seconds(self, longest_chunk: float | None, *, starting: bool) -> float | None:
-        """Return after how many seconds of silence a run is lost; None: nobody can tell yet.
+        """Return the seconds without a finished chunk after which a run is lost; None: unknown.
 
         Args:
-            longest_chunk: Seconds that the longest finished chunk took, if one is finished.
-            starting: Whether a worker has taken the run, but its machine is not up yet.
+            longest_chunk: Seconds that the longest finished chunk took; None if none is finished.
+            starting: Whether a worker has taken the run, but its machine has not started yet.
         """
         if starting:
-            return max(self.lost_after or 0.0, _LEAST_LOST_SECONDS)
+            return max(self.lost_after or 0.0, _MIN_LOST_SECONDS)
         if self.lost_after is not None or longest_chunk is None:
             return self.lost_after
-        return max(_LOST_FACTOR * longest_chunk, _LEAST_LOST_SECONDS)
+        return max(_LOST_FACTOR * longest_chunk, _MIN_LOST_SECONDS)

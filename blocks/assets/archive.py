@@ -1,7 +1,7 @@
-"""Archives of input files that a stranger may have packed, unpacked within limits.
+"""Archives of input files, perhaps a stranger's, unpacked within limits.
 
-Limits are of what is unpacked, since a small archive can hold any amount: of bytes and files, and
-of what is read at once to know what an archive holds.
+A small archive can hold any amount. So there are limits on the bytes and files that are unpacked,
+and on what is read at once of an archive's lists and headers.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from prefect_renderfarm.blocks.assets.cache import require_room
 from prefect_renderfarm.blocks.assets.workspace import disk_errors, inside
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkStopped
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 
-# As many bytes as a machine keeps of fetched files; a farm's largest scenes have some 10,000 files.
-MOST_UNPACKED_BYTES = 20_000_000_000
-MOST_FILES = 200_000
+# The size of the cache of fetched files; a farm's largest scenes have some 10,000 files.
+MAX_UNPACKED_BYTES = 20_000_000_000
+MAX_FILES = 200_000
 # A zip's list of 200,000 files has names and 46 bytes each; a tar's header of one file far less.
-_MOST_READ_AT_ONCE = 32_000_000
-_MOST_HEADER_BYTES = 1_000_000
+_MAX_READ_AT_ONCE = 32_000_000
+_MAX_HEADER_BYTES = 1_000_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_PART_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
-# What Python's readers raise at bytes that make no sense.
+# What Python's readers raise for damaged archives.
 _DAMAGES = (
     *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, struct.error),
     *(RuntimeError, ValueError, OverflowError),
@@ -43,12 +46,12 @@ class DamagedArchive(FatalWorkerError):
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
-    """Unpack a zip or tar file; nothing in it may lead out of the folder.
+    """Unpack a zip or tar file.
 
     Raises:
         DamagedArchive: It is no archive, or damaged.
-        FatalWorkerError: A name leads out of the folder, or is a symbolic link; or it holds too
-            much.
+        FatalWorkerError: A name leads out of the folder, something in it is neither file nor
+            folder, or it holds too much.
         WorkerLost: It does not fit on the disk.
         WorkStopped: `stop` was set.
     """
@@ -67,52 +70,46 @@ def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
 
 
 class _Room:
-    """What an archive may still put into a folder."""
+    """What an archive may still unpack into a folder."""
 
     def __init__(self, folder: Path, stop: threading.Event) -> None:
         self.folder = folder
         self._stop = stop
-        self._bytes = MOST_UNPACKED_BYTES
-        self._files = MOST_FILES
+        self._bytes = MAX_UNPACKED_BYTES
+        self._files = MAX_FILES
 
     def take(self, name: str, size: int) -> None:
-        """Let a file come.
-
-        Raises:
-            FatalWorkerError: There have been too many.
-            WorkerLost: It does not fit on the disk.
-            WorkStopped: The job was stopped.
-        """
+        """Count a file. Raises: FatalWorkerError if it is too much, WorkerLost, WorkStopped."""
         if self._stop.is_set():
-            raise WorkStopped(f"asset {excerpt(name)}: not unpacked, the job was stopped")
+            raise WorkStopped(f"asset {excerpt(name)}: not unpacked, because the job was stopped")
         self._bytes -= size
         self._files -= 1
         if self._bytes < 0 or self._files < 0:
             raise FatalWorkerError(
-                f"the archive holds more than {MOST_UNPACKED_BYTES:,} bytes or {MOST_FILES:,} "
+                f"the archive holds more than {MAX_UNPACKED_BYTES:,} bytes or {MAX_FILES:,} "
                 "files: use s3://"
             )
         require_room(self.folder, size)
 
 
 class _Reader(io.BufferedReader):
-    """Reads an archive, but not much of it at once: names and lists are read whole into memory."""
+    """Reads an archive, but not much at once: lists and headers are read into memory whole."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, 1 << 16)
         self.header_bytes: int | None = None
 
     def read(self, size: int | None = -1) -> bytes:
-        most = _MOST_READ_AT_ONCE + 1
+        most = _MAX_READ_AT_ONCE + 1
         try:
             data = super().read(most if size is None or size < 0 else min(size, most))
-        except gzip.BadGzipFile as error:  # an OSError, but none of the disk's
+        except gzip.BadGzipFile as error:  # an OSError, but not of the disk
             raise tarfile.ReadError(str(error)) from None
-        if len(data) > _MOST_READ_AT_ONCE:
+        if len(data) > _MAX_READ_AT_ONCE:
             raise tarfile.ReadError("a name or list in it is too long")
         if self.header_bytes is not None:
             self.header_bytes += len(data)
-            if self.header_bytes > _MOST_HEADER_BYTES:
+            if self.header_bytes > _MAX_HEADER_BYTES:
                 raise tarfile.ReadError("a header in it is too long")
         return data
 
@@ -121,37 +118,27 @@ def _unpack_zip(reader: _Reader, room: _Room) -> None:
     with zipfile.ZipFile(reader) as packed:
         for entry in packed.infolist():
             if entry.compress_type not in _METHODS:
-                # Of others, Python unpacks as much at once as is packed in 1 MB.
+                # With other methods Python unpacks any amount at once.
                 raise zipfile.BadZipFile(
                     f"{excerpt(entry.filename)} is packed by method {entry.compress_type}: "
                     "only 'deflated' and 'stored' are unpacked"
                 )
-            _unpack_zipped(packed, entry, room)
-
-
-def _unpack_zipped(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, room: _Room) -> None:
-    room.take(entry.filename, entry.file_size)
-    mode = entry.external_attr >> 16
-    if stat.S_ISLNK(mode):
-        raise _link(entry.filename)
-    target = inside(room.folder, entry.filename)
-    with disk_errors(f"asset {excerpt(entry.filename)}"):
-        if entry.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            return
-        with packed.open(entry) as source:
-            _write(target, source, mode)
-
-
-def _write(target: Path, source: IO[bytes], mode: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as output:
-        shutil.copyfileobj(source, output, 1 << 20)
-    target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+            room.take(entry.filename, entry.file_size)
+            mode = entry.external_attr >> 16
+            if stat.S_ISLNK(mode):
+                raise _link(entry.filename)
+            with _target(room, entry.filename) as target:
+                if entry.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                with packed.open(entry) as source, target.open("xb") as output:
+                    shutil.copyfileobj(source, output, _PART_BYTES)
+                target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
 
 
 def _unpack_tar(reader: _Reader, room: _Room) -> None:
-    reader.header_bytes = 0
+    # Not by `TarFile.extract`: Python before 3.11.4 has no filters for it.
+    reader.header_bytes = 0  # `open` reads the first header
     with tarfile.open(fileobj=reader, mode="r:") as tar:
         while (member := _next(tar, reader)) is not None:
             room.take(member.name, member.size)
@@ -159,23 +146,32 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
                 raise _link(member.name)
             if member.isdir() and not Path(member.name).name:  # the folder itself, "."
                 continue
-            target = inside(room.folder, member.name)
-            # Not by tar.extract, whose filters Python has from 3.11.4 on only.
-            with disk_errors(f"asset {excerpt(member.name)}"):
+            with _target(room, member.name) as target:
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
-                elif member.islnk():
-                    source = inside(room.folder, member.linkname)
-                    if not source.is_file():
+                    continue
+                target.unlink(missing_ok=True)  # the last file of a name counts
+                if member.islnk():
+                    first = inside(room.folder, member.linkname)
+                    if not first.is_file():
                         raise tarfile.ReadError(f"{excerpt(member.name)} links to no file in it")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.hardlink_to(source)
-                elif (content := tar.extractfile(member)) is not None:
-                    with content:
-                        _write(target, content, member.mode)
-                else:
-                    name = excerpt(member.name)
-                    raise FatalWorkerError(f"asset {name} is no file and no folder: leave it out")
+                    target.hardlink_to(first)
+                    continue
+                source = tar.extractfile(member)
+                if source is None:
+                    raise FatalWorkerError(f"asset {excerpt(member.name)} is no regular file")
+                with source, target.open("xb") as output:
+                    shutil.copyfileobj(source, output, _PART_BYTES)
+                target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
+
+
+@contextmanager
+def _target(room: _Room, name: str) -> Iterator[Path]:
+    """Yield the path of an archive's member, in a folder that exists."""
+    target = inside(room.folder, name)
+    with disk_errors(f"asset {excerpt(name)}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield target
 
 
 def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:

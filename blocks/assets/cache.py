@@ -1,4 +1,4 @@
-"""Input files that this machine has fetched, kept for the chunks that come next."""
+"""Input files that this machine has fetched, kept for the next chunks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,20 @@ from pathlib import Path
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.storage.atomic_file import remove_all_leftovers
 
-# With less than this free, a command would most likely fail, and say something else.
-LEAST_FREE_BYTES = 64_000_000
-# What is older, or more than this, makes room. AWS Lambda gives a function 10 GB at most.
-_MOST_BYTES = 20_000_000_000
-_MOST_SECONDS = 7 * 86_400
-# boto3 puts another file in the place of one that it has fetched, which is locked no more then.
-_LEFT_SECONDS = 60.0
+# With less than this free, a command would most likely fail with another message.
+MIN_FREE_BYTES = 64_000_000
+# Files beyond this size or age are removed. AWS Lambda gives a function 10 GB at most.
+_MAX_BYTES = 20_000_000_000
+_MAX_SECONDS = 7 * 86_400
+# boto3 renames a file of its own to the one it fetches, which drops that one's lock.
+_LEFTOVER_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
 def require_room(folder: Path, size: int = 0) -> None:
-    """Make sure that a disk takes so many bytes and still has some left to work with.
-
-    Raises:
-        WorkerLost: It does not; another worker's disk may.
-    """
+    """Raise WorkerLost unless a disk takes so many bytes and has some left to work with."""
     free = shutil.disk_usage(folder).free
-    if free < size + LEAST_FREE_BYTES:
+    if free < size + MIN_FREE_BYTES:
         needed = f", and {size:,} are needed" if size else ""
         raise WorkerLost(
             f"the worker's disk at {str(folder)!r} has only {free:,} bytes free{needed}: free "
@@ -44,15 +40,12 @@ def require_room(folder: Path, size: int = 0) -> None:
 class AssetCache:
     """Fetched files by name, in a folder that this user's workers on this machine share.
 
-    Any number of threads and processes may use it at once, and any of them may be killed: a file is
-    there whole or not at all, and is fetched by one of them. It holds 20 GB at most, beyond what
-    one chunk needs, and nothing that no chunk has used for a week.
-
-    Args:
-        folder: The folder; None: one in the system's folder for temporary files.
+    Threads and processes may use it at once, and any of them may be killed: a file is there whole
+    or not at all, and one of them fetches it. It holds at most 20 GB beyond what one chunk needs,
+    and nothing that no chunk has used for a week.
 
     Raises:
-        FatalWorkerError: The folder belongs to somebody else.
+        FatalWorkerError: The folder can be written by another user.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -68,26 +61,23 @@ class AssetCache:
             )
 
     def has(self, name: str) -> bool:
-        """Return whether a file is there."""
+        """Return whether a file is in the cache."""
         return (self.folder / name).exists()
 
     def fetch(self, name: str, get: Callable[[Path], None], stop: threading.Event) -> Path:
-        """Return a file's path, fetched if it is not there.
+        """Return a file's path; fetch it if it is not in the cache.
 
         Args:
             name: Its name, beginning with two hexadecimal digits.
             get: Writes the file, whole or not at all.
-            stop: Ends the waiting for another worker that fetches it.
-
-        Raises:
-            WorkStopped: `stop` was set.
+            stop: Ends the wait for another worker that fetches it, with WorkStopped.
         """
         path = self.folder / name
         if not path.exists():
             with self._lock(name, stop):
                 if not path.exists():
                     get(path)
-        # The time of access tells what was used last; that of the content stays.
+        # The time of access says what was used last; that of the content stays.
         with suppress(FileNotFoundError):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return path
@@ -97,11 +87,7 @@ class AssetCache:
         (self.folder / name).unlink(missing_ok=True)
 
     def make_room(self, size: int, keep: Collection[str]) -> None:
-        """Remove what was used longest ago until so many bytes fit.
-
-        Args:
-            size: Bytes that are about to be written, here or elsewhere on the same disk.
-            keep: Names of files that stay.
+        """Remove the least recently used files until so many bytes fit on the disk, except `keep`.
 
         Raises:
             WorkerLost: They do not fit.
@@ -111,14 +97,14 @@ class AssetCache:
         total = sum(found.st_size for _, found in entries)
         for path, found in entries:
             free = shutil.disk_usage(self.folder).free
-            tight = total + size > _MOST_BYTES or free < size + LEAST_FREE_BYTES
-            if path.name not in keep and (tight or now - found.st_atime > _MOST_SECONDS):
+            tight = total + size > _MAX_BYTES or free < size + MIN_FREE_BYTES
+            if path.name not in keep and (tight or now - found.st_atime > _MAX_SECONDS):
                 path.unlink(missing_ok=True)
                 total -= found.st_size
         require_room(self.folder, size)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
-        remove_all_leftovers(self.folder, older_than=_LEFT_SECONDS)
+        remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
                 if not path.name.startswith((".", "lock-")):
@@ -137,7 +123,7 @@ class AssetCache:
                 except BlockingIOError:
                     if stop.wait(_POLL_SECONDS):
                         raise WorkStopped("assets: not fetched, the job was stopped") from None
-                except OSError:  # not every file system has locks: then it is fetched twice
+                except OSError:  # a file system without locks: then it may be fetched twice
                     break
             yield
         finally:

@@ -1,12 +1,12 @@
-"""A job's input files: sent to the storage once, laid out in every worker's workspace.
+"""A job's input files: sent to the storage once, fetched into every worker's workspace.
 
     renderfarm/assets/<SHA-256>                  a file's content, shared by all jobs
     renderfarm/<job key>/assets.json             the job's `AssetList`, written after the files
     renderfarm/<job key>/assets-next.json        the same, while the files are being sent
-    renderfarm/<job key>/assets-<digest>.json    the same for good: what an environment stands for
+    renderfarm/<job key>/assets-<digest>.json    the same for good, by inputs digest
 
 A command that runs in the job folder itself (a merge command, and every command of a job without a
-storage) finds its input there: nothing is laid out for it.
+storage) finds its input there: nothing is fetched for it.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class _Sent:
     file: AssetFile
 
 
-def list_name(environment: str) -> str:
-    """Return the name of the list of what chunks of an environment are rendered from."""
-    return f"assets-{environment}.json"
+def list_name(digest: str) -> str:
+    """Return the name of the list of input files that belongs to an inputs digest."""
+    return f"assets-{digest}.json"
 
 
 def is_list(name: str) -> bool:
-    """Return whether an object of a job, by its name, is a list of input files."""
+    """Return whether a job's object of this name is a list of input files."""
     return name == ASSET_LIST or (name.startswith("assets-") and name.endswith(".json"))
 
 
@@ -86,24 +86,24 @@ def send_assets(
 ) -> AssetList:
     """Send a job's input files to its storage: those that it does not have, then their list.
 
-    A folder in the job folder keeps its place, so that a command finds its files where it would
-    in the job folder. Another one is laid out in the workspace itself.
+    A folder inside the job folder keeps its relative path in the workspace. The files of another
+    folder go to the top of the workspace. Links inside it are sent as what they lead to.
 
     Args:
-        store: The job's place in the storage.
-        folder: The input files; links to files and folders in it are sent as what they lead to.
+        store: The job's objects in the storage.
+        folder: The input files.
         job_dir: The job folder.
-        skip: Tells which files, by their absolute path, are no input.
+        skip: Returns whether a file, by its absolute path, is no input.
 
     Raises:
-        JobError: A link leads out of the folder, a name cannot be written down, or a file is no
-            file or cannot be read or changes meanwhile.
+        JobError: A link leads out of the folder, a name is not UTF-8, or something is no regular
+            file, cannot be read, or changes meanwhile.
         StorageError: The storage did not answer.
     """
     found = _look_at(folder, job_dir, skip)
     files = _as_list(found)
     listed = files.model_dump_json().encode()
-    # Whoever cleans up meanwhile sees which of the files that are there already are needed.
+    # For clean-storage, which then keeps the files of this list that were sent before.
     store.write(NEXT_LIST, listed)
     there = _sizes(store.store)
     missing = {
@@ -124,11 +124,7 @@ def list_assets(
 
 
 def assets_version(assets: str, storage: BucketStore) -> str:
-    """Return a text that changes with a job's input files; of an archive on the web, its address.
-
-    Args:
-        assets: As for `lay_out`.
-        storage: The job's storage.
+    """Return a text that changes with a job's input files; of an archive on the web, its URL.
 
     Raises:
         StorageError: They cannot be listed from here.
@@ -146,13 +142,13 @@ def _as_list(found: Mapping[str, _Sent]) -> AssetList:
 
 
 def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[str, _Sent]:
-    ways = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
-    place = next((way.relative_to(job) for way, job in ways if way.is_relative_to(job)), Path())
+    paths = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
+    top = next((path.relative_to(job) for path, job in paths if path.is_relative_to(job)), Path())
     folder = folder.resolve()
     found: dict[str, _Sent] = {}
 
     def look_at(path: Path) -> None:
-        name = (place / path.relative_to(folder)).as_posix()
+        name = (top / path.relative_to(folder)).as_posix()
         try:
             before = path.stat()
             file = AssetFile(
@@ -170,11 +166,7 @@ def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[
 
 
 def read_list(store: ObjectStore, key: str) -> AssetList:
-    """Return a job's list of input files.
-
-    Raises:
-        StorageError: It is not there, or none.
-    """
+    """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
     data = store.read(key)
     if data is None:
         raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")
@@ -190,14 +182,14 @@ def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Eve
     """Put a job's input files into a workspace, before its command runs.
 
     Args:
-        assets: What the order says; see `asset_url.where_assets_are`.
+        assets: See `url.where_assets_are`.
         storage: The job's storage.
         folder: The workspace.
         stop: Ends it when set.
 
     Raises:
         WorkerLost: They do not fit on the disk, or their server did not answer.
-        FatalWorkerError: They lead out of the workspace, or are not to be had.
+        FatalWorkerError: They lead out of the workspace, or cannot be fetched.
         StorageError: A file could not be fetched, or is not what was sent.
         WorkStopped: `stop` was set.
     """
@@ -248,7 +240,7 @@ def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterato
 def _sizes(store: ObjectStore) -> dict[str, int]:
     try:
         return {found.key: found.size for found in store.objects(ASSETS)}
-    except SetupError:  # this kind of storage cannot list: everything travels
+    except SetupError:  # this kind of storage cannot list: everything is sent
         return {}
 
 

@@ -22,36 +22,30 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 
 ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".tar")
 
-_MOST_ARCHIVE_BYTES = 20_000_000_000
-# For an archive of that size, 5.6 MB a second.
+_MAX_ARCHIVE_BYTES = 20_000_000_000
+# For an archive of that size: 5.6 MB a second.
 _ARCHIVE_SECONDS = 3600.0
 # As for archives: a list of more files is not one job's input.
-_MOST_OBJECTS = 200_000
-# A URL without its query is worth more of a line than other values.
+_MAX_OBJECTS = 200_000
+# URLs are shown longer than other values.
 _SHOWN = 200
 
 
 def lay_out_s3(
     url: str, storage: BucketStore, folder: Path, cache: AssetCache, stop: threading.Event
 ) -> None:
-    """Copy a folder of a bucket, such as `s3://bucket/prefix`, into a workspace.
-
-    Raises:
-        FatalWorkerError: There is nothing, or a key leads out of the workspace.
-        WorkerLost: It does not fit on the disk.
-        StorageError: The bucket did not answer.
-    """
+    """Copy a folder of a bucket into a workspace; see `files_in_s3` and `place_files`."""
     place_files(files_in_s3(url, storage), folder, cache, stop)
 
 
 def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
-    """Return the files in a folder of a bucket; their names change with their content.
+    """Return the files in a folder of a bucket, `s3://bucket/prefix`; their names change with them.
 
-    It is read with the credentials of the storage block if that is an `S3Bucket`: on a remote
+    It is read with the credentials of the storage block if that is an `S3Bucket`; on a remote
     worker those are the worker's own.
 
     Raises:
-        FatalWorkerError: There is nothing, or too much, or this bucket is not for jobs.
+        FatalWorkerError: There is nothing, or too much, or jobs may not read this bucket.
         StorageError: The bucket did not answer.
     """
     parts = urlsplit(url)
@@ -68,10 +62,8 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     for found in store.objects(prefix):
         if found.key.endswith("/"):  # what consoles write for an empty folder
             continue
-        if len(files) >= _MOST_OBJECTS:
-            raise FatalWorkerError(
-                f"assetsUrl {excerpt(url)} has more than {_MOST_OBJECTS:,} files"
-            )
+        if len(files) >= _MAX_OBJECTS:
+            raise FatalWorkerError(f"assetsUrl {excerpt(url)} has more than {_MAX_OBJECTS:,} files")
         identity = f"{url} {found.key} {found.size} {found.modified.isoformat()}"
         files.append(
             WantedFile(
@@ -90,17 +82,17 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
 
 
 def lay_out_archive(url: str, folder: Path, cache: AssetCache, stop: threading.Event) -> None:
-    """Fetch an archive, if this machine does not have this version of it, and unpack it.
+    """Fetch an archive, unless this version of it is in the cache, and unpack it.
 
     Raises:
-        FatalWorkerError: It cannot be had, is damaged or too large, or a name in it leads out of
-            the workspace.
+        FatalWorkerError: It cannot be fetched, is damaged or too large, or a name in it leads out
+            of the workspace.
         WorkerLost: The server did not answer, or the disk is full.
         WorkStopped: `stop` was set.
     """
     name = f"assetsUrl {excerpt(public_part(url), _SHOWN)}"
     try:
-        with open_download(url, _MOST_ARCHIVE_BYTES, _ARCHIVE_SECONDS, stop) as download:
+        with open_download(url, _MAX_ARCHIVE_BYTES, _ARCHIVE_SECONDS, stop) as download:
             version = [download.headers.get(key, "") for key in ("etag", "last-modified")]
             identity = hashlib.sha256(f"{url} {download.size} {version}".encode()).hexdigest()
             if not any(version):

@@ -1,4 +1,4 @@
-"""What a job's `assetsUrl` says: where its input files are."""
+"""A job's `assetsUrl`: where its input files are."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SHOWN = 200
 
 
 def where_assets_are(url: str | None, root: str) -> str | None:
-    """Return what an order says of a job's input: its list's key, or where workers fetch it.
+    """Return the `assets` of chunk requests: the key of the job's list of files, or their URL.
 
     Args:
         url: The job's `assetsUrl`: a folder's path or `file://` URL, `s3://bucket/prefix`, or the
-            `https://` URL of an archive. Empty: the job has no input files.
+            `https://` URL of an archive. Empty means no input files.
         root: The job's folder in the storage.
 
     Raises:
@@ -51,18 +51,18 @@ def where_assets_are(url: str | None, root: str) -> str | None:
 
 
 def local_folder(url: str | None, job_dir: Path) -> Path | None:
-    """Return the folder that `assetsUrl` names on this machine; None: it names none here.
+    """Return the folder on this machine that `assetsUrl` names; None if it names none.
 
     Raises:
         JobError: There is no such folder, or jobs may not read it.
-        SetupError: It is not known which they may read; see `url_guard`.
+        SetupError: The variables of `url_rules` are not valid.
     """
     if not url or ("://" in url and not url.lower().startswith("file://")):
         return None
     parts = _parts(url)
     if "://" in url and parts.netloc not in ("", "localhost"):
         raise JobError(f"{_name(url)} is on host {excerpt(parts.hostname)}: give a path, or s3://")
-    # Without "..", but a link keeps its name: commands call it so.
+    # Without "..", but a link keeps its name: commands use that.
     folder = Path(os.path.normpath(unquote(parts.path) if "://" in url else job_dir / url))
     if "\0" in str(folder):
         raise JobError(f"{_name(url)} has a NUL character: remove it")

@@ -1,4 +1,4 @@
-"""Input files on their way into a worker's workspace, wherever they come from."""
+"""Input files in a worker's workspace, wherever they come from."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
 
 Item = TypeVar("Item")
 
-# As Amazon S3 takes for a key.
-_MOST_PATH_BYTES = 1_024
-# Files that travel at once; a large one is also split by the storage's own client.
+# The limit of Amazon S3 for a key.
+_MAX_PATH_BYTES = 1_024
+# Files that are transferred at once; the storage's client also splits large ones.
 _WIDTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedFile:
-    """An input file that a workspace is to have.
+    """An input file for a workspace.
 
     Attributes:
         path: Its path in the workspace.
         size: Bytes.
         name: Its name in this machine's cache.
         get: Fetches it into a file, whole or not at all.
-        source: What it is called where it comes from.
-        sha256: SHA-256 of its content, in hexadecimal; None: not known.
+        source: Its name at its source, for errors.
+        sha256: SHA-256 of its content, in hexadecimal; None if not known.
         executable: Whether it may be run.
     """
 
@@ -59,8 +59,7 @@ def place_files(
 ) -> None:
     """Put files into a workspace, several at once.
 
-    Files of known content are links into the cache and cannot be written to, but replaced; others
-    are copies.
+    Files of known content are read-only links into the cache; others are copies.
 
     Raises:
         WorkerLost: They do not fit on the disk.
@@ -75,7 +74,7 @@ def place_files(
 
     def place(pair: tuple[WantedFile, Path]) -> None:
         if stop.is_set():
-            raise WorkStopped("assets: not laid out, the job was stopped")
+            raise WorkStopped("assets: not fetched, because the job was stopped")
         _place(*pair, cache, stop)
 
     in_parallel(place, zip(files, targets, strict=True))
@@ -100,7 +99,7 @@ def inside(folder: Path, name: str) -> Path:
         raise FatalWorkerError(
             f"asset {excerpt(name)} is outside the workspace: give it another name"
         )
-    if len(name.encode(errors="replace")) > _MOST_PATH_BYTES:
+    if len(name.encode(errors="replace")) > _MAX_PATH_BYTES:
         raise FatalWorkerError(f"asset {excerpt(name)}: its path is too long: rename it")
     target = folder / path
     if not target.parent.resolve().is_relative_to(folder.resolve()):
@@ -110,12 +109,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn errors of this machine's disk into a worker's.
-
-    Raises:
-        FatalWorkerError: Two files have the same path, or it is too long.
-        WorkerLost: The disk is full, or cannot be written to.
-    """
+    """Turn errors of this machine's disk into a WorkerLost, of paths into a FatalWorkerError."""
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
@@ -131,7 +125,7 @@ def disk_errors(what: str) -> Iterator[None]:
 def _place(file: WantedFile, target: Path, cache: AssetCache, stop: threading.Event) -> None:
     with disk_errors(f"asset {file.path!r}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Twice: what lies in the cache may have been altered by a command, or removed just now.
+        # Twice: a command may have altered the cached file, or another process removed it.
         for _ in range(2):
             cached = cache.fetch(file.name, file.get, stop)
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A worker's round: input files, command, check, publish; the same wherever a worker runs."""
+"""What a worker does with one chunk: fetch the input, run the command, verify, publish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.assets.cache import LEAST_FREE_BYTES, require_room
+from prefect_renderfarm.blocks.assets.cache import MIN_FREE_BYTES, require_room
 from prefect_renderfarm.blocks.assets.manifest import lay_out
 from prefect_renderfarm.blocks.assets.workspace import disk_errors
 from prefect_renderfarm.blocks.chunks.request import ChunkRequest
@@ -40,11 +40,8 @@ from prefect_renderfarm.blocks.storage.publish import disk_of
 class ChunkReader:
     """Reads chunk files; safe to use from several threads.
 
-    A file that is coded like the first one, byte for byte of its headers, is read by its sample
-    table alone, which takes a seventh of the time.
-
-    Args:
-        verify: How closely to look.
+    Of a file whose headers equal those of the first one, byte for byte, only the sample table is
+    read, which takes a seventh of the time.
     """
 
     def __init__(self, verify: Verify) -> None:
@@ -52,11 +49,7 @@ class ChunkReader:
         self._first: Media | None = None
 
     def read(self, path: Path, fps: Fraction) -> Media:
-        """Read a file, or an image sequence, and check that its frames lie on a grid of `fps`.
-
-        Raises:
-            MediaFault: See `read_media`.
-        """
+        """Read a file or image sequence with frames on a grid of `fps`. See `read_media`."""
         first = self._first
         if first is not None and self._verify is not Verify.DECODE:
             media = read_by_index(path, fps, first)
@@ -68,73 +61,67 @@ class ChunkReader:
 
 
 def render_here(
-    order: ChunkRequest,
+    request: ChunkRequest,
     storage: ObjectStorageBlock,
     run: Callable[[WorkerJob], WorkerResult],
     stop: threading.Event,
     worker: str | None = None,
 ) -> WorkerResult:
-    """Do a chunk's round on this machine, in a workspace that is removed afterwards.
+    """Render a chunk on this machine, in a workspace that is removed afterwards.
 
-    A chunk whose manifest is there already is not rendered again: an answer was lost, or another
-    attempt was faster.
-
-    Args:
-        order: The chunk.
-        storage: Where its input comes from and its file goes.
-        run: Runs the command.
-        stop: Ends the command when set.
-        worker: What the worker is called in reports; None: as `run` calls it.
-
-    Returns:
-        How the command ended.
+    A chunk whose manifest exists already is not rendered again: an answer was lost, or another
+    attempt was faster. The arguments are those of `WorkerAdapter.render`; `run` runs the command.
 
     Raises:
-        ChunkFileError: The command succeeded, but its file is missing or not what was planned.
-        WorkerError: The command could not be run to its end, or its input not laid out.
+        ChunkFileError: The command succeeded, but its file is missing or not as planned.
+        WorkerError: The command could not be run to its end, or its input not fetched.
         WorkerLost: The same, or the command failed, on a disk that is full.
-        StorageError: The storage did not answer, or an input file is not what was sent.
-        StorageRefused: It does not let this machine in, or is not the one that has the job.
+        StorageError: A storage operation failed, or an input file is not what was sent.
+        StorageRefused: This machine has no access, or the storage is not the one with the job.
     """
     started = time.monotonic()
     bucket = BucketStore(storage)
-    store = JobStore(bucket, order.key)
-    with naming_chunk_and_worker(order, worker):
-        if (done := store.manifest(order.chunk_id, order.identity)) is not None:
+    store = JobStore(bucket, request.key)
+    with naming_chunk_and_worker(request, worker):
+        if (done := store.manifest(request.chunk_id, request.identity)) is not None:
             return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
         store.require_job()
         with _workspace() as folder:
             workspace, log_file = folder / "work", folder / "log.txt"
-            output = workspace / order.output_file
+            output = workspace / request.output_file
             workspace.mkdir()
-            if order.assets is not None:
-                lay_out(order.assets, bucket, workspace, stop)
+            if request.assets is not None:
+                lay_out(request.assets, bucket, workspace, stop)
             with disk_errors("output file"):
                 remove(output)  # an old one among the input is not what the command writes
-                _make_folder(output, order.output_file)
+                folder_of_output = output if request.output_file.endswith("/") else output.parent
+                folder_of_output.mkdir(parents=True, exist_ok=True)
             result = run(
                 WorkerJob(
-                    command=order.command,
+                    command=request.command,
                     cwd=workspace,
-                    name=f"chunk {order.chunk_id}",
-                    chunk_id=order.chunk_id,
-                    output_file=order.output_file,
+                    name=f"chunk {request.chunk_id}",
+                    chunk_id=request.chunk_id,
+                    output_file=request.output_file,
                     log_file=log_file,
-                    timeout=order.timeout,
+                    timeout=request.timeout,
                     stop=stop,
                 )
             )
-            log = log_file.read_bytes() if log_file.exists() else _output_of(result)
+            if log_file.exists():
+                log = log_file.read_bytes()
+            else:
+                log = f"{result.stdout}\n{result.stderr}".strip().encode()
             if result.exit_code != 0:
-                store.keep_log(order.chunk_id, log)
-                if result.exit_code not in (126, 127):  # there is no program to find a disk full
-                    words = f"its command ended with exit code {result.exit_code}"
-                    _blame_full_disk(f"{words}: {result.last_words()}", folder)
+                store.keep_log(request.chunk_id, log)
+                if result.exit_code not in (126, 127):  # no program ran that a full disk could end
+                    failure = f"its command ended with exit code {result.exit_code}"
+                    _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
                 return result
             try:
-                done = measure_order(order, output, worker or result.worker, started)
+                done = measure_output(request, output, worker or result.worker, started)
             except ChunkFileError as error:
-                store.keep_log(order.chunk_id, log)
+                store.keep_log(request.chunk_id, log)
                 _blame_full_disk(str(error), folder)
                 raise
             store.publish(done, log)
@@ -142,17 +129,9 @@ def render_here(
 
 
 @contextmanager
-def naming_chunk_and_worker(order: ChunkRequest, worker: str | None) -> Iterator[None]:
-    """Have errors that come of a machine, its disk or its access to the storage, name it.
-
-    Args:
-        order: The chunk, which all errors name.
-        worker: What the machine is called in reports; None: as it calls itself.
-
-    Raises:
-        WorkerLost: The machine's disk is full.
-    """
-    name = f"chunk {order.chunk_id}"
+def naming_chunk_and_worker(request: ChunkRequest, worker: str | None) -> Iterator[None]:
+    """Name the chunk in all errors, and the worker in those of its disk or its storage access."""
+    name = f"chunk {request.chunk_id}"
     where = f"{name}: worker {worker or socket.gethostname()}"
     try:
         yield
@@ -166,17 +145,17 @@ def naming_chunk_and_worker(order: ChunkRequest, worker: str | None) -> Iterator
         raise WorkerLost(f"{where}: {error}; {_full_disk(Path(tempfile.gettempdir()))}") from None
 
 
-def measure_order(order: ChunkRequest, path: Path, worker: str, started: float) -> ChunkResult:
-    """Read the file that was ordered; see `measure`."""
+def measure_output(request: ChunkRequest, path: Path, worker: str, started: float) -> ChunkResult:
+    """Read the file of a request; see `measure`."""
     return measure(
         path,
-        chunk_id=order.chunk_id,
-        identity=order.identity,
-        start_frame=order.start_frame,
-        frame_count=order.frame_count,
-        output_file=order.output_file,
-        fps=Fraction(order.fps),
-        reader=ChunkReader(order.verify),
+        chunk_id=request.chunk_id,
+        identity=request.identity,
+        start_frame=request.start_frame,
+        frame_count=request.frame_count,
+        output_file=request.output_file,
+        fps=Fraction(request.fps),
+        reader=ChunkReader(request.verify),
         worker=worker,
         started=started,
     )
@@ -195,22 +174,22 @@ def measure(
     worker: str,
     started: float,
 ) -> ChunkResult:
-    """Read a chunk's file, hold it to its plan, and say what it is.
+    """Read a chunk's file, verify it against the plan, and return its manifest.
 
     Args:
         path: The file, or the folder or name of an image sequence.
         chunk_id: Number of the chunk.
-        identity: What the chunk is known by.
+        identity: Cache key of the chunk.
         start_frame: First frame of its range.
-        frame_count: Number of frames that are planned.
+        frame_count: Planned number of frames.
         output_file: Its file, as the job names it.
-        fps: Frames a second that are planned.
+        fps: Planned frames per second.
         reader: Reads it.
-        worker: Who rendered it.
+        worker: Name of the worker that rendered it.
         started: When that began, by `time.monotonic`.
 
     Raises:
-        ChunkFileError: It is missing, damaged, or has other frames than planned.
+        ChunkFileError: It is missing, damaged, or has another number of frames than planned.
     """
     try:
         media = reader.read(path, fps)
@@ -247,24 +226,11 @@ def _workspace() -> Iterator[Path]:
 
 
 def _blame_full_disk(failure: str, folder: Path) -> None:
-    """Raise if a chunk failed because the disk is full, or was until its command tidied up.
-
-    Raises:
-        WorkerLost: So it is.
-    """
-    told = os.strerror(errno.ENOSPC) in failure
-    if told or shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
-        failure = " / ".join(failure.splitlines())
-        raise WorkerLost(f"{failure}; {_full_disk(folder)}")
+    """Raise WorkerLost if the disk is full, or was until the command tidied up."""
+    reported = os.strerror(errno.ENOSPC) in failure
+    if reported or shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+        raise WorkerLost(f"{' / '.join(failure.splitlines())}; {_full_disk(folder)}")
 
 
 def _full_disk(folder: Path) -> str:
     return f"{disk_of(folder / 'any')}: free some space, or set TMPDIR to another disk"
-
-
-def _make_folder(output: Path, name: str) -> None:
-    (output if name.endswith("/") else output.parent).mkdir(parents=True, exist_ok=True)
-
-
-def _output_of(result: WorkerResult) -> bytes:
-    return f"{result.stdout}\n{result.stderr}".strip().encode()

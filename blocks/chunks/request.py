@@ -1,4 +1,4 @@
-"""What a worker is told of a chunk: all that it needs but the storage's credentials."""
+"""A request to render a chunk: all that a worker needs, except the storage's credentials."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Self
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.utilities.dispatch import lookup_type
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.errors import SetupError
 from prefect_renderfarm.blocks.media.model import Verify
 
 
 class StorageAddress(BaseModel):
-    """A storage block without its secrets: a worker opens it with credentials of its own."""
+    """A storage block without its secrets; a worker opens it with credentials of its own."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,16 +22,13 @@ class StorageAddress(BaseModel):
 
     @classmethod
     def of(cls, block: ObjectStorageBlock) -> Self:
-        """Return the address of a block: its names and numbers, no credentials."""
-        plain = {
-            name: value
-            for name, value in ((name, getattr(block, name)) for name in type(block).model_fields)
-            if isinstance(value, str | int | bool) and not isinstance(value, SecretStr)
-        }
+        """Return the address of a block: its plain fields, no credentials."""
+        fields = {name: getattr(block, name) for name in type(block).model_fields}
+        plain = {name: value for name, value in fields.items() if isinstance(value, str | int)}
         return cls(kind=block.get_block_type_slug(), fields=plain)
 
     def open(self) -> ObjectStorageBlock:
-        """Return the storage block, with the credentials that this machine's environment gives.
+        """Return the storage block, with this machine's own credentials.
 
         Raises:
             SetupError: There is no such kind of block here, or it cannot do without credentials.
@@ -47,16 +44,16 @@ class StorageAddress(BaseModel):
         except (KeyError, ValueError) as error:
             raise SetupError(f"storage {self.kind!r} cannot be opened here: {error}") from None
         if not isinstance(block, ObjectStorageBlock):
-            raise SetupError(f"{self.kind!r} is no storage: name a block such as s3-bucket")
+            raise SetupError(f"{self.kind!r} is no storage: use a block such as s3-bucket")
         return block
 
 
 class ChunkRequest(BaseModel):
-    """A chunk to render, for a worker that shares nothing with who orders it but the storage."""
+    """A chunk to render, for a worker that shares only the storage with whoever asks."""
 
     model_config = ConfigDict(frozen=True)
 
-    job: str = Field(description="Name of the job, for people.")
+    job: str = Field(description="Name of the job, for messages.")
     key: str = Field(description="The job's key: the name of its folder in the storage.")
     chunk_id: int
     start_frame: int
@@ -66,9 +63,11 @@ class ChunkRequest(BaseModel):
     fps: str = Field(description="Frames a second, as a fraction.")
     verify: Verify = Verify.PACKETS
     storage: StorageAddress
-    assets: str | None = Field(default=None, description="The list of the job's input files.")
-    identity: str = Field(default="", description="What the chunk is known by; see `ChunkResult`.")
+    assets: str | None = Field(
+        default=None, description="The key of the list of the job's input files, or their URL."
+    )
+    identity: str = Field(default="", description="Cache key of the chunk; see `ChunkResult`.")
     timeout: float | None = Field(
         default=None, description="Seconds after which the command is ended; None: no other limit."
     )
-    place: int = Field(default=0, description="Place of the chunk in the job's list, from 0.")
+    index: int = Field(default=0, description="Position of the chunk in the job spec, from 0.")

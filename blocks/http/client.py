@@ -1,4 +1,4 @@
-"""Requests that can be given up at any moment, over connections that are kept."""
+"""Requests that can be given up at any moment, and what their answers mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -19,29 +19,34 @@ import httpx
 
 from prefect_renderfarm.blocks.errors import WorkStopped
 
+Value = TypeVar("Value")
+
+_POLL_SECONDS = 0.1
+# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
+_IDLE_SECONDS = 4.0
+
 
 class Status(Enum):
     """What to do about an answer."""
 
     ANSWER = auto()  # read it
     BUSY = auto()  # ask again in a while
-    LOST = auto()  # another attempt may do
-    REFUSED = auto()  # another attempt would end the same way
+    LOST = auto()  # another attempt may succeed
+    REFUSED = auto()  # another attempt would end in the same way
 
 
-# Errors of the client's that go away by themselves: 15.5.9, and RFC 8470, section 5.2.
+# Client errors that pass without a change: RFC 9110, 15.5.9, and RFC 8470, section 5.2.
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
-_FIXES: dict[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "check the token or key",  # 15.5.2
-    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",  # 15.5.4
-    HTTPStatus.NOT_FOUND: "check the path of the URL",  # 15.5.5
-    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",  # 15.5.6
-    # 15.5.14
+_FIXES: dict[int, str] = {  # RFC 9110, 15.5
+    HTTPStatus.UNAUTHORIZED: "check the token or key",
+    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",
+    HTTPStatus.NOT_FOUND: "check the path of the URL",
+    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the worker's limit, or shorten the command",
 }
 
 
-def kind_of(response: httpx.Response) -> Status:
+def status_of(response: httpx.Response) -> Status:
     """Return what to do about an answer."""
     code = response.status_code
     if response.is_success:
@@ -51,26 +56,34 @@ def kind_of(response: httpx.Response) -> Status:
     return Status.LOST if code >= 500 or code in _PASSING else Status.REFUSED
 
 
-def words_of(response: httpx.Response) -> str:
-    """Return what an answer's status says, and what to do about it, in one line."""
+def describe(response: httpx.Response) -> str:
+    """Return an answer's status and the fix, in one line."""
     code = response.status_code
-    says = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
-    if response.is_redirect:  # 15.4
-        return f"{says}: give the address that it leads to"
+    text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
+    if response.is_redirect:
+        return f"{text}: give the address that it leads to"
     fix = _FIXES.get(code)
-    if fix is None and kind_of(response) is Status.REFUSED:
+    if fix is None and status_of(response) is Status.REFUSED:
         fix = "check that the URL is that of a worker of the same version"
-    return f"{says}: {fix}" if fix else says
+    return f"{text}: {fix}" if fix else text
 
 
-_POLL_SECONDS = 0.1
-# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
-_IDLE_SECONDS = 4.0
-Value = TypeVar("Value")
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # RFC 9110, 5.6.7: dates are in UTC, also those whose form does not say so.
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 class _WithoutQueries(logging.Filter):
-    """Keeps what may be secret in a URL out of httpx's log, which tells of each request."""
+    """Removes queries, which may be secret, from httpx's log of each request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -85,12 +98,7 @@ logging.getLogger("httpx").addFilter(_WithoutQueries())
 
 
 class HttpConnections:
-    """Connections to a worker's address; safe to use from several threads.
-
-    Args:
-        width: Connections that may be open at once.
-        connect_timeout: Longest time to open one, in seconds.
-    """
+    """Up to `width` connections to a worker, which are kept; safe to use from several threads."""
 
     def __init__(self, width: int, connect_timeout: float) -> None:
         self._client = httpx.AsyncClient(
@@ -104,83 +112,84 @@ class HttpConnections:
         weakref.finalize(self, _close, self._client).atexit = False
 
     def send(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        timeout: float,
-        stop: threading.Event,
-        json: Any = None,
+        self, method: str, url: httpx.URL, *, timeout: float, stop: threading.Event, **request: Any
     ) -> httpx.Response:
         """Send a request and wait for the whole answer, whatever its status.
 
-        A request that is given up has its connection closed, so that the other side notices.
+        When a request is given up, its connection is closed, so that the server notices.
 
         Args:
             method: Such as POST.
             url: The whole address.
-            headers: On top of the usual ones.
-            timeout: Longest time until the answer is there, in seconds.
+            timeout: Longest time until the answer is complete, in seconds.
             stop: Gives the request up when set.
-            json: What to send; None: nothing.
+            request: Headers and body, as httpx takes them.
 
         Raises:
-            TimeoutError: The answer was not there in time.
+            TimeoutError: The answer was not complete in time.
             httpx.HTTPError: There was no connection, or no answer.
             WorkStopped: `stop` was set.
         """
-        return wait_until_stopped(self._send(method, url, dict(headers), timeout, json), stop)
 
-    async def _send(
-        self, method: str, url: str, headers: dict[str, str], timeout: float, json: Any
-    ) -> httpx.Response:
-        async with asyncio.timeout(timeout):
-            return await self._client.request(method, url, headers=headers, json=json)
+        async def send() -> httpx.Response:
+            async with asyncio.timeout(timeout):
+                return await self._client.request(method, url, **request)
+
+        return wait_until_stopped(send(), stop)
 
 
 def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
-    """Let a request run in the event loop of all requests, and wait for what it returns.
+    """Run a request in the event loop of all requests; give it up within 0.1 s of a stop.
 
-    Args:
-        request: The request; what it raises is raised.
-        stop: Gives it up when set, within 0.1 s.
+    Returns:
+        Its result; its error is raised here.
 
     Raises:
         WorkStopped: `stop` was set.
     """
-    answer = asyncio.run_coroutine_threadsafe(request, _loop())
+    future = asyncio.run_coroutine_threadsafe(request, _loop())
+    return _result(future, stop, "a request was given up, because its job was stopped")
+
+
+def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
+    """Make a call that cannot be interrupted; wait no longer for it within 0.1 s of a stop.
+
+    It then runs to its end in its thread, for which a process that ends does not wait.
+
+    Args:
+        call: Returns the result; its error is raised here.
+        stop: Ends the waiting when set.
+        name: What the call is for, in the error.
+
+    Raises:
+        WorkStopped: `stop` was set.
+    """
+    if stop.is_set():
+        raise WorkStopped(f"{name}: not requested, because its job was stopped")
+    future: concurrent.futures.Future[Value] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised where the result is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"request for {name}", daemon=True).start()
+    return _result(
+        future, stop, f"{name}: no longer waited for, because its job was stopped; what the worker "
+        "has begun runs to its end",
+    )  # fmt: skip
+
+
+def _result(future: concurrent.futures.Future[Value], stop: threading.Event, message: str) -> Value:
     try:
         while not stop.is_set():
-            if concurrent.futures.wait([answer], _POLL_SECONDS).done:
-                return answer.result()
+            if concurrent.futures.wait([future], _POLL_SECONDS).done:
+                return future.result()
     finally:
-        answer.cancel()
-    raise WorkStopped("a request was given up, because its job was stopped")
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return after how many seconds a server wants to be asked again; None: it does not say.
-
-    RFC 9110, section 10.2.3: a number of seconds, or a date.
-    """
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    # RFC 9110, section 5.6.7: dates are in UTC, also those whose form does not say so.
-    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-@cache
-def _started_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
-    return loop
+        future.cancel()
+    raise WorkStopped(message)
 
 
 _starting = threading.Lock()
@@ -190,6 +199,13 @@ def _loop() -> asyncio.AbstractEventLoop:
     """Return the event loop, in a thread of its own, of all requests of this process."""
     with _starting:
         return _started_loop()
+
+
+@cache
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
+    return loop
 
 
 def _close(client: httpx.AsyncClient) -> None:

@@ -1,7 +1,7 @@
-"""Files that a job names by an https URL: fetched within limits, and only from where it is allowed.
+"""Files that a job names by an https URL: fetched within limits, and only from allowed hosts.
 
-A host's addresses are looked up once, checked, and connected to as they are, so that what its name
-leads to a moment later makes no difference. Each redirect is checked like the first URL.
+A host's addresses are looked up once, checked, and connected to as they are: a name that leads
+elsewhere a moment later (DNS rebinding) makes no difference. Redirects are checked like the URL.
 """
 
 from __future__ import annotations
@@ -10,33 +10,29 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from prefect_renderfarm.blocks.http.client import Status, kind_of, wait_until_stopped
+from prefect_renderfarm.blocks.http.client import Status, status_of, wait_until_stopped
 from prefect_renderfarm.blocks.http.url_rules import HOSTS_VARIABLE, UrlRefused, UrlRules
 from prefect_renderfarm.blocks.runtime.text import one_line
 
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _CONNECT_SECONDS = 10.0
 # Longest silence of a server.
 _SILENCE_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 _PART_BYTES = 1 << 20
-Value = TypeVar("Value")
 
 
 class DownloadFailed(Exception):
-    """A file could not be had. The message holds nothing of the URL's query.
+    """A file could not be fetched; `again`: another attempt may succeed.
 
-    Args:
-        message: What is wrong.
-        again: Whether another attempt may succeed.
+    The message holds nothing of the URL's query.
     """
 
     def __init__(self, message: str, *, again: bool = False) -> None:
@@ -44,86 +40,80 @@ class DownloadFailed(Exception):
         self.again = again
 
 
-@dataclass(frozen=True)
-class _Limits:
-    most_bytes: int
-    seconds: float
-    deadline: float
-    stop: threading.Event
-
-    def wait_for(self, step: Awaitable[Value]) -> Value:
-        """Wait for a step of a download. Raises: DownloadFailed, WorkStopped."""
-        with _failures(self.seconds):
-            return wait_until_stopped(_in_time(step, self.deadline), self.stop)
-
-
 class Download:
-    """An answer that has begun, and its parts as they come.
+    """An answer whose body is still to be read.
 
     Attributes:
         headers: The answer's headers.
-        size: Bytes, as far as the server says; else 0.
+        size: Number of bytes; 0 if the server does not say.
     """
 
-    def __init__(self, response: httpx.Response, limits: _Limits) -> None:
+    def __init__(
+        self, response: httpx.Response, max_bytes: int, wait: Callable[[Awaitable[Any]], Any]
+    ) -> None:
         self.headers = response.headers
         self.size = int(response.headers.get("content-length", 0))
         self._response = response
-        self._limits = limits
-
-    def require_plain(self) -> None:
-        """Refuse an answer that is no file, is too large, or is packed. Raises: DownloadFailed."""
-        if not self._response.is_success:
+        self._max_bytes = max_bytes
+        self._wait = wait
+        if not response.is_success:
             raise DownloadFailed(
-                f"the server answered {self._response.status_code}",
-                again=kind_of(self._response) is not Status.REFUSED,
+                f"the server answered {response.status_code}",
+                again=status_of(response) is not Status.REFUSED,
             )
-        # A packed answer of any size may hold gigabytes, and none was asked for.
-        packing = self.headers.get("content-encoding", "identity")
-        if packing != "identity":
+        # A small compressed answer may hold gigabytes, and none was asked for.
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
             raise DownloadFailed(
-                f"the server packs it ({one_line(packing, 20)}): store it as it is"
+                f"the server compresses it ({one_line(encoding, 20)}): serve it as it is"
             )
         self._require_size(self.size)
 
     def parts(self) -> Iterator[bytes]:
-        """Give the file's parts.
-
-        Raises:
-            DownloadFailed: It is too large, took too long, or the connection was lost.
-            WorkStopped: The job was stopped.
-        """
+        """Yield the file's parts. Raises: DownloadFailed, WorkStopped."""
         parts = self._response.aiter_raw(_PART_BYTES)
         size = 0
-        while part := self._limits.wait_for(anext(parts, b"")):
+        while part := self._wait(anext(parts, b"")):
             size += len(part)
             self._require_size(size)
             yield part
 
     def _require_size(self, size: int) -> None:
-        if size > self._limits.most_bytes:
-            raise DownloadFailed(f"it has more than {self._limits.most_bytes:,} bytes")
+        if size > self._max_bytes:
+            raise DownloadFailed(f"it has more than {self._max_bytes:,} bytes")
 
 
 @contextmanager
 def open_download(
-    url: str, most_bytes: int, seconds: float, stop: threading.Event | None = None
+    url: str, max_bytes: int, seconds: float, stop: threading.Event | None = None
 ) -> Iterator[Download]:
-    """Begin to fetch a file from where `url_guard` allows it.
+    """Begin to fetch a file, if `url_rules` allows it.
 
     Args:
         url: Its https URL.
-        most_bytes: Bytes after which it is given up.
+        max_bytes: Size above which it is given up.
         seconds: Longest time from here to the last part, in seconds.
         stop: Gives it up when set.
 
     Raises:
-        DownloadFailed: It cannot be had.
-        SetupError: The rules cannot be understood.
+        DownloadFailed: It cannot be fetched.
+        SetupError: The variables of `url_rules` are not valid.
         WorkStopped: `stop` was set.
     """
-    limits = _Limits(most_bytes, seconds, time.monotonic() + seconds, stop or threading.Event())
-    # Without the environment: its proxies are the transport's business.
+    deadline, stopped = time.monotonic() + seconds, stop or threading.Event()
+
+    def wait(step: Awaitable[Any]) -> Any:
+        try:
+            return wait_until_stopped(_in_time(step, deadline), stopped)
+        except UrlRefused as error:
+            raise DownloadFailed(str(error)) from None
+        except TimeoutError:
+            raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            text = one_line(str(error) or type(error).__name__)
+            raise DownloadFailed(text, again=isinstance(error, httpx.HTTPError)) from None
+
+    # Without the environment: the transport reads its proxies.
     client = httpx.AsyncClient(
         transport=_CheckedTransport(UrlRules.of()),
         timeout=httpx.Timeout(min(_SILENCE_SECONDS, seconds), connect=_CONNECT_SECONDS),
@@ -131,9 +121,7 @@ def open_download(
         trust_env=False,
     )
     try:
-        download = Download(limits.wait_for(_send(client, url)), limits)
-        download.require_plain()
-        yield download
+        yield Download(wait(_send(client, url)), max_bytes, wait)
     finally:
         with suppress(Exception):
             closing = _in_time(client.aclose(), time.monotonic() + _CLOSE_SECONDS)
@@ -143,8 +131,8 @@ def open_download(
 class _CheckedTransport(httpx.AsyncBaseTransport):
     """Connects to checked addresses only; each request over a connection of its own.
 
-    The connection is made to an address, while the certificate has to be the name's. It is not
-    kept: another name at the same address needs a certificate of its own.
+    The connection is made to an address, but the certificate has to be the name's. It is not kept:
+    another name at the same address needs a certificate of its own.
     """
 
     def __init__(self, rules: UrlRules) -> None:
@@ -155,16 +143,15 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
         host = self._rules.host_of(request.url)
         proxy = getproxies().get("https")
         if proxy and not proxy_bypass(host):
-            if not self._rules.named(host):
+            if not self._rules.names_host(host):
                 raise UrlRefused(
-                    "behind a proxy, which looks hosts up by itself, only those are fetched from "
-                    f"that {HOSTS_VARIABLE} names"
+                    "behind a proxy, which looks up hosts itself, only hosts are allowed that "
+                    f"{HOSTS_VARIABLE} lists by name"
                 )
             return await self._transport(proxy).handle_async_request(request)
-        port = request.url.port or 443
-        addresses = self._rules.allowed(host, await _look_up(host, port))
-        failure: httpx.HTTPError | None = None
-        for address in addresses:
+        failure: httpx.HTTPError = httpx.ConnectError("its host has no address")
+        found = await _look_up(host, request.url.port or 443)
+        for address in self._rules.allowed(host, found):
             try:
                 return await self._transport().handle_async_request(
                     httpx.Request(
@@ -177,7 +164,6 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
-        assert failure is not None  # noqa: S101 -- there is an address
         raise failure
 
     async def aclose(self) -> None:
@@ -185,11 +171,9 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
     def _transport(self, proxy: str | None = None) -> httpx.AsyncHTTPTransport:
-        transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_keepalive_connections=0), proxy=proxy
-        )
-        self._used.append(transport)
-        return transport
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._used.append(httpx.AsyncHTTPTransport(limits=limits, proxy=proxy))
+        return self._used[-1]
 
 
 async def _look_up(host: str, port: int) -> list[str]:
@@ -202,32 +186,17 @@ async def _look_up(host: str, port: int) -> list[str]:
 
 
 async def _send(client: httpx.AsyncClient, url: str) -> httpx.Response:
-    """Send a request, and those that it is redirected to; what such an answer says is not read."""
-    request: httpx.Request | None = client.build_request("GET", url)
-    for _ in range(_MOST_REDIRECTS + 1):
-        assert request is not None  # noqa: S101
+    """Send a request, and follow redirects without reading their bodies."""
+    request = client.build_request("GET", url)
+    for _ in range(_MAX_REDIRECTS + 1):
         response = await client.send(request, stream=True)
-        request = response.next_request
-        if request is None:
+        if response.next_request is None:
             return response
+        request = response.next_request
         await response.aclose()
-    raise UrlRefused(f"it is redirected more than {_MOST_REDIRECTS} times")
+    raise UrlRefused(f"it is redirected more than {_MAX_REDIRECTS} times")
 
 
-async def _in_time(waiting: Awaitable[Value], deadline: float) -> Value:
+async def _in_time(step: Awaitable[Any], deadline: float) -> Any:
     async with asyncio.timeout(deadline - time.monotonic()):
-        return await waiting
-
-
-@contextmanager
-def _failures(seconds: float) -> Iterator[None]:
-    try:
-        yield
-    except UrlRefused as error:
-        raise DownloadFailed(str(error)) from None
-    except TimeoutError:
-        raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
-    except httpx.InvalidURL as error:
-        raise DownloadFailed(one_line(error)) from None
-    except httpx.HTTPError as error:
-        raise DownloadFailed(one_line(str(error) or type(error).__name__), again=True) from None
+        return await step

@@ -1,18 +1,18 @@
-"""Which URLs are fetched when a job names them: any public host by https, unless told otherwise.
+"""Which URLs are fetched when a job names them: any public host by https, unless configured.
 
-A job may come from anybody, and whoever fetches for it is inside a network: what only machines
-there reach, such as a cloud's metadata service with its credentials, must not be had by a job's
-URL. Two variables of the process that fetches say more:
+A job may come from a stranger, and whoever fetches for it is inside a network: a job's URL must not
+reach what only machines there reach, such as a cloud's metadata service with its credentials. Two
+variables of the process that fetches configure it:
 
-    RENDERFARM_URL_HOSTS    with commas between: names (`assets.example.com`), names below one
+    RENDERFARM_URL_HOSTS    separated by commas: names (`assets.example.com`), names below one
                             (`*.example.com`), addresses and networks (`10.1.0.0/16`), any public
                             host (`*`); and buckets (`s3://farm`, `s3://team-*`). Nothing else is
                             fetched. Empty, or without buckets: any public host, or any bucket
     RENDERFARM_URL_SCHEMES  https, s3, file; default all. Without file, `assetsUrl` names no folder
                             outside of the job folder
 
-A name that is listed may lead to a private address; to a link-local one, or to one of a cloud's own
-services, only a network that is listed leads.
+A listed name may lead to a private address. Link-local addresses and the own services of clouds are
+never fetched, whatever is listed.
 """
 
 from __future__ import annotations
@@ -39,40 +39,43 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # IANA IPv6 Global Unicast Address Assignments: nothing else is public.
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
-# RFC 6052, section 2.1: IPv4 addresses as networks without IPv4 see them.
+# RFC 6052, section 2.1: IPv4 addresses in networks without IPv4.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Services of clouds to their own machines, besides link-local ones such as 169.254.169.254: Amazon
-# EC2 User Guide, "Instance metadata service"; Microsoft Learn, "What is IP address 168.63.129.16?";
-# Alibaba Cloud ECS, "Instance metadata". The last ones are for protocols (RFC 6890, table 7), and
+# Services of clouds for their own machines, besides link-local ones such as 169.254.169.254: of
+# Amazon (EC2 User Guide, "Instance metadata service"), Google, Scaleway, Microsoft ("What is IP
+# address 168.63.129.16?") and Alibaba. The last ones are for protocols (RFC 6890, table 7), and
 # public to Python before 3.11.9.
-_CLOUDS = [
+_CLOUD_SERVICES = [
     ipaddress.ip_network(text)
-    for text in ("fd00:ec2::/32", "168.63.129.16", "100.100.100.200", "192.0.0.0/24")
-]
+    for text in ("fd00:ec2::/32", "fd20:ce::254", "fd00:42::42", "168.63.129.16",
+                 "100.100.100.200", "192.0.0.0/24")
+]  # fmt: skip
+# Names of such services, for a proxy that looks up hosts itself.
+_CLOUD_NAMES = ("metadata.google.internal", "metadata.goog")
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _BUCKET = re.compile(r"[A-Za-z0-9.*_-]+")
 
 
 class UrlRefused(Exception):
-    """A URL is not fetched from here; the message says why, and who can allow it."""
+    """A URL may not be fetched; the message says why, and which variable allows it."""
 
 
 @dataclass(frozen=True)
 class UrlRules:
-    """What the two variables say."""
+    """The values of the two variables."""
 
-    schemes: frozenset[str] = frozenset(SCHEMES)
-    names: tuple[str, ...] = ()
-    networks: tuple[Network, ...] = ()
-    public: bool = True
-    buckets: tuple[str, ...] = ("*",)
+    schemes: frozenset[str]
+    names: tuple[str, ...]
+    networks: tuple[Network, ...]
+    public: bool
+    buckets: tuple[str, ...]
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Read the variables.
 
         Raises:
-            SetupError: One of them cannot be understood.
+            SetupError: One of them is not valid.
         """
         schemes = frozenset(_entries(environment.get(SCHEMES_VARIABLE, ""))) or frozenset(SCHEMES)
         if unknown := schemes - frozenset(SCHEMES):
@@ -81,8 +84,9 @@ class UrlRules:
             )
         names, networks, buckets, public = [], [], [], False
         for entry in _entries(environment.get(HOSTS_VARIABLE, "")):
-            if entry.startswith("s3://") and _BUCKET.fullmatch(entry[5:]):
-                buckets.append(entry[5:])
+            bucket = entry.removeprefix("s3://")
+            if bucket != entry and _BUCKET.fullmatch(bucket):
+                buckets.append(bucket)
             elif entry == "*":
                 public = True
             elif (network := _network(entry)) is not None:
@@ -95,16 +99,14 @@ class UrlRules:
                     "assets.example.com or *.example.com, networks such as 10.1.0.0/16, *, or "
                     "buckets such as s3://farm"
                 )
-        nothing = not (names or networks or public)
-        return cls(
-            schemes, tuple(names), tuple(networks), public or nothing, tuple(buckets) or ("*",)
-        )
+        public = public or not (names or networks)
+        return cls(schemes, tuple(names), tuple(networks), public, tuple(buckets) or ("*",))
 
     def require_scheme(self, scheme: str) -> None:
-        """Refuse a scheme that is not used here. Raises: UrlRefused."""
+        """Refuse a scheme that is not allowed. Raises: UrlRefused."""
         if scheme not in self.schemes:
             raise UrlRefused(
-                f"{scheme} URLs are not used here: {SCHEMES_VARIABLE} allows "
+                f"{scheme} URLs are not allowed here: {SCHEMES_VARIABLE} allows "
                 f"{', '.join(sorted(self.schemes))}"
             )
 
@@ -123,18 +125,20 @@ class UrlRules:
         self.require_scheme("https")
         if url.scheme != "https" or not url.host:
             raise UrlRefused("it leads to an address without https")
-        # RFC 9110, section 4.2.4: they are deprecated, since they are shown wherever a URL is.
+        # RFC 9110, section 4.2.4: deprecated, since they are shown wherever a URL is.
         if url.userinfo:
             raise UrlRefused("it holds a name or password: use a presigned URL")
         if url.port is not None and not 0 < url.port < 65536:
             raise UrlRefused(f"port {url.port} is none")
         host = url.raw_host.decode("ascii").lower().rstrip(".")
-        if not (self.public or self.networks or self.named(host)):
+        if host in _CLOUD_NAMES:
+            raise UrlRefused(f"host {excerpt(host)} is a cloud's metadata service")
+        if not (self.public or self.networks or self.names_host(host)):
             raise UrlRefused(f"host {excerpt(host)} is not among those of {HOSTS_VARIABLE}")
         return host
 
-    def named(self, host: str) -> bool:
-        """Return whether a host is allowed by its name."""
+    def names_host(self, host: str) -> bool:
+        """Return whether a host is listed by its name."""
         return any(
             host.endswith(name[1:]) if name.startswith("*.") else host == name
             for name in self.names
@@ -155,23 +159,24 @@ class UrlRules:
         if not allowed:
             raise UrlRefused(
                 f"host {excerpt(host)} is at {', '.join(found[:3]) or 'no address'}, which is no "
-                f"public address and not among those of {HOSTS_VARIABLE}"
+                f"public address and not among those that {HOSTS_VARIABLE} allows"
             )
         return allowed
 
     def _allows(self, host: str, address: Address) -> bool:
-        real = _real(address)
-        if any(each in network for network in self.networks for each in (address, real)):
-            return True
-        return (self.public and is_public(address)) or (self.named(host) and not _never(real))
+        real = _embedded_v4(address)
+        if _is_internal_service(address) or _is_internal_service(real):
+            return False
+        listed = any(each in network for network in self.networks for each in (address, real))
+        return listed or self.names_host(host) or (self.public and is_public(address))
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is of the public internet, and of no cloud's inside."""
-    real = _real(address)
+    """Return whether an address is of the public internet, and of no cloud's own service."""
+    real = _embedded_v4(address)
     if real.version == 6 and real not in _PUBLIC_V6:
         return False
-    return real.is_global and not _never(real)
+    return real.is_global and not _is_internal_service(real)
 
 
 def public_part(url: str) -> str:
@@ -182,14 +187,13 @@ def public_part(url: str) -> str:
     return re.sub(r"://[^/\\]*@", "://", plain)
 
 
-def _never(address: Address) -> bool:
-    """Return whether an address is one that no name may lead to."""
+def _is_internal_service(address: Address) -> bool:
     inside = address.is_link_local or address.is_multicast or address.is_unspecified
-    return inside or any(address in network for network in _CLOUDS)
+    return inside or any(address in network for network in _CLOUD_SERVICES)
 
 
-def _real(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 address stands for, if it stands for one."""
+def _embedded_v4(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address stands for; else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)

@@ -11,14 +11,18 @@ from pathlib import Path
 import imageio_ffmpeg
 
 from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.processes.command_line import find_program
+
+_links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+_links_lock = threading.Lock()
 
 
 def find_ffmpeg(named: Path | None = None) -> Path:
     """Return the absolute path of an ffmpeg program.
 
     Args:
-        named: A program chosen by the user. None: the one that the imageio-ffmpeg package carries,
-            whose release this package is tested with, whatever is on PATH.
+        named: A program chosen by the user. None means the one that the imageio-ffmpeg package
+            carries, whose release this package is tested with, whatever is on PATH.
 
     Raises:
         SetupError: The program does not exist or is not executable.
@@ -45,24 +49,20 @@ def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
 
     Args:
         search_path: The PATH value to start from.
-        named: A program chosen by the user. None: the first on PATH, else the carried one.
+        named: A program chosen by the user. None means the first on PATH, else the carried one.
     """
-    if named is None and shutil.which("ffmpeg", path=search_path):
+    if named is None and find_program("ffmpeg", search_path):
         return search_path
     program = find_ffmpeg(named)
-    folder = program.parent if program.name == "ffmpeg" else Path(_folder_with_link(program).name)
+    folder = program.parent if program.name == "ffmpeg" else _folder_with_link(program)
     return os.pathsep.join(filter(None, [str(folder), search_path]))
 
 
-_links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
-_links_lock = threading.Lock()
-
-
-def _folder_with_link(program: Path) -> tempfile.TemporaryDirectory[str]:
+def _folder_with_link(program: Path) -> Path:
     """Make a folder, for as long as this process lasts, with a link `ffmpeg` to `program`."""
     with _links_lock:
         if program not in _links:
             folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
             (Path(folder.name) / "ffmpeg").symlink_to(program)
             _links[program] = folder
-        return _links[program]
+        return Path(_links[program].name)

@@ -1,28 +1,30 @@
-"""Secrets in texts that others wrote, such as a program's output or a server's answer."""
+"""Secrets in texts from elsewhere, such as a program's output or a server's answer."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-SHOWN = "***"
-# Shorter values, such as 1 or on, are in any text, and are no secrets.
-LEAST_CHARACTERS = 4
-# A URL's query also says things like region=europe, which are no secrets.
-_LEAST_QUERY_CHARACTERS = 8
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+
+MASKED = "***"
+# Shorter values, such as 1 or on, are part of any text: masking them would hide the text.
+MIN_CHARACTERS = 4
+# A URL's query also holds values such as region=europe, which are no secrets.
+_MIN_QUERY_CHARACTERS = 8
 
 
 class Mask:
-    """Shows secrets as `***`.
+    """Replaces secrets in texts with `***`.
 
-    A secret of several lines, such as a private key, is looked for line by line. It is also found
-    as JSON, Python and URLs write it; not if it was encoded otherwise, such as in Base64.
+    Each line of a secret, such as those of a private key, is a secret of its own. A secret is also
+    found as JSON, Python and URLs write it; not in other encodings, such as Base64.
 
     Args:
-        secrets: The secrets; those of less than four characters are left alone.
+        secrets: The secrets; lines of less than `MIN_CHARACTERS` are not masked.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -30,7 +32,7 @@ class Mask:
         words = {
             word
             for line in lines
-            if len(line) >= LEAST_CHARACTERS
+            if len(line) >= MIN_CHARACTERS
             for word in (line, json.dumps(line)[1:-1], repr(line)[1:-1], quote(line, safe=""))
         }
         self.longest = max(map(len, words), default=0)
@@ -40,25 +42,36 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """Return a text without the secrets."""
-        return self._pattern.sub(SHOWN, text) if self._pattern else text
+        return self._pattern.sub(MASKED, text) if self._pattern else text
 
-    def inside(self, value: Any) -> Any:
-        """Return a value as JSON has it, without the secrets in its texts."""
+    def parsed(self, value: Any) -> Any:
+        """Return parsed JSON without the secrets in its texts and names."""
         if isinstance(value, str):
             return self(value)
         if isinstance(value, list):
-            return [self.inside(item) for item in value]
+            return [self.parsed(item) for item in value]
         if isinstance(value, dict):
-            return {self(key): self.inside(item) for key, item in value.items()}
+            return {self(key): self.parsed(item) for key, item in value.items()}
         return value
 
 
 NO_SECRETS = Mask([])
 
 
+def warn_of_short(secrets: Mapping[str, str]) -> None:
+    """Log which secrets, by their names, are too short to be masked."""
+    short = [name for name, secret in secrets.items() if secret and not Mask([secret]).longest]
+    if short:
+        run_log().warning(
+            "%s: less than %d characters are not masked in logs, errors and output",
+            ", ".join(short),
+            MIN_CHARACTERS,
+        )
+
+
 def query_secrets(url: str) -> list[str]:
-    """Return what may be secret in a URL's query, as it is there and as it is meant."""
+    """Return the values of a URL's query that may be secret, as written and as decoded."""
     query = url.partition("#")[0].partition("?")[2]
-    raw = [part.partition("=")[2] for part in query.split("&")]
-    meant = [value for _, value in parse_qsl(query)]
-    return [value for value in raw + meant if len(value) >= _LEAST_QUERY_CHARACTERS]
+    written = [part.partition("=")[2] for part in query.split("&")]
+    decoded = [value for _, value in parse_qsl(query)]
+    return [value for value in written + decoded if len(value) >= _MIN_QUERY_CHARACTERS]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -20,33 +21,37 @@ from prefect_renderfarm.blocks.runtime.text import printable
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 400
-_READ_SECONDS = 10.0
+# After a program's end, its output is read until nothing comes for so long; at most so long.
+_SILENT_SECONDS = 10.0
+_READ_SECONDS = 120.0
 _LINE_CHARACTERS = 8192
 
 
 class OutputTail:
-    """The last lines of one output stream, each also handed to `on_line` as it comes."""
+    """The last lines of an output stream; each line is also passed to `on_line` as it comes."""
 
     def __init__(
         self, stream: IO[str], on_line: Callable[[str], None], mask: Mask = NO_SECRETS
     ) -> None:
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
         self._mask = mask
+        self._count = 0
         self._thread = threading.Thread(target=self._read, args=(stream, on_line), daemon=True)
         self._thread.start()
 
     def _read(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
         with stream:
-            for text in map(printable, self._texts(stream)):
+            for text in map(printable, self._masked(stream)):
                 self._lines.append(text)
+                self._count += 1
                 if text.strip():
                     # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
                     # program whose output is no longer read would wait for ever.
                     with suppress(Exception, SystemExit):
                         on_line(text)
 
-    def _texts(self, stream: IO[str]) -> Iterator[str]:
-        """Give the lines, without secrets; long lines in parts."""
+    def _masked(self, stream: IO[str]) -> Iterator[str]:
+        """Yield the lines without secrets; long lines in parts."""
         held = ""
         while line := stream.readline(_LINE_CHARACTERS):
             text, held = self._mask(held + line.rstrip("\n")), ""
@@ -61,62 +66,12 @@ class OutputTail:
 
     def text(self) -> str:
         """Return the lines kept so far; call after the program has ended."""
-        # By now the pipe ends, unless a process has left the program's group and still holds it.
-        self._thread.join(timeout=_READ_SECONDS)
+        # The pipe ends, unless a process has left the program's group and still holds it.
+        deadline, count = time.monotonic() + _READ_SECONDS, -1
+        while self._thread.is_alive() and self._count > count and time.monotonic() < deadline:
+            count = self._count
+            self._thread.join(_SILENT_SECONDS)
         return "\n".join(self._lines.copy())
-
-
-class _Starter:
-    """Starts a program in a thread, and ends it.
-
-    What a signal raises, such as Prefect's SIGTERM, comes to the main thread alone. It would there
-    lose a program that has begun, but of which `Popen` has not told yet.
-    """
-
-    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._start, args=(arguments, cwd, environment))
-
-    def _start(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-        try:
-            reaper.begin()
-            self._process = subprocess.Popen(
-                arguments,
-                cwd=cwd,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-            reaper.watch(self._process.pid)
-        except Exception as error:  # raised where the program is asked for
-            self._error = error
-
-    def started(self) -> subprocess.Popen[str]:
-        """Start the program and return its process.
-
-        Raises:
-            OSError: It could not be started.
-        """
-        self._thread.start()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._process is not None  # noqa: S101
-        return self._process
-
-    def end(self, grace: float) -> None:
-        """End what is left of the program's process group; see `end_group`."""
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self._process is not None:
-            end_group(self._process, grace)
-            reaper.forget(self._process.pid)
 
 
 def run_program(
@@ -134,7 +89,7 @@ def run_program(
     """Run a program to its end, with no shell and nothing on standard input.
 
     Whatever ends the call, no process of the program's group is alive afterwards; if this process
-    is killed, a guard ends the group.
+    is killed, the reaper ends the group.
 
     Args:
         arguments: The program and its arguments.
@@ -143,9 +98,9 @@ def run_program(
         environment: The program's whole environment.
         on_line: Called with each line of standard output and standard error, from other threads.
         stop: Ends the program when set.
-        timeout: Seconds after which the program is ended; None: never.
+        timeout: Seconds after which the program is ended; None means unlimited.
         grace: Seconds between SIGTERM and SIGKILL.
-        mask: Takes secrets out of the output.
+        mask: Removes secrets from the output.
 
     Returns:
         The exit code (128 + N if signal N ended the program), and the last lines of standard
@@ -158,17 +113,49 @@ def run_program(
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not started, because its job was stopped")
-    starter = _Starter(arguments, cwd, environment)
+    # An exception that a signal handler raises, such as Prefect's for SIGTERM, comes in the main
+    # thread only. There it could hit `Popen` after the start and lose the process.
+    starting: Future[subprocess.Popen[str]] = Future()
+    starter = threading.Thread(target=_start, args=(starting, arguments, cwd, environment))
     try:
-        process = starter.started()
+        starter.start()
+        process = starting.result()
         assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
         stdout = OutputTail(process.stdout, on_line, mask)
         stderr = OutputTail(process.stderr, on_line, mask)
         _wait(process, name, stop, timeout)
     finally:
-        starter.end(grace)
+        if starter.ident is not None and starting.exception() is None:
+            end_group(starting.result(), grace)
+            reaper.forget(starting.result().pid)
     code = process.returncode
     return (code if code >= 0 else 128 - code), stdout.text(), stderr.text()
+
+
+def _start(
+    starting: Future[subprocess.Popen[str]],
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+) -> None:
+    try:
+        reaper.begin()
+        process = subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        reaper.watch(process.pid)
+        starting.set_result(process)
+    except Exception as error:
+        starting.set_exception(error)
 
 
 def _wait(
@@ -176,31 +163,27 @@ def _wait(
 ) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            if stop.is_set():
-                raise WorkStopped(f"{name}: ended, because its job was stopped") from None
-            if deadline is not None and time.monotonic() > deadline:
-                raise CommandTimeout(
-                    f"{name}: ended after {timeout:g} s, the longest it may run"
-                ) from None
-        else:
             return
+        if stop.is_set():
+            raise WorkStopped(f"{name}: ended, because its job was stopped")
+        if deadline is not None and time.monotonic() > deadline:
+            raise CommandTimeout(f"{name}: ended after {timeout:g} s, the longest it may run")
 
 
 def end_group(process: subprocess.Popen[str], grace: float) -> None:
     """End what is left of a program's process group: SIGTERM, then after `grace` s SIGKILL."""
     deadline = time.monotonic() + grace
     if _signal_group(process.pid, signal.SIGTERM):
-        while time.monotonic() < deadline and _group_alive(process):
+        while time.monotonic() < deadline and _group_exists(process):
             time.sleep(_POLL_SECONDS)
         _signal_group(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _group_alive(process: subprocess.Popen[str]) -> bool:
-    process.poll()  # reap it: a zombie would keep its group in being
+def _group_exists(process: subprocess.Popen[str]) -> bool:
+    process.poll()  # reap it: a group exists as long as a zombie is in it
     return _signal_group(process.pid, 0)
 
 

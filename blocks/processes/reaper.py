@@ -1,11 +1,11 @@
 """A small process that ends this process's children if this process is killed.
 
-SIGKILL cannot be caught, so a killed flow run would leave its renderers running. The guard is a
-separate program, started with the first child. It reads the ids of process groups from a pipe that
-only this process holds; when the pipe closes, this process is gone, and the guard ends the groups
-that are still on its list: SIGTERM, and SIGKILL a little later.
+SIGKILL cannot be caught, so a killed flow run would leave its renderers running. The reaper is a
+separate program, started before the first child. It reads the ids of process groups from a pipe
+that only this process holds; when the pipe closes, this process is gone, and the reaper ends the
+groups that are still on its list: SIGTERM, and SIGKILL a little later.
 
-Run as a program, this file is the guard. It then imports nothing outside the standard library.
+Run as a program, this file is the reaper. It then imports nothing outside the standard library.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from typing import IO
 
 _GRACE_SECONDS = 5.0
 _lock = threading.Lock()
-_guard: subprocess.Popen[str] | None = None
+_reaper: subprocess.Popen[str] | None = None
 
 
 def begin() -> None:
-    """Start the guard, unless it runs; before the first child, which would else run unguarded."""
+    """Start the reaper, unless it runs; call before a child is started."""
     with _lock:
-        _running_guard()
+        _running()
 
 
 def watch(group: int) -> None:
-    """Have a process group ended if this process dies."""
-    _tell(f"+{group}\n")
+    """Let the reaper end a process group if this process dies."""
+    _send(f"+{group}\n")
 
 
 def forget(group: int) -> None:
-    """Take a process group that has ended off the list."""
-    _tell(f"-{group}\n")
+    """Take a process group that has ended off the reaper's list."""
+    _send(f"-{group}\n")
 
 
-def _tell(line: str) -> None:
+def _send(line: str) -> None:
     with _lock:
-        pipe = _running_guard().stdin
+        pipe = _running().stdin
         assert pipe is not None  # noqa: S101
         pipe.write(line)
         pipe.flush()
 
 
-def _running_guard() -> subprocess.Popen[str]:
-    global _guard
-    if _guard is None or _guard.poll() is not None:
-        _guard = subprocess.Popen(
+def _running() -> subprocess.Popen[str]:
+    global _reaper
+    if _reaper is None or _reaper.poll() is not None:
+        _reaper = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -60,10 +60,11 @@ def _running_guard() -> subprocess.Popen[str]:
             env={},
             start_new_session=True,
         )
-    return _guard
+    return _reaper
 
 
 def _signal_all(groups: set[int], number: int) -> set[int]:
+    """Send a signal to process groups; return those that exist."""
     reached = set()
     for group in groups:
         try:
@@ -74,8 +75,8 @@ def _signal_all(groups: set[int], number: int) -> set[int]:
     return reached
 
 
-def guard(lines: IO[str]) -> None:
-    """Keep the list that comes over `lines`; when they end, end the groups on it."""
+def reap(lines: IO[str]) -> None:
+    """Keep the list that comes as lines; when they end, end the groups on it."""
     groups: set[int] = set()
     for line in lines:
         number = int(line)
@@ -92,4 +93,4 @@ def guard(lines: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    guard(sys.stdin)
+    reap(sys.stdin)

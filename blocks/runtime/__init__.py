@@ -1,1 +1,1 @@
-"""Text, log, calls to Prefect, cancellation."""
+"""Text, log, calls to Prefect's server."""

@@ -1,4 +1,4 @@
-"""Flow runs of a deployment, as Prefect's server knows them: find, start, look, end."""
+"""Calls to Prefect's server: a deployment, and its flow runs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_renderfarm.blocks.errors import SetupError
 
+# The server returns at most this many items.
+_PAGE = 200
+
 
 def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call one of them synchronously, whatever runs around it; their types do not tell of that."""
-    return call(*arguments, _sync=True, **options)
-
-
-# The server answers a filter with no more than this.
-_MOST_READ = 200
+    """Call the sync form of a Prefect function that would return a coroutine in an event loop."""
+    return call(*arguments, _sync=True, **options)  # no type has this argument
 
 
 def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
-    """Make sure that a deployment exists.
+    """Check that a deployment exists and is one of a flow.
 
     Args:
         name: Its name, `flow/deployment`.
-        flow: The flow that it must be of.
-        parameter: What the name was given as, in errors.
-        example: A name that would do, in errors.
+        flow: The flow.
+        parameter: The parameter or field that holds the name, for errors.
+        example: A valid name, for errors.
 
     Raises:
-        SetupError: It does not exist, or it is of another flow.
+        SetupError: It does not exist, or it is one of another flow.
     """
     if not name.startswith(f"{flow}/"):
         raise SetupError(
@@ -62,15 +61,15 @@ def start_run(
     job_variables: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> FlowRun:
-    """Have the server start a run, as a child of the current flow run; do not wait for it.
+    """Create a run of a deployment, as a child of the current flow run; do not wait for it.
 
     Args:
         deployment: The deployment's name, `flow/deployment`.
         parameters: The flow's parameters, ready for JSON.
         name: The run's name.
         tags: The run's tags.
-        job_variables: What this run's infrastructure has other than the work pool's own.
-        idempotency_key: Asked with the same one again, the server starts no second run.
+        job_variables: Job variables that differ from the work pool's own.
+        idempotency_key: The server creates no second run for the same key.
 
     Raises:
         SetupError: The server refuses the run, such as for a job variable of the wrong type.
@@ -85,7 +84,7 @@ def start_run(
             timeout=0,
             tags=list(tags),
             job_variables=dict(job_variables or {}),
-            # The client asks again when an answer is lost, and the run may be there already.
+            # The client repeats a request whose answer was lost, and the run may exist already.
             idempotency_key=idempotency_key or uuid4().hex,
         )
     except PrefectHTTPStatusError as error:
@@ -109,19 +108,19 @@ def is_away(error: BaseException) -> bool:
 
 
 def read_runs(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
-    """Return flow runs as the server knows them now."""
+    """Return the current state of flow runs."""
     wanted = list(ids)
     found: dict[UUID, FlowRun] = {}
     with get_client(sync_client=True) as client:
-        for first in range(0, len(wanted), _MOST_READ):
-            some = FlowRunFilterId(any_=wanted[first : first + _MOST_READ])
-            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=some), limit=_MOST_READ)
+        for first in range(0, len(wanted), _PAGE):
+            page = FlowRunFilterId(any_=wanted[first : first + _PAGE])
+            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=page), limit=_PAGE)
             found.update((run.id, run) for run in runs)
     return found
 
 
 def end_run(run_id: UUID, reason: str) -> None:
-    """End a run: one that has not begun at once, others by their worker, within seconds."""
+    """Cancel a run: one that has not begun at once, others by their worker, within seconds."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         if run.state is None or run.state.is_final():
@@ -132,6 +131,6 @@ def end_run(run_id: UUID, reason: str) -> None:
 
 
 def declare_crashed(run_id: UUID, reason: str) -> None:
-    """Give a run its end for which no worker is left that could."""
+    """Set a run to Crashed whose worker can no longer do so."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run_id, Crashed(message=reason), force=True)

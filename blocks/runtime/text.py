@@ -1,41 +1,41 @@
-"""What messages and logs show of values that somebody else wrote: one line, and not much of it."""
+"""Values and texts from elsewhere, as messages and logs show them: one short line."""
 
 from __future__ import annotations
 
-_MOST_CHARACTERS = 80
-# More digits tell nobody anything; Python itself refuses to write out more than 4,300.
-_MOST_DIGITS = 25
+_MAX_CHARACTERS = 80
+# More digits mean nothing to a reader; Python itself refuses to write more than 4,300.
+_MAX_DIGITS = 25
 _KINDS: dict[type, str] = {list: "a list", tuple: "a list", dict: "an object"}
 
 
-def excerpt(value: object, most: int = _MOST_CHARACTERS) -> str:
-    """Return how a message shows a value: printable, on one line, and short.
+def excerpt(value: object, limit: int = _MAX_CHARACTERS) -> str:
+    """Return a value for a message: printable, on one line, and short.
 
     Text is shown as Python writes it, so that neither a new line nor a control character in it can
-    look like another message. Of lists and objects only the kind is told: they may be nested to any
-    depth.
+    look like another message. Of lists and objects only the kind is shown: they may be nested to
+    any depth.
 
     Args:
         value: The value.
-        most: Number of characters of a text, or of its escapes, that are shown.
+        limit: Number of characters of a text, or of its escapes, that are shown.
     """
     if isinstance(value, str):
-        shown = repr(value[:most])
-        if len(value) <= most and len(shown) <= most + 2:
+        shown = repr(value[:limit])
+        if len(value) <= limit and len(shown) <= limit + 2:
             return shown
-        return f"{shown[:most]}…' ({len(value):,} characters)"
+        return f"{shown[:limit]}…' ({len(value):,} characters)"
     if isinstance(value, int) and not isinstance(value, bool):
         digits = value.bit_length() * 3 // 10  # log10(2) is 0.301
-        return str(value) if digits < _MOST_DIGITS else f"a number of some {digits:,} digits"
+        return str(value) if digits < _MAX_DIGITS else f"a number of some {digits:,} digits"
     if value is None or isinstance(value, bool | float):
         return repr(value)
-    return _KINDS.get(type(value), f"a {type(value).__name__[:most]}")
+    return _KINDS.get(type(value), f"a {type(value).__name__[:limit]}")
 
 
 def printable(text: str) -> str:
-    """Return a text with Python's escapes for what would not be shown as it is, but for tabs.
+    """Return a text with Python's escapes in place of what is not printable; tabs stay.
 
-    An ESC might write elsewhere on a terminal, and PostgreSQL takes no log that holds a NUL.
+    An ESC could move a terminal's cursor, and PostgreSQL stores no log that holds a NUL.
     """
     if text.isprintable():
         return text
@@ -43,12 +43,12 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def one_line(text: object, most: int = 300) -> str:
-    """Return a text that others wrote, such as a server's error, as part of a message.
+def one_line(text: object, limit: int = 300) -> str:
+    """Return a text from elsewhere, such as a server's error, as part of a message.
 
     Args:
         text: The text.
-        most: Number of characters that are kept.
+        limit: Number of characters that are kept.
     """
-    shown = printable(" ".join(str(text)[: 4 * most].split()))
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    shown = printable(" ".join(str(text)[: 4 * limit].split()))
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"

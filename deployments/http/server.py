@@ -1,22 +1,22 @@
 """A worker of the HTTP adapter: runs commands and chunks on this machine, one at a time.
 
-    POST /          a payload (see `worker_protocol`): its answer
-    GET /health     whether the caller may send payloads, and how busy the worker is
-    GET /live       whether the worker runs; for the platform's probes, asks for no token
+    POST /          a payload (see `blocks/adapters/protocol.py`): its answer
+    GET /health     whether the caller may send payloads, and how many commands run
+    GET /live       whether the worker runs; for the platform's probes, needs no token
 
-Environment, besides what the storage needs:
+Environment variables, besides those of the storage:
 
     RENDERFARM_TOKEN         the bearer token that callers must send
-    RENDERFARM_TOKEN_HEADER  the header that holds the token instead, as it is
-    RENDERFARM_ALLOW_ANYONE  1: no token; the platform lets in whom it should
-    RENDERFARM_CONCURRENCY   commands at once; default 1. Others get 429
+    RENDERFARM_TOKEN_HEADER  the header that holds the bare token instead
+    RENDERFARM_ALLOW_ANYONE  1: no token; the platform checks callers
+    RENDERFARM_CONCURRENCY   commands at once; default 1. Further requests get 429
     RENDERFARM_BODY_LIMIT    largest payload in bytes; default 1000000
     RENDERFARM_TIMEOUT       longest time a command may run, in seconds; default none
     RENDERFARM_GRACE         seconds between SIGTERM and SIGKILL of a command; default 5
-    RENDERFARM_PROGRAMS      what commands may begin with, with commas between: names, such as
+    RENDERFARM_PROGRAMS      what commands may begin with, separated by commas: names, such as
                              ffmpeg, or absolute paths; default any program
     RENDERFARM_URL_HOSTS, RENDERFARM_URL_SCHEMES
-                             which URLs of jobs are fetched; see `blocks/url_guard.py`
+                             which URLs of jobs are fetched; see `blocks/http/url_rules.py`
     PORT, HOST               where to listen; default 8080 on all addresses
 """
 
@@ -31,78 +31,63 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
 import uvicorn
 from prefect.plugins import load_prefect_collections
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from prefect_renderfarm.blocks import LocalAdapter
+from prefect_renderfarm.blocks import LocalAdapter, SetupError
 from prefect_renderfarm.blocks.adapters.protocol import WorkerAnswer, WorkerFailure, answer_payload
 from prefect_renderfarm.blocks.http.url_rules import UrlRules
-from prefect_renderfarm.blocks.processes.allowed_programs import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.processes.command_line import listed_programs
 
 LOG = logging.getLogger("renderfarm.http")
 _POLL_SECONDS = 0.2
-# After this, a caller who got 429 asks again.
+# After these seconds, a caller who got 429 asks again.
 _RETRY_SECONDS = "1"
 # Platforms kill 10 s after SIGTERM: Cloud Run's container contract, Kubernetes after 30.
 _MARGIN_SECONDS = 4.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the environment says; see above."""
+class Settings(BaseSettings):
+    """The environment variables; see above."""
 
-    token: str | None = None
+    model_config = SettingsConfigDict(
+        env_prefix="RENDERFARM_", env_ignore_empty=True, str_strip_whitespace=True,
+        validate_default=False, hide_input_in_errors=True,
+    )  # fmt: skip
+
+    token: str = ""
     token_header: str | None = None
-    concurrency: int = 1
+    allow_anyone: bool = False
+    concurrency: int = Field(default=1, ge=1)
     body_limit: int = 1_000_000
     timeout: float | None = None
     grace: float = 5.0
-    programs: tuple[str, ...] = ()
-    host: str = "0.0.0.0"  # noqa: S104 -- a container's only address
-    port: int = 8080
+    programs: Annotated[list[str], NoDecode, BeforeValidator(listed_programs)] = []
+    host: str = Field(default="0.0.0.0", alias="HOST")  # noqa: S104 -- a container's only address
+    port: int = Field(default=8080, alias="PORT")
 
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Self:
-        """Read the settings.
-
-        Raises:
-            SystemExit: There is neither a token nor leave to work without one.
-            ValueError: A number is none, or an allowed program neither a name nor a path.
-            SetupError: It is not said clearly which URLs may be fetched.
-        """
-        token = environment.get("RENDERFARM_TOKEN", "").strip()
-        anyone = environment.get("RENDERFARM_ALLOW_ANYONE") == "1"
-        if not token and not anyone:
-            raise SystemExit(
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
+        if not self.token and not self.allow_anyone:
+            raise ValueError(
                 "RENDERFARM_TOKEN is not set: whoever reaches this worker could run commands on "
                 "it. Set it, or RENDERFARM_ALLOW_ANYONE=1 if the platform checks callers"
             )
-        UrlRules.of(environment)
-        timeout = environment.get("RENDERFARM_TIMEOUT")
-        return cls(
-            token=token or None,
-            token_header=environment.get("RENDERFARM_TOKEN_HEADER") or None,
-            concurrency=max(1, int(environment.get("RENDERFARM_CONCURRENCY", "1"))),
-            body_limit=int(environment.get("RENDERFARM_BODY_LIMIT", "1000000")),
-            timeout=float(timeout) if timeout else None,
-            grace=float(environment.get("RENDERFARM_GRACE", "5")),
-            programs=tuple(listed_programs(environment.get(PROGRAMS_VARIABLE, ""))),
-            host=environment.get("HOST") or "0.0.0.0",  # noqa: S104
-            port=int(environment.get("PORT", "8080")),
-        )
+        return self
 
 
 def worker_name(environment: Mapping[str, str]) -> str:
-    """Return what reports call this worker: its revision on Cloud Run or its host, and instance."""
+    """Return this worker's name in reports: revision on Cloud Run, else host name; and instance."""
     return f"{environment.get('K_REVISION') or socket.gethostname()}/{uuid4().hex[:8]}"
 
 
@@ -111,27 +96,27 @@ class Worker:
 
     Args:
         settings: See above.
-        name: What reports call it.
+        name: Its name in reports.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
         self.name = name
         self._adapter = LocalAdapter(
-            timeout=settings.timeout, grace=settings.grace, programs=list(settings.programs)
+            timeout=settings.timeout, grace=settings.grace, programs=settings.programs
         )
         self._running: set[threading.Event] = set()
         self._ending = False
 
     def end(self) -> None:
-        """Take no more, and end what runs."""
+        """Accept no more payloads, and end what runs."""
         self._ending = True
         for stop in self._running:
             stop.set()
 
     async def work(self, request: Request) -> Response:
         """Do what a payload asks for."""
-        self._let_in(request)
+        self._authorize(request)
         body = await self._body(request)
         try:
             payload = json.loads(body)
@@ -154,18 +139,18 @@ class Worker:
         return JSONResponse(answer.model_dump(mode="json"))
 
     async def health(self, request: Request) -> Response:
-        """Tell a caller that it may send payloads."""
-        self._let_in(request)
+        """Confirm that the caller may send payloads."""
+        self._authorize(request)
         return JSONResponse({"worker": self.name, "running": len(self._running)})
 
     async def live(self, _request: Request) -> Response:
-        """Tell that the worker runs."""
+        """Confirm that the worker runs."""
         return JSONResponse({"live": True}, status_code=503 if self._ending else 200)
 
     async def _answer(
         self, request: Request, payload: Mapping[str, Any], stop: threading.Event
     ) -> WorkerAnswer:
-        """Run a payload in a thread; end it when nobody waits for the answer any more."""
+        """Run a payload in a thread; end it when the caller has hung up."""
         work = asyncio.create_task(
             asyncio.to_thread(answer_payload, payload, self._adapter, self.name, stop)
         )
@@ -178,16 +163,16 @@ class Worker:
         finally:
             stop.set()
         if answer.failure is not None and answer.failure.kind == "WorkStopped":
-            # The job goes on, elsewhere: nobody but this worker stopped.
+            # Only this worker stops; the job goes on with another attempt.
             failure = WorkerFailure(
-                kind="WorkerLost", message=f"worker {self.name} was told to end, or lost its caller"
+                kind="WorkerLost", message=f"worker {self.name} was stopped, or lost its caller"
             )
             return answer.model_copy(update={"failure": failure})
         return answer
 
-    def _let_in(self, request: Request) -> None:
-        """Refuse who does not know the token; how long that takes tells nothing of it."""
-        if self.settings.token is None:
+    def _authorize(self, request: Request) -> None:
+        """Refuse callers without the token, in constant time."""
+        if not self.settings.token:
             return
         header = self.settings.token_header
         given = request.headers.get(header or "Authorization", "")
@@ -198,7 +183,7 @@ class Worker:
             raise HTTPException(401, "wrong token", {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bytes:
-        """Read a payload, but no more than is allowed."""
+        """Read a payload, up to the limit."""
         length = request.headers.get("Content-Length", "0")
         too_large = HTTPException(413, f"more than {self.settings.body_limit} bytes")
         if length.isdecimal() and int(length) > self.settings.body_limit:
@@ -215,10 +200,10 @@ class Worker:
 
 
 class WithoutQueries(logging.Filter):
-    """Keeps the query of a request, in which callers may send a key, out of the access log."""
+    """Removes the query of a request, in which callers may send a key, from the access log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change what uvicorn tells of a request: who, method, path with query, and more."""
+        """Change uvicorn's record of a request: client, method, path with query, and more."""
         if isinstance(record.args, tuple):
             record.args = tuple(
                 value.partition("?")[0] if isinstance(value, str) else value
@@ -239,7 +224,7 @@ def make_app(worker: Worker) -> Starlette:
 
 
 class Server(uvicorn.Server):
-    """Ends commands before it waits for their requests: uvicorn's lifespan ends only after them."""
+    """Ends commands before it waits for their requests; uvicorn's lifespan ends only after them."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
         super().__init__(config)
@@ -253,7 +238,11 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM."""
-    settings = Settings.of(os.environ)
+    try:
+        settings = Settings()
+        UrlRules.of()  # which each job would refuse
+    except (ValidationError, SetupError) as error:
+        raise SystemExit(str(error)) from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     load_prefect_collections()  # takes seconds: now, and not in the first chunk
     logging.getLogger("uvicorn.access").addFilter(WithoutQueries())

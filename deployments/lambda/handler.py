@@ -1,8 +1,8 @@
 """The render farm's worker as an AWS Lambda function; `handler.handler` is its entry point.
 
-Its environment may say what jobs can do with it: RENDERFARM_PROGRAMS, what commands may begin with,
-such as `ffmpeg,/opt/blender/blender`; RENDERFARM_URL_HOSTS and RENDERFARM_URL_SCHEMES, which URLs
-it fetches (see `prefect_renderfarm.blocks.http.url_rules`).
+Its variables limit jobs: RENDERFARM_PROGRAMS lists what commands may begin with, such as
+`ffmpeg,/opt/blender/blender`; RENDERFARM_URL_HOSTS and RENDERFARM_URL_SCHEMES say which URLs it
+fetches (see `prefect_renderfarm.blocks.http.url_rules`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.adapters.protocol import answer_payload
-from prefect_renderfarm.blocks.processes.allowed_programs import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.processes.command_line import PROGRAMS_VARIABLE, listed_programs
 
-# Kept from the function's time limit, so that a command that takes too long is ended by us and the
-# answer says so: this part of what is left, at most so many seconds.
-MARGIN, MOST_MARGIN_SECONDS = 0.15, 20.0
+# Reserved of the function's remaining time, so that the handler ends a command that takes too long,
+# and answers so: this part of it, at most so many seconds.
+MARGIN, MAX_MARGIN_SECONDS = 0.15, 20.0
 _INSTANCE_CHARACTERS = 8
 
 
@@ -25,18 +25,18 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
     Args:
         event: The payload; see `prefect_renderfarm.blocks.adapters.protocol`.
-        context: What AWS Lambda tells of the invocation.
+        context: The invocation, from AWS Lambda.
 
     Returns:
-        The answer, as JSON takes it.
+        The answer, ready for JSON.
 
     Raises:
-        ValueError: The payload is none of ours, or an allowed program neither a name nor a path.
+        ValueError: The payload or an allowed program is not valid.
     """
     left = context.get_remaining_time_in_millis() / 1000
-    margin = min(MARGIN * left, MOST_MARGIN_SECONDS)
+    margin = min(MARGIN * left, MAX_MARGIN_SECONDS)
     limit = round(left - margin, 1)
-    # SIGTERM, then SIGKILL, have to be over before the margin is.
+    # SIGTERM, then SIGKILL, have to end within the margin.
     programs = listed_programs(os.environ.get(PROGRAMS_VARIABLE, ""))
     adapter = LocalAdapter(timeout=limit, grace=margin / 4, programs=programs)
     answer = answer_payload(_within(event, limit), adapter, worker_name(context))
@@ -44,9 +44,9 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 def worker_name(context: Any) -> str:
-    """Return the function's name and which of its instances this is, as its log stream is called.
+    """Return the names of the function and of its instance, from the name of its log stream.
 
-    A log stream is called like `2026/11/24/[$LATEST]0a1b…`.
+    The name of a log stream is like `2026/11/24/[$LATEST]0a1b…`.
     """
     stream = str(context.log_stream_name or context.aws_request_id)
     return f"{context.function_name}/{stream.rpartition(']')[2][:_INSTANCE_CHARACTERS]}"

@@ -168,7 +168,7 @@ class _StorageExecutor(ChunkExecutor):
             key=job.key,
             chunk_id=chunk.id,
             identity=self._state.identity(chunk),
-            place=self._places[chunk.id],
+            index=self._places[chunk.id],
             start_frame=chunk.start_frame,
             frame_count=chunk.frame_count,
             output_file=chunk.output_file,

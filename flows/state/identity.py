@@ -21,7 +21,7 @@ def inputs_digest(adapter: WorkerAdapter, assets: str) -> str:
         adapter: Where commands run; it says with which variables, image or version.
         assets: What stands for the content of the job's input files.
     """
-    return _digest({"adapter": adapter.declared_environment(), "assets": assets})
+    return _digest({"adapter": adapter.digest_inputs(), "assets": assets})
 
 
 def chunk_identity(chunk: Chunk, rate: str, inputs: str) -> str:

@@ -57,7 +57,7 @@ class TestContract:
         """A missing program is exit code 127, and the output names it."""
         result = adapter.execute(WorkerJob(command="no-such-renderer -x", cwd=tmp_path))
         assert result.exit_code == 127
-        assert "no-such-renderer" in result.last_words()
+        assert "no-such-renderer" in result.last_lines()
 
     def test_not_executable(self, adapter: WorkerAdapter, tmp_path: Path) -> None:
         """A file that may not be executed is exit code 126."""

@@ -1,9 +1,7 @@
-"""The allow-list of programs: which words pass, where they are looked for, and when it is known."""
+"""The allow-list of programs in jobs and on workers: a job is refused before its first chunk."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,127 +12,8 @@ from lambda_server import LambdaServer
 from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import CommandNotRunnable, JobError, LocalAdapter, WorkerJob
-from prefect_renderfarm.blocks.processes.allowed_programs import listed_programs
 from prefect_renderfarm.blocks.processes.command_line import split_command
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.flows import merge_job, render_chunks, render_job
-from prefect_renderfarm.flows.rendering.preflight import check_commands
-
-SCRIPT = "#!/bin/sh\necho evil\n"
-
-
-@pytest.fixture
-def job_dir(tmp_path: Path) -> Path:
-    """Make a job folder that holds programs with the names of allowed ones."""
-    folder = tmp_path / "job"
-    (folder / "bin").mkdir(parents=True)
-    for name in ("printf", "bin/printf", "ffmpeg"):
-        (folder / name).write_text(SCRIPT)
-        (folder / name).chmod(0o755)
-    return folder
-
-
-def run(folder: Path, command: str, programs: list[str], **environment: str) -> str:
-    """Run a command with a list, and return what it wrote."""
-    adapter = LocalAdapter(programs=programs)
-    job = WorkerJob(command=command, cwd=folder, name="chunk 3", environment=environment)
-    return adapter.execute(job).stdout
-
-
-@pytest.mark.parametrize(
-    ("command", "programs"),
-    [
-        ("./printf x", ["printf"]),
-        ("bin/printf x", ["printf"]),
-        ("/usr/bin/printf x", ["printf"]),
-        ("../job/printf x", ["printf"]),
-        ("printf x", ["/usr/bin/printf"]),
-        ("/usr/bin/../bin/printf x", ["/usr/bin/printf"]),
-        ("//usr/bin/printf x", ["/usr/bin/printf"]),
-        ("/usr/bin/./printf x", ["/usr/bin/printf"]),
-        ("PRINTF x", ["printf"]),
-        ("printf' ' x", ["printf"]),
-        ("'printf x'", ["printf"]),
-        ("env printf x", ["printf"]),
-        ("PATH=. printf x", ["printf"]),
-        ("sh -c 'printf x'", ["printf", "ffmpeg"]),
-    ],
-)
-def test_only_listed_words_pass(job_dir: Path, command: str, programs: list[str]) -> None:
-    """A program is allowed as it is written, and no other way of writing it is that program."""
-    words = r"chunk 3: program .* is none of those that are allowed here .*RENDERFARM_PROGRAMS"
-    with pytest.raises(CommandNotRunnable, match=words):
-        run(job_dir, command, programs)
-    message = refusal(lambda: check_commands(LocalAdapter(programs=programs), [("merge", command)]))
-    assert message.startswith("merge: program ")
-
-
-@pytest.mark.parametrize(
-    ("command", "programs"),
-    [
-        ("printf good", ["printf"]),
-        ("'pri'\"ntf\" good", ["ffmpeg", "printf"]),
-        ("/usr/bin/printf good", ["/usr/bin/printf"]),
-        ("./printf good", []),
-    ],
-)
-def test_listed_words_run(job_dir: Path, command: str, programs: list[str]) -> None:
-    """Quoting makes no difference, a path is that path, and without a list anything runs."""
-    wanted = "evil" if command.startswith("./") else "good"
-    assert run(job_dir, command, programs) == wanted
-    check_commands(LocalAdapter(programs=programs), [("chunk 1", command)])
-
-
-def test_name_is_never_found_in_the_job_folder(
-    job_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither an empty or relative entry of PATH nor a job's own PATH leads to its program."""
-    outer = os.environ["PATH"]
-    for path in ("", ".", "bin", f":{outer}", f".:{outer}", f"bin:{outer}:", f"./bin:{outer}"):
-        monkeypatch.setenv("PATH", path)
-        assert run(job_dir, "printf good", ["printf"]) in ("good", "")
-        monkeypatch.setenv("PATH", outer)
-        assert run(job_dir, "printf good", ["printf"], PATH=f"{job_dir}:{path}") == "good"
-
-
-def test_ffmpeg_is_the_first_on_path_or_the_carried_one(
-    job_dir: Path, tmp_path: Path, without_ffmpeg: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`ffmpeg` is found as without a list: the first one on PATH, else the carried one."""
-    carried = subprocess.run(
-        [find_ffmpeg(), "-version"], capture_output=True, text=True, check=True
-    )
-    assert run(job_dir, "ffmpeg -version", ["ffmpeg"]).strip() == carried.stdout.strip()
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "ffmpeg").write_text("#!/bin/sh\necho my own\n")
-    (folder / "ffmpeg").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{without_ffmpeg}")
-    assert run(job_dir, "ffmpeg -version", ["ffmpeg"]).strip() == "my own"
-
-
-def test_listed_program_that_is_missing(job_dir: Path) -> None:
-    """A program that is allowed, but not there, ends with 127 as in a shell."""
-    adapter = LocalAdapter(programs=["no-such-program", "/no/such"])
-    for command in ("no-such-program", "/no/such"):
-        result = adapter.execute(WorkerJob(command=command, cwd=job_dir))
-        assert (result.exit_code, result.stderr) == (127, f"{command}: No such file or directory")
-
-
-@pytest.mark.parametrize(
-    "entry", ["", " ", ".", "..", "./ffmpeg", "bin/ffmpeg", "/usr//bin/x", "/a/../b", "/a/", "a\nb"]
-)
-def test_entries_that_would_mislead_are_refused(entry: str) -> None:
-    """An entry is a name or an absolute path in its plain form, in the block as in the variable."""
-    with pytest.raises(ValueError, match="allowed program"):
-        LocalAdapter(programs=[entry])
-    if entry.strip():
-        with pytest.raises(ValueError, match="allowed program"):
-            listed_programs(f"ffmpeg,{entry}")
-    with pytest.raises(ValueError, match="allowed program"):
-        listed_programs("ffmpeg,,blender")
-    assert listed_programs(" ") == []
-    assert listed_programs("ffmpeg, /opt/blender") == ["ffmpeg", "/opt/blender"]
 
 
 @pytest.mark.usefixtures("api")

@@ -163,7 +163,7 @@ def test_archive_on_the_web(
         lay_out(url, store, workspace(tmp_path, "three"), GO)
     assert "s3cret" not in str(caught.value)
     web.body, web.etag = packed, '"3"'
-    monkeypatch.setattr(asset_sources, "_MOST_ARCHIVE_BYTES", len(packed) - 1)
+    monkeypatch.setattr(asset_sources, "_MAX_ARCHIVE_BYTES", len(packed) - 1)
     with pytest.raises(FatalWorkerError, match="has more than"):
         lay_out(url, store, workspace(tmp_path, "four"), GO)
     for status, kind in ((404, FatalWorkerError), (503, WorkerLost)):

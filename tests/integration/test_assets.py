@@ -214,7 +214,7 @@ def test_cache_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
         cache.fetch(name, lambda path: path.write_bytes(b"x" * 40), GO)
         used = (cache.folder / name).stat().st_mtime - hours * 3600
         os.utime(cache.folder / name, (used, used))
-    monkeypatch.setattr(asset_cache, "_MOST_BYTES", 100)
+    monkeypatch.setattr(asset_cache, "_MAX_BYTES", 100)
     cache.make_room(10, {"aa"})
     assert [cache.has(name) for name in ("aa", "bb", "cc")] == [True, False, True]
     os.utime(cache.folder / "cc", (0, 0))

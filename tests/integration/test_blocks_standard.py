@@ -75,15 +75,24 @@ def test_saved_block_comes_back(api: FarmClient) -> None:
     assert "s3cret" not in with_server.stdout
 
 
-def test_block_types_are_registered(api: FarmClient) -> None:
-    """The server knows the blocks; registering the module on the command line works, too."""
+def test_server_registers_blocks_when_it_starts(api: FarmClient) -> None:
+    """The server knows the blocks before a farm makes its pools, so before anybody saves one."""
+    pools = api._post("/work_pools/filter", {})
+    known = {found["slug"]: found for found in api._post("/block_types/filter", {})}
+    first_pool = min(pool["created"] for pool in pools)
+    for block in BLOCKS:
+        found = known[block.get_block_type_slug()]
+        assert found["created"] < first_pool
+        assert (found["name"], found["logo_url"]) == (block.get_block_type_name(), LOGO_URL)
+    assert not {"farmblock", "checkedstitcher", "videostitcher", "workeradapter"} & known.keys()
+
+
+def test_blocks_can_be_registered(api: FarmClient) -> None:
+    """On a server without this package, `prefect block register` makes them known, by name."""
     done = api.command("block", "register", "-m", "prefect_renderfarm.blocks")
     assert done.returncode == 0, done.stdout + done.stderr
-    listed = api.command("block", "type", "ls").stdout
     for block in BLOCKS:
-        assert block.get_block_type_slug() in listed
-    for base in ("farmblock", "checkedstitcher", "videostitcher", "workeradapter"):
-        assert base not in listed
+        assert block.get_block_type_name() in done.stdout
 
 
 def test_data_of_another_block_is_refused() -> None:

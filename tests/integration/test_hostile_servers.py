@@ -116,7 +116,7 @@ def unannounced(asked: Asked) -> None:
     [
         (gigabyte, "more than 3,000,000 bytes"),
         (unannounced, "more than 3,000,000 bytes"),
-        (packed, "packs it (gzip)"),
+        (packed, "compresses it (gzip)"),
         (cut_off, "cannot be fetched"),
         (
             lambda asked: asked.push(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000),
@@ -269,5 +269,5 @@ def test_folders_outside_can_be_forbidden(tmp_path: Path, monkeypatch: pytest.Mo
     assert local_folder("in", folder) == folder / "in"
     monkeypatch.setenv("RENDERFARM_URL_SCHEMES", "file")
     for url in ("https://example.com/job.json", "s3://farm/job.json"):
-        with pytest.raises(JobError, match="URLs are not used here"):
+        with pytest.raises(JobError, match="URLs are not allowed here"):
             load_job(url)

@@ -174,6 +174,6 @@ def test_sigterm_ends_the_command_and_says_so(to_lose: list[HttpWorker], tmp_pat
     worker.process.terminate()
     outcome = running.end(8)
     assert type(outcome) is WorkerLost
-    assert "was told to end" in str(outcome)
+    assert "was stopped" in str(outcome)
     assert_all_gone(tmp_path)
     worker.process.wait(8)

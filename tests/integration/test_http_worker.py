@@ -91,13 +91,41 @@ def server() -> ModuleType:
     return module
 
 
-def test_no_worker_without_a_token(server: ModuleType) -> None:
+def test_no_worker_without_a_token(server: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that anyone could use does not start, unless a person says that it may."""
-    for environment in ({}, {"RENDERFARM_TOKEN": " "}, {"RENDERFARM_ALLOW_ANYONE": "0"}):
+    for name in ("RENDERFARM_TOKEN", "RENDERFARM_ALLOW_ANYONE", "HOST", "PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HOST", ""), ("RENDERFARM_TOKEN", " "), ("RENDERFARM_ALLOW_ANYONE", "0")):
+        monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit, match="RENDERFARM_TOKEN is not set"):
-            server.Settings.of(environment)
-    open_to_all = server.Settings.of({"RENDERFARM_ALLOW_ANYONE": "1", "PORT": "8099"})
-    assert (open_to_all.token, open_to_all.concurrency, open_to_all.port) == (None, 1, 8099)
+            server.main()
+    monkeypatch.setenv("RENDERFARM_ALLOW_ANYONE", "1")
+    monkeypatch.setenv("PORT", "8099")
+    monkeypatch.setenv("RENDERFARM_PROGRAMS", "ffmpeg, /opt/blender")
+    monkeypatch.setenv("RENDERFARM_TIMEOUT", "")
+    given = server.Settings()
+    assert (given.token, given.concurrency, given.host, given.port) == ("", 1, "0.0.0.0", 8099)  # noqa: S104
+    assert (given.programs, given.timeout) == (["ffmpeg", "/opt/blender"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("RENDERFARM_PROGRAMS", "bin/ffmpeg", "allowed program 'bin/ffmpeg'"),
+        ("RENDERFARM_CONCURRENCY", "0", "concurrency"),
+        ("RENDERFARM_GRACE", "soon", "grace"),
+        ("RENDERFARM_URL_HOSTS", "a b", "RENDERFARM_URL_HOSTS: 'a b' is no host"),
+    ],
+)
+def test_no_worker_with_settings_that_say_nothing(
+    server: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    """A worker whose limits are not valid does not start, and its token is not shown."""
+    monkeypatch.setenv("RENDERFARM_TOKEN", "s3cret")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=words) as caught:
+        server.main()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_workers_are_told_apart(server: ModuleType) -> None:

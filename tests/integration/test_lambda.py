@@ -149,16 +149,16 @@ def test_code_of_a_function_is_its_environment(functions: LambdaServer) -> None:
         functions.adapter(functions.function(f"code-{number}", f"def handler(*_): {number}"))
         for number in (1, 2)
     ]
-    codes = [adapter.declared_environment()["code"] for adapter in adapters]
+    codes = [adapter.digest_inputs()["code"] for adapter in adapters]
     assert all(codes)
     assert len(set(codes)) == 2
     refused = functions.credentials("wr0ng")
     stranger = functions.adapter("code-1", credentials=refused)
-    assert stranger.declared_environment() == {"function": "code-1", "code": ""}
+    assert stranger.digest_inputs() == {"function": "code-1", "code": ""}
     gone = functions.credentials()
     gone.aws_client_parameters.endpoint_url = "http://127.0.0.1:9"
     with pytest.raises(SetupError, match="Could not connect"):
-        functions.adapter("code-1", credentials=gone).declared_environment()
+        functions.adapter("code-1", credentials=gone).digest_inputs()
 
 
 def rendered(block: S3Bucket) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from faulty_proxy import Answer, Fault
@@ -22,8 +21,6 @@ from prefect_renderfarm.blocks import (
     WorkStopped,
 )
 from prefect_renderfarm.blocks.adapters import aws_lambda as aws_lambda_adapter
-from prefect_renderfarm.blocks.adapters.aws_lambda_errors import LogTail
-from prefect_renderfarm.blocks.adapters.helios import helios_result
 
 FAULTY = """
 import os, signal, sys, time
@@ -41,6 +38,15 @@ def handler(event, context):
         time.sleep(60)
     return "nothing of ours"
 """
+
+
+@pytest.fixture(autouse=True)
+def no_faults(functions: LambdaServer) -> Iterator[None]:
+    """Let nothing go wrong but what a test says, in this test and in the next one."""
+    functions.proxy.fail()
+    yield
+    functions.proxy.fail()
+    functions.used_mb = 100
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,6 @@ def test_failures_of_functions(
     words: str,
 ) -> None:
     """How a function failed is told by type, in its own words, with the end of its log."""
-    functions.proxy.fail()
     functions.used_mb = used
     with pytest.raises(WorkerError, match=f"(?s)chunk 4.*{words}") as caught:
         faulty.execute(WorkerJob(command=command, name="chunk 4"))
@@ -122,7 +127,6 @@ def test_no_answer_in_time(
     """A function of which nothing is heard for longer than it may run is given up."""
     monkeypatch.setattr(aws_lambda_adapter, "_MARGIN_SECONDS", 0.2)
     impatient = functions.adapter(faulty.function_name, timeout=0.3)
-    functions.proxy.fail()
     with pytest.raises(WorkerLost, match="Read timeout"):
         impatient.execute(WorkerJob(command="sleep"))
 
@@ -139,7 +143,6 @@ def test_endpoint_that_is_not_there(functions: LambdaServer, faulty: AwsLambdaAd
 
 def test_stop_ends_the_waiting(functions: LambdaServer, faulty: AwsLambdaAdapter) -> None:
     """A stopped job does not wait for its functions, and says what goes on."""
-    functions.proxy.fail()
     job = WorkerJob(command="sleep", name="chunk 4")
     threading.Timer(0.5, job.stop.set).start()
     started = time.monotonic()
@@ -153,36 +156,3 @@ def test_check_outlives_a_short_trouble(functions: LambdaServer, faulty: AwsLamb
     functions.proxy.fail(Answer(500), Fault.DROP_BEFORE)
     faulty.check()
     assert len(functions.proxy.requests) == 3
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "words"),
-    [
-        ({"statusCode": 503, "body": "busy"}, WorkerLost, "status 503: busy"),
-        ({"statusCode": 429}, WorkerLost, "status 429"),
-        ({"statusCode": 404, "body": "no such job"}, WorkerRefused, "404: no such job"),
-        ({"statusCode": 200, "body": "done"}, WorkerLost, "none of Helios' protocol"),
-        ({"exitCode": 0}, WorkerLost, "none of Helios' protocol"),
-        ("fine", WorkerLost, "none of Helios' protocol"),
-    ],
-)
-def test_answers_of_helios_functions(answer: Any, kind: type[WorkerError], words: str) -> None:
-    """What is not a result is told apart by its status."""
-    with pytest.raises(WorkerError, match=words) as caught:
-        helios_result(answer, "chunk 1")
-    assert type(caught.value) is kind
-
-
-def test_log_of_an_invocation() -> None:
-    """The REPORT line tells the cost; a log that is cut or missing tells nothing."""
-    text = (
-        "d\nSTART RequestId: 8f5 Version: $LATEST\n  frame 1\n\nframe 2\nEND RequestId: 8f5\n"
-        "REPORT RequestId: 8f5\tDuration: 1233.51 ms\tBilled Duration: 2345 ms\t"
-        "Memory Size: 1769 MB\tMax Memory Used: 1769 MB\tInit Duration: 1111.11 ms\t\n"
-    )
-    log = LogTail.of(base64.b64encode(text.encode()).decode())
-    assert log == LogTail(("d", "  frame 1", "frame 2"), 2.345, 1769, 1769)
-    assert log.full
-    for nothing in (None, "", "%", "a"):
-        assert LogTail.of(nothing) == LogTail()
-    assert LogTail().full is None

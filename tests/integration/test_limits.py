@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,53 +13,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect_aws.s3 import S3Bucket
 from repeating import repeating
 
-from prefect_renderfarm.blocks import HttpAdapter, SetupError, WorkStopped
-from prefect_renderfarm.blocks.adapters.remote import RateLimit
+from prefect_renderfarm.blocks import HttpAdapter, SetupError
 from prefect_renderfarm.flows import render_chunks, render_job
-
-
-def test_so_many_at_once() -> None:
-    """Never are more requests under way than allowed, and all get their turn."""
-    limit, lock = RateLimit(in_flight=3), threading.Lock()
-    under_way: set[int] = set()
-    most = 0
-
-    def request(number: int) -> None:
-        nonlocal most
-        with limit.slot(threading.Event()):
-            with lock:
-                under_way.add(number)
-                most = max(most, len(under_way))
-            time.sleep(0.01)
-            with lock:
-                under_way.remove(number)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(request, range(24)))
-    assert most == 3
-
-
-def test_so_many_a_second() -> None:
-    """Requests begin no closer to each other than the rate allows, from however many threads."""
-    limit, begun = RateLimit(a_second=50), []
-
-    def request(_: int) -> None:
-        with limit.slot(threading.Event()):
-            begun.append(time.monotonic())
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(request, range(11)))
-    assert max(begun) - min(begun) >= 10 / 50 - 0.001
-
-
-@pytest.mark.parametrize("limit", [RateLimit(in_flight=1), RateLimit(a_second=0.001)])
-def test_stop_ends_the_wait(limit: RateLimit) -> None:
-    """Whoever waits for a turn is told when the job is stopped, and the place is free again."""
-    stop = threading.Event()
-    with limit.slot(threading.Event()):
-        stop.set()
-        with pytest.raises(WorkStopped), limit.slot(stop):
-            raise AssertionError("it was let in")
 
 
 @pytest.mark.usefixtures("api")

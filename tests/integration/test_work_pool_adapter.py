@@ -205,9 +205,9 @@ def test_what_cannot_work_is_refused_before_any_chunk(bucket: S3Bucket, tmp_path
 def test_image_and_variables_are_the_environment(api: FarmClient) -> None:
     """What the runs' machines are made of, and what their adapter sets, decides what chunks are."""
     LocalAdapter(environment={"OCIO": "one"}).save("declared", overwrite=True)
-    plain = two_runs(worker_adapter="local-adapter/declared").declared_environment()
+    plain = two_runs(worker_adapter="local-adapter/declared").digest_inputs()
     other = two_runs(
         worker_adapter="local-adapter/declared", job_variables={"image": "blender:4"}
-    ).declared_environment()
+    ).digest_inputs()
     assert plain["adapter"] == other["adapter"] == {"environment": {"OCIO": "one"}}
     assert other["runs"] == plain["runs"] | {"image": "blender:4"}

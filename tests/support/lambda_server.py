@@ -18,7 +18,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ class LambdaServer:
         role: Mapping[str, str] | None = None,
         timeout: int = 30,
     ) -> str:
-        """Make a function and return its name.
+        """Make a function and return its name; one of that name is replaced.
+
+        No request fails any more, whatever a test before has asked for.
 
         Args:
             name: Its name.
@@ -102,7 +104,11 @@ class LambdaServer:
             archive.writestr("bootstrap", BOOTSTRAP)
             archive.writestr("handler.py", HANDLER.read_text() if code is None else code)
             archive.writestr("function.json", json.dumps(given))
-        self.client().create_function(
+        self.proxy.fail()
+        client = self.client()
+        with suppress(client.exceptions.ResourceNotFoundException):
+            client.delete_function(FunctionName=name)
+        client.create_function(
             FunctionName=name,
             Runtime="provided.al2023",
             Role="arn:aws:iam::000000000000:role/worker",

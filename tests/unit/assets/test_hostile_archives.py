@@ -74,8 +74,8 @@ def test_bombs_are_refused_by_what_they_hold(
     tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is unpacked is limited as a whole, in bytes and in files, whatever it is packed to."""
-    monkeypatch.setattr(archive, "MOST_UNPACKED_BYTES", 5_000_000)
-    monkeypatch.setattr(archive, "MOST_FILES", 50)
+    monkeypatch.setattr(archive, "MAX_UNPACKED_BYTES", 5_000_000)
+    monkeypatch.setattr(archive, "MAX_FILES", 50)
     zeros = bytes(3_000_000)
     bomb = write_zip(tmp_path / "bytes.zip", {"a": zeros, "b": zeros})
     assert bomb.stat().st_size < 10_000
@@ -156,6 +156,36 @@ def test_odd_members(tmp_path: Path, target: Path, kind: bytes, link: str) -> No
     path = write_tar(tmp_path / "a.tgz", member("odd", kind=kind, linkname=link))
     assert refused(path, target)
     assert list(target.iterdir()) == []
+
+
+def test_link_to_nothing_is_damage(tmp_path: Path, target: Path) -> None:
+    """A hard link to a file that the archive does not hold is no fault of the disk."""
+    path = write_tar(tmp_path / "a.tgz", member("odd", kind=tarfile.LNKTYPE, linkname="none"))
+    assert "links to no file" in refused(path, target)
+
+
+def test_members_of_a_tar(tmp_path: Path, target: Path) -> None:
+    """Folders, hard links and executable bits arrive; of files of one name the last counts."""
+    (tmp_path / "tool").write_bytes(b"#!/bin/sh\n")
+    (tmp_path / "tool").chmod(0o755)
+    (tmp_path / "link").hardlink_to(tmp_path / "tool")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("a", b"1"), ("a", b"22")):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o640
+            tar.addfile(info, io.BytesIO(data))
+        tar.add(tmp_path / "tool", "bin/tool")
+        tar.add(tmp_path / "link", "bin/link")
+        tar.addfile(tar.gettarinfo(target, "empty"))
+        assert tar.getmember("bin/link").islnk()
+    unpack(tmp_path / "a.tar", target, GO)
+    assert (target / "a").read_bytes() == b"22"
+    assert (target / "a").stat().st_mode & 0o777 == 0o644
+    assert (
+        (target / "bin/link").read_bytes() == (target / "bin/tool").read_bytes() == b"#!/bin/sh\n"
+    )
+    assert (target / "bin/tool").stat().st_mode & 0o777 == 0o755
+    assert (target / "empty").is_dir()
 
 
 def damaged(data: bytes, seed: int) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from job_samples import all_ways, changed, refusal, set_chunk
 from jobs import small_job
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.processes.command_line import MOST_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks.processes.command_line import MAX_COMMAND_BYTES, split_command
 from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.state.job_state import JobState
@@ -161,7 +162,7 @@ def test_link_to_itself_is_refused(tmp_path: Path) -> None:
         ("a\\", "No escaped character"),
         ("a\0b", "NUL character"),
         ("a \ud800", "half a character"),
-        ("x" * (MOST_COMMAND_BYTES + 1), "131,072 bytes"),
+        ("x" * (MAX_COMMAND_BYTES + 1), "131,072 bytes"),
         ("ü" * 70_000, "140,000 bytes"),
         (["a"], "command is a list"),
         (None, "command is None"),
@@ -188,9 +189,11 @@ def test_no_shell_sees_a_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+# Where `shlex` and a shell agree: of what a shell would expand, nothing is between double quotes;
+# and a backslash at the end of a line joins two lines in single quotes, too.
 QUOTINGS = (
-    lambda text: "'" + text.replace("'", "'\\''") + "'",
-    lambda text: '"' + "".join(f"\\{c}" if c in '$`"\\' else c for c in text) + '"',
+    lambda text: "'" + text.replace("'", "'\\''").replace("\\\n", "\\''\n") + "'",
+    lambda text: '"' + re.sub("([$`])", r'"\\\1"', re.sub(r'(["\\])', r"\\\1", text)) + '"',
     lambda text: "".join("'\n'" if c == "\n" else f"\\{c}" for c in text),
 )
 PIECES = st.builds(
@@ -204,7 +207,7 @@ WORDS = st.lists(st.lists(PIECES, min_size=1, max_size=3).map("".join), min_size
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(WORDS, st.sampled_from([" ", "  ", "\t", " \\\n ", "\\\n "]))
 def test_words_are_those_of_a_shell(words: list[str], between: str) -> None:
-    """Whatever is quoted in whichever way, a POSIX shell makes the same words of it."""
+    """Quoted in the usual ways, a POSIX shell makes the same words of a command line."""
     # With no word at all, printf would write as if there were an empty one.
     line = f"printf %s\\\\0{between}{between.join(words)}{between}end"
     done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
