@@ -208,7 +208,8 @@ def test_header_of_a_track(wave: Path, tmp_path: Path) -> None:
     assert read_track(wave) == Audio("pcm_s16le", RATE, "stereo", RATE)
     for late, fits in ((0, True), (72, True), (73, False), (4800, False)):
         path = tmp_path / "track.mov"
-        with av.open(str(path), "w") as output:
+        exact = {"movie_timescale": str(RATE)}  # else the begin is rounded to 1 ms
+        with av.open(str(path), "w", container_options=exact) as output:
             video: Any = output.add_stream("mpeg4", rate=25)
             video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
             stream: Any = output.add_stream("pcm_s16le", rate=RATE, layout="stereo")
