@@ -124,7 +124,7 @@ class StorageError(RenderFarmError):
 
 
 class StorageRefused(StorageError):
-    """A storage refuses an operation for good: wrong credentials, no such bucket."""
+    """A storage refuses an operation: wrong credentials, no such bucket. No retry will help."""
 
 
 class ObjectMissing(StorageError):

@@ -109,7 +109,7 @@ def merge_job(
     tag_run(state.job)
     lock: AbstractContextManager[Any] = using_chunks(state)
     if inputs is None and not chunk_timeout:  # else render-job holds the lock
-        lock = job_lock(state, patience=BUSY_SECONDS, why_not=why_not)
+        lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_not)
     try:
         with ending_with_its_worker(), lock, state.copies():
             if assembly is Assembly.STITCHED and chosen is not None and film is not None:

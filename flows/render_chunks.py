@@ -99,7 +99,7 @@ def render_chunks(
     Raises:
         JobError: The job is not valid, or has no such chunk; nothing has run.
         SetupError: A block is missing or of the wrong kind; nothing has run.
-        WorkerError: A chunk failed for good, or the run that started this one has ended.
+        WorkerError: A chunk had its last attempt, or the run that started this one has ended.
     """
     state = open_job(job, storage, job_dir, rendered_before=True)
     chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
@@ -138,7 +138,7 @@ def _lock(state: JobState, *, started_by_render_job: bool) -> Iterator[JobLock |
         with using_chunks(state):
             yield None
     else:
-        with job_lock(state, patience=BUSY_SECONDS, why_not=why_no_more_chunks()) as lock:
+        with job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks()) as lock:
             yield lock
 
 

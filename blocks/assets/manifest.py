@@ -3,7 +3,7 @@
     renderfarm/assets/<SHA-256>                  a file's content, shared by all jobs
     renderfarm/<job key>/assets.json             the job's `AssetList`, written after the files
     renderfarm/<job key>/assets-next.json        the same, while the files are being sent
-    renderfarm/<job key>/assets-<digest>.json    the same for good, by inputs digest
+    renderfarm/<job key>/assets-<digest>.json    the same, kept, by inputs digest
 
 A command that runs in the job folder itself (a merge command, and every command of a job without a
 storage) finds its input there: nothing is fetched for it.

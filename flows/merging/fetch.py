@@ -34,13 +34,13 @@ class ChunkFetcher:
 
     Args:
         state: The job.
-        patience: Seconds to wait for the next chunk; 0: all must be there.
+        timeout: Seconds to wait for the next chunk; 0: all must be there.
         why_not: Says why no more chunks will come, or returns None; asked every other second.
     """
 
-    def __init__(self, state: JobState, patience: float, why_not: Callable[[], str | None]) -> None:
+    def __init__(self, state: JobState, timeout: float, why_not: Callable[[], str | None]) -> None:
         self._state = state
-        self._patience = patience
+        self._timeout = timeout
         self._why_not = why_not
         self._checked: dict[int, ChunkResult] = {}
 
@@ -56,7 +56,7 @@ class ChunkFetcher:
         except StorageRefused:
             raise
         except StorageError:
-            if not self._patience:
+            if not self._timeout:
                 raise
             return False
 
@@ -103,14 +103,14 @@ class ChunkFetcher:
 
     def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
         since = asked = time.monotonic()
-        while self._patience and not self._is_there(chunk):
+        while self._timeout and not self._is_there(chunk):
             now = time.monotonic()
             if now - asked > _SECONDS_BETWEEN_QUESTIONS:
                 asked = now
                 if reason := self._why_not():
                     raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
-            if now - since > self._patience:
-                raise RenderStopped(f"chunk {chunk.id} did not come within {self._patience:g} s")
+            if now - since > self._timeout:
+                raise RenderStopped(f"chunk {chunk.id} did not come within {self._timeout:g} s")
             if stop.wait(self._state.objects.store.poll_seconds):
                 raise RenderStopped(_STOPPED)
 

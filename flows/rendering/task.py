@@ -93,7 +93,7 @@ def render_all(
 ) -> list[ChunkResult]:
     """Render chunks as task runs of the current flow run, `concurrency` at a time.
 
-    When one fails for good, those that have not begun never do, and those that run are ended.
+    When the last attempt of one fails, those that have not begun never do; those that run are ended.
 
     Args:
         renderer: Renders one chunk.
@@ -104,7 +104,7 @@ def render_all(
         The results, in the order of `chunks`.
 
     Raises:
-        WorkerError: That of the first chunk that failed for good.
+        WorkerError: That of the first chunk that had its last attempt.
     """
     batches = _batches([chunk for chunk in chunks if chunk.id not in renderer.done])
     progress = Progress(len(renderer.done) + sum(map(len, batches)), "chunks rendered")

@@ -165,7 +165,7 @@ class JobLock(ABC):
 
     Args:
         state: The job.
-        patience: Seconds to wait; None means unlimited.
+        timeout: Seconds to wait; None means unlimited.
         why_not: Returns the reason to wait no longer; None to go on.
 
     Attributes:
@@ -182,12 +182,12 @@ class JobLock(ABC):
         self,
         state: JobState,
         *,
-        patience: float | None = None,
+        timeout: float | None = None,
         why_not: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.previous: LockRecord | None = None
         self._state = state
-        self._patience = patience
+        self._timeout = timeout
         self._why_not = why_not
         self._record = LockRecord.of_this_run(state.job.title)
         self._one_waits = threading.Lock()
@@ -234,7 +234,7 @@ class JobLock(ABC):
             who = f"job {self._state.job.title!r} waits for {holder}"
             if reason := self._why_not():
                 raise RenderStopped(f"{who}: {reason}")
-            if self._patience is not None and waited > self._patience:
+            if self._timeout is not None and waited > self._timeout:
                 raise RenderStopped(f"{who}: it has held the lock for more than {waited:.0f} s")
             if waited - logged >= _SECONDS_BETWEEN_LINES:
                 logged = waited
@@ -473,12 +473,12 @@ def _clock() -> float:
 def job_lock(
     state: JobState,
     *,
-    patience: float | None = None,
+    timeout: float | None = None,
     why_not: Callable[[], str | None] = lambda: None,
 ) -> JobLock:
     """Return the lock of a job: of its folder, or of its storage. See `JobLock`."""
     kind = FolderLock if state.block is None else StorageLock
-    return kind(state, patience=patience, why_not=why_not)
+    return kind(state, timeout=timeout, why_not=why_not)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def race(pipe: Connection, kind: str, folder: Path, times: int) -> None:
 
 def refused(lock: JobLock) -> str:
     """Try to take a lock without waiting; return who holds it."""
-    lock._patience = 0
+    lock._timeout = 0
     lock.poll_seconds = 0.01
     try:
         with lock:
