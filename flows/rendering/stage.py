@@ -73,7 +73,7 @@ class Rendering:
         return self._runs.eta()
 
     def render(self) -> list[ChunkResult]:
-        """Render the chunks; when the last attempt of one fails, stop the others, raise its error."""
+        """Render the chunks; when the last attempt of one fails, stop the rest, raise its error."""
         if isinstance(self._runs, ChunkRuns):
             return self._runs.render()
         return render_all(self._runs, self._chunks, concurrency=self._width)

@@ -93,7 +93,7 @@ def render_all(
 ) -> list[ChunkResult]:
     """Render chunks as task runs of the current flow run, `concurrency` at a time.
 
-    When the last attempt of one fails, those that have not begun never do; those that run are ended.
+    When the last attempt of one fails, those that wait never begin, and those that run are ended.
 
     Args:
         renderer: Renders one chunk.
