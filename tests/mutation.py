@@ -29,10 +29,10 @@ MODULES = (
     "blocks/processes/masking.py",
     "blocks/processes/allowed_programs.py",
     "blocks/http/url_rules.py",
-    "flows/runs/retry.py",
+    "blocks/runtime/retry.py",
     "flows/jobs/checks.py",
     "flows/state/identity.py",
-    "flows/state/lease.py",
+    "flows/state/job_lock.py",
 )
 LEAST = 0.9
 # Tests of what is not in the modules' own process, or of this repository's files.

@@ -95,7 +95,7 @@ def _one_line(error: ValidationError, data: Any) -> str:
     if isinstance(cause, JobError):
         return str(cause)
     name, where = "job spec", first["loc"]
-    if len(where) > 1 and where[0] == "chunks" and isinstance(where[1], int):
+    if len(where) > 1 and isinstance(where[1], int):  # chunks is the only list
         try:
             name = f"chunk {excerpt(data['chunks'][where[1]]['id'])}"
         except (KeyError, TypeError, IndexError):
