@@ -172,7 +172,7 @@ def test_choices_that_cannot_work(tmp_path: Path) -> None:
         lossless().stitch([chunks[0], tmp_path / "1.mp4"], film, fps=24)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").touch()
-    with pytest.raises(StitchInputError, match=r"also holds 'notes\.txt'"):
+    with pytest.raises(StitchInputError, match=r"also contains 'notes\.txt'"):
         FfmpegStitcher().stitch(chunks, tmp_path / "out" / "%d.png", fps=24)
 
 

@@ -23,9 +23,9 @@ from prefect_renderfarm.blocks import (
 def test_the_handler_keeps_the_time_limit(functions: LambdaServer, s3: S3Server) -> None:
     """A command is ended before AWS ends the function, and the answer tells so."""
     functions.proxy.fail()
-    name = functions.function("renderfarm-short", role=s3.environment(), timeout=3)
+    name = functions.function("renderfarm-short", role=s3.environment(), timeout=8)
     adapter = functions.adapter(name)
-    with pytest.raises(CommandTimeout, match=r"chunk 4: ended after 2\.\d s"):
+    with pytest.raises(CommandTimeout, match=r"chunk 4: ended after [567]\.\d s"):
         adapter.execute(WorkerJob(command="sleep 60", name="chunk 4", timeout=600))
     with pytest.raises(WorkerLost, match=r"ValueError.*neither an order nor a command"):
         adapter.ask({"jobPath": "x"}, "chunk 4", 60, threading.Event())

@@ -138,8 +138,13 @@ def test_signal_during_the_start_loses_no_program(
         return process
 
     monkeypatch.setattr(subprocess, "Popen", slow)
-    with pytest.raises(KeyboardInterrupt):
-        run(IGNORES, tmp_path, grace=0.1)
+    # A shell lets what it starts in the background ignore this signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(IGNORES, tmp_path, grace=0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     left = [child for child in psutil.Process().children() if "pid.part" in str(child.cmdline())]
     assert left == []
