@@ -99,7 +99,7 @@ def render_chunks(
     Raises:
         JobError: The job is not valid, or has no such chunk; nothing has run.
         SetupError: A block is missing or of the wrong kind; nothing has run.
-        WorkerError: A chunk had its last attempt, or the run that started this one has ended.
+        WorkerError: The last attempt at a chunk failed, or the run that started this one has ended.
     """
     state = open_job(job, storage, job_dir, rendered_before=True)
     chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)

@@ -119,7 +119,7 @@ def render_job(
     Raises:
         JobError: The job or a parameter is not valid; nothing has run.
         SetupError: A block or deployment is missing or of the wrong kind; nothing has run.
-        WorkerError: A chunk had its last attempt.
+        WorkerError: The last attempt at a chunk failed.
         AssemblyError: The film could not be assembled; the chunks are still there.
     """
     # 1. Check: nothing is paid for yet.

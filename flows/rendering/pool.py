@@ -105,13 +105,13 @@ class ChunkRuns:
     def render(self) -> list[ChunkResult]:
         """Render the chunks by runs of the deployment, each a child of the current flow run.
 
-        When a chunk has had its last attempt, the other runs are ended.
+        When the last attempt at a chunk fails, the other runs are ended.
 
         Returns:
             The results, in the order of the chunks.
 
         Raises:
-            WorkerError: That of the first chunk that had its last attempt.
+            WorkerError: That of the first chunk whose last attempt failed.
             SetupError: A run could not be started, or ended before it came to any chunk.
             StorageRefused: The storage does not say what is done.
         """

@@ -42,7 +42,7 @@ class RunLosses:
         """Return if the run was lost and its chunks may be given out again.
 
         Raises:
-            WorkerError: A chunk had its last attempt, or too many runs were lost at it.
+            WorkerError: The last attempt at a chunk failed, or too many runs were lost at it.
             SetupError: The run did not come to any chunk, or wrote to another place.
             StorageRefused: The storage does not let the run in.
         """

@@ -104,7 +104,7 @@ def render_all(
         The results, in the order of `chunks`.
 
     Raises:
-        WorkerError: That of the first chunk that had its last attempt.
+        WorkerError: That of the first chunk whose last attempt failed.
     """
     batches = _batches([chunk for chunk in chunks if chunk.id not in renderer.done])
     progress = Progress(len(renderer.done) + sum(map(len, batches)), "chunks rendered")
