@@ -1,5 +1,5 @@
 # make demo       render a film through a farm of two work pools, on this machine
-# make test       checks, unit tests, and each guarantee in its smallest form: six minutes
+# make test       all checks, and all tests but those marked long
 # make test-all   all tests but chaos, and the documentation
 # make up         start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
 # make check      ruff and mypy; make unit  the tests without a server; make test-long  the other ones
