@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import socket
@@ -76,7 +77,11 @@ class FarmClient:
 
     def type_and_watch(self, deployment: str, **parameters: Any) -> FlowRun:
         """Run a deployment as a user types it, with `--watch`, and return its flow run."""
-        words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
+        given = {
+            name: json.dumps(value) if isinstance(value, bool) else value
+            for name, value in parameters.items()
+        }
+        words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
         done = self.command("deployment", "run", deployment, *words, "--watch")
         line = next((line for line in done.stdout.splitlines() if "UUID: " in line), None)
         assert line is not None, done.stdout + done.stderr
