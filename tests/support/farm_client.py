@@ -11,8 +11,10 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def free_port() -> int:
@@ -37,6 +39,7 @@ atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
 
+from prefect_renderfarm.blocks.runtime.retry import retry  # noqa: E402
 from prefect_renderfarm.deployments.farm import PREFECT, Farm  # noqa: E402
 
 
@@ -67,9 +70,14 @@ class FarmClient:
         with SyncPrefectClient(self.farm.api_url) as client:
             found = client.read_deployment_by_name(deployment)
             # What is not given comes from the deployment, as on the command line.
-            run = client.create_flow_run_from_deployment(
-                found.id, parameters=found.parameters | given
+            # A server whose SQLite database is locked answers 503.
+            create = partial(
+                client.create_flow_run_from_deployment,
+                found.id,
+                parameters=found.parameters | given,
+                idempotency_key=uuid4().hex,
             )
+            run = retry(create, "a flow run", seconds=60)
             while watch and not (run.state and run.state.is_final()):
                 time.sleep(0.25)
                 run = client.read_flow_run(run.id)
