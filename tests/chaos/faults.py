@@ -141,7 +141,7 @@ def kill_merge(scene: Scene) -> bool:
 
 
 def _kill(scene: Scene, victim: psutil.Process | None) -> bool:
-    if victim is None or not scene.wait(scene.chance.uniform(0, 6)):
+    if victim is None or not scene.wait(scene.chance.uniform(0, _MOST_LATE_SECONDS)):
         return False
     with suppress(psutil.NoSuchProcess):
         scene.run.children.update(victim.children(recursive=True))

@@ -59,7 +59,7 @@ def main() -> int:
         counts = shares(options.runs, options.kinds.split(","))
         result = run_suite(
             stage, counts, lanes=options.lanes, seconds=60 * options.minutes,
-            patience=_LOST_SECONDS if options.final_runs else 0, tell=True,
+            grace=_LOST_SECONDS if options.final_runs else 0, tell=True,
         )  # fmt: skip
     print(result.table())
     wrong = result.faults()

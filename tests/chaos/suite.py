@@ -88,7 +88,7 @@ def run_suite(
     *,
     lanes: int,
     seconds: float = math.inf,
-    patience: float = 0.0,
+    grace: float = 0.0,
     tell: bool = False,
 ) -> Result:
     """Do trials of some kinds.
@@ -98,7 +98,7 @@ def run_suite(
         counts: How many of each kind.
         lanes: Number of trials at a time.
         seconds: After so long no more trials are begun.
-        patience: Seconds in which flow runs that are left over may become final.
+        grace: Seconds in which flow runs that are left over may become final.
         tell: Whether to print how each went.
     """
     result = Result(stage.seed)
@@ -119,5 +119,5 @@ def run_suite(
                     print(f"{time.monotonic() - begun:7.1f} s {outcome}", flush=True)
         result.seconds[kind] += time.monotonic() - started
     result.processes = remains.processes(_GRACE_SECONDS)
-    result.runs = remains.runs(patience)
+    result.runs = remains.runs(grace)
     return result

@@ -121,7 +121,7 @@ def test_each_run_fetches_the_audio_track(bucket: S3Bucket, tmp_path: Path) -> N
     assert not (tmp_path / "two" / "track.wav").exists()
 
 
-@pytest.mark.parametrize("kind", ["folder", "storage"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("storage", marks=pytest.mark.long)])
 def test_each_run_has_a_report_of_its_own(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -94,16 +94,15 @@ def test_a_job_gives_up_after_too_many_failures(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("api")
-def test_timeout_of_a_job(tmp_path: Path, bucket: S3Bucket) -> None:
+@pytest.mark.parametrize("stored", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_timeout_of_a_job(stored: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """An attempt that takes longer than the job allows is ended, and may be repeated."""
-    for storage in (None, bucket):
-        folder = tmp_path / ("folder" if storage is None else "storage")
-        folder.mkdir()
-        job = job_with(folder, {0: f"--hang-once '{folder / 'flag'}'"})
-        report = render(job, folder, storage=storage, timeout=3, retries=1)
-        failed = report.failed_attempts
-        assert [(one.chunk, one.kind) for one in failed] == [(0, "CommandTimeout")]
-        assert rendered(folder) == {0: 2, 1: 1, 2: 1}
+    storage = request.getfixturevalue("bucket") if stored else None
+    job = job_with(tmp_path, {0: f"--hang-once '{tmp_path / 'flag'}'"})
+    report = render(job, tmp_path, storage=storage, timeout=3, retries=1)
+    failed = report.failed_attempts
+    assert [(one.chunk, one.kind) for one in failed] == [(0, "CommandTimeout")]
+    assert rendered(tmp_path) == {0: 2, 1: 1, 2: 1}
 
 
 @pytest.mark.long

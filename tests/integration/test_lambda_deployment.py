@@ -20,6 +20,7 @@ from prefect_renderfarm.blocks import (
 )
 
 
+@pytest.mark.long
 def test_the_handler_keeps_the_time_limit(functions: LambdaServer, s3: S3Server) -> None:
     """A command is ended before AWS ends the function, and the answer tells so."""
     functions.proxy.fail()

@@ -115,6 +115,7 @@ def test_killed_while_it_renders(api: FarmClient, tmp_path: Path, deployment: st
     assert all((tmp_path / chunk.output_file).is_file() for chunk in job.chunks)
 
 
+@pytest.mark.long
 def test_the_next_run_of_the_job_ends_what_no_worker_did(api: FarmClient, tmp_path: Path) -> None:
     """A new run declares the task runs crashed of one that was started from Python and killed."""
     job = waiting_job(tmp_path, id="from Python")

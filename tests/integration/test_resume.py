@@ -110,6 +110,7 @@ def test_force_takes_nothing_from_a_run(tmp_path: Path) -> None:
     assert frame_hashes(tmp_path / "film-0.mp4") == frame_hashes(tmp_path / "film-1.mp4")
 
 
+@pytest.mark.long
 def test_a_crash_hands_over_what_is_left(api: FarmClient, tmp_path: Path) -> None:
     """A run that waits for another takes over its chunks when that one is killed, and ends it."""
     job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'go'}'", id="handed-over")
@@ -134,6 +135,7 @@ def test_a_crash_hands_over_what_is_left(api: FarmClient, tmp_path: Path) -> Non
     assert any("is gone" in (state["message"] or "") for state in states)
 
 
+@pytest.mark.long
 def test_flow_run_retry_renders_what_failed(api: FarmClient, tmp_path: Path) -> None:
     """`prefect flow-run retry` of a failed job renders the chunk that failed, and no other."""
     job = job_of(3, tmp_path, id="retried")

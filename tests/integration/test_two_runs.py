@@ -80,7 +80,8 @@ def gated(job: RenderJob, folder: Path) -> RenderJob:
     )
 
 
-@pytest.fixture(params=["folder", "S3"])
+# tests/unit/state/test_job_lock.py has two processes with a folder, too.
+@pytest.fixture(params=[pytest.param("folder", marks=pytest.mark.long), "S3"])
 def storage(request: pytest.FixtureRequest, api: FarmClient) -> str | None:
     """Return the name of a storage block; None: the runs share a folder."""
     if request.param == "folder":

@@ -183,7 +183,7 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
 
     server = Server(("127.0.0.1", 0), Handler)
     proxy.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield proxy

@@ -49,6 +49,7 @@ def measure(path: Path, what: str) -> tuple[float, float]:
     return seconds, size / 1e6
 
 
+@pytest.mark.long
 def test_many_chunks_are_no_burden(tmp_path: Path) -> None:
     """100,000 chunks are read and checked in seconds, in memory in proportion to their text."""
     chunks = [
