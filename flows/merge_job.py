@@ -44,10 +44,8 @@ from prefect_renderfarm.flows.parameters import (
 from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
-from prefect_renderfarm.flows.runs.parent_watch import why_no_more_chunks
-from prefect_renderfarm.flows.runs.progress import Progress
-from prefect_renderfarm.flows.runs.report import human_size
-from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
+from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
+from prefect_renderfarm.flows.runs.report import Progress, human_size
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.open_job import open_job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.blocks.core import Block
@@ -33,6 +33,8 @@ from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
 
 BlockType = TypeVar("BlockType", bound=Block)
+_Adapters = LocalAdapter | AwsLambdaAdapter | HttpAdapter | WorkPoolAdapter
+_Stitchers = RemuxStitcher | FfmpegStitcher
 
 
 def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -70,10 +72,9 @@ if TYPE_CHECKING:  # Python may pass a block of the user's own class
 else:
     _given = WrapValidator(_as_given)
     JobParameter = Annotated[str | dict[str, Any], _given]
-    _Adapters = LocalAdapter | AwsLambdaAdapter | HttpAdapter | WorkPoolAdapter
     AdapterParameter = Annotated[_Adapters | str, _given]
     OptionalAdapterParameter = Annotated[_Adapters | str | None, _given, _Optional()]
-    StitcherParameter = Annotated[RemuxStitcher | FfmpegStitcher | str | None, _given, _Optional()]
+    StitcherParameter = Annotated[_Stitchers | str | None, _given, _Optional()]
     StorageParameter = Annotated[S3Bucket | str | None, _given, _Optional()]
 _empty_is_none = BeforeValidator(lambda value: None if value == "" else value)
 OptionalPath = Annotated[Path | None, _empty_is_none]
@@ -88,15 +89,7 @@ OptionalFactor = Annotated[float | None, Field(gt=1)]
 # `Block.load` finds a class by any slug, but imports every installed collection to do so.
 _KNOWN: dict[str, type[Block]] = {
     block.get_block_type_slug(): block
-    for block in (
-        LocalAdapter,
-        AwsLambdaAdapter,
-        HttpAdapter,
-        WorkPoolAdapter,
-        RemuxStitcher,
-        FfmpegStitcher,
-        S3Bucket,
-    )
+    for block in (*get_args(_Adapters), *get_args(_Stitchers), S3Bucket)
 }
 
 
@@ -142,11 +135,7 @@ def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> Bl
 
 
 def reference(block: Block | None, parameter: str) -> str | None:
-    """Return the name under which another process can load a block.
-
-    Raises:
-        SetupError: The block is not saved on the server.
-    """
+    """Return the name by which another process can load a saved block. Raises: SetupError."""
     if block is None:
         return None
     if block._block_document_name is None:
@@ -158,11 +147,7 @@ def reference(block: Block | None, parameter: str) -> str | None:
 
 
 def absolute_in_deployment(path: Path, parameter: str, deployed: bool) -> Path:
-    """Return an absolute path; refuse a relative one where it would mean the worker's folder.
-
-    Raises:
-        SetupError: The path is relative and the run was started through a deployment.
-    """
+    """Return an absolute path; refuse a relative one of a deployed run with SetupError."""
     if deployed and not path.is_absolute():
         raise SetupError(relative_path_message(parameter, str(path)))
     return path.absolute()

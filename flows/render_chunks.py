@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -30,26 +31,17 @@ from prefect_renderfarm.flows.parameters import (
     StorageParameter,
     load_adapter,
 )
-from prefect_renderfarm.flows.rendering.attempts import (
-    Attempts,
-    Failures,
-    SlowChunks,
-    check_attempts,
-)
+from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
-from prefect_renderfarm.flows.rendering.stage import Rendering
+from prefect_renderfarm.flows.rendering.task import Rendering
 from prefect_renderfarm.flows.results import FailedAttempt
 from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
-from prefect_renderfarm.flows.runs.orphans import end_with_run
-from prefect_renderfarm.flows.runs.parent_watch import why_no_more_chunks
-from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
-from prefect_renderfarm.flows.state.job_lock import (
-    BUSY_SECONDS,
-    JobLock,
-    job_lock,
-    using_chunks,
+from prefect_renderfarm.flows.runs.orphans import (
+    end_with_run,
+    ending_with_its_worker,
+    why_no_more_chunks,
 )
-from prefect_renderfarm.flows.state.job_state import JobState
+from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.notes import RunNotes
 from prefect_renderfarm.flows.state.open_job import open_job
 
@@ -108,17 +100,20 @@ def render_chunks(
     attempts = Attempts(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
-    check_attempts(attempts, state.block)
+    attempts.check(state.block)
     state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
     tag_run(state.job)
     if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
-    with (
-        ending_with_its_worker(),
-        _writing_failure(state),
-        _lock(state, started_by_render_job=inputs is not None) as lock,
-        job_slot(runner),
-    ):
+    notes = RunNotes(state, str(flow_run.id))
+
+    def tell(failed: Sequence[FailedAttempt]) -> None:
+        _write_note(partial(notes.write_failed_attempts, failed))
+
+    lock: AbstractContextManager[JobLock | None] = using_chunks(state)
+    if inputs is None:  # else render-job holds the lock
+        lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks())
+    with ending_with_its_worker(), _writing_failure(notes), lock as held, job_slot(runner):
         if inputs is None:
             state.identify(runner, file_of(job))
         else:
@@ -126,20 +121,9 @@ def render_chunks(
         rendering = Rendering(
             state, chunks, runner, ChunkRules(verify=verify), attempts,
             width=concurrency or runner.default_concurrency(),
-            failures=Failures(max_failures, _write_failures(state)), lock=lock, force=force,
+            failures=Failures(max_failures, tell), lock=held, force=force,
         )  # fmt: skip
         return sorted(rendering.render(), key=lambda result: result.id)
-
-
-@contextmanager
-def _lock(state: JobState, *, started_by_render_job: bool) -> Iterator[JobLock | None]:
-    """Hold the job lock, or rely on the run that started this one, which holds it."""
-    if started_by_render_job:
-        with using_chunks(state):
-            yield None
-    else:
-        with job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks()) as lock:
-            yield lock
 
 
 def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
@@ -151,29 +135,18 @@ def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
     return [known[number] for number in wanted]
 
 
-def _write_failures(state: JobState) -> Callable[[Sequence[FailedAttempt]], None]:
-    """Return what writes failed attempts where the run finds them that started this one."""
-    run_id = flow_run.id
-
-    def write(failed: Sequence[FailedAttempt]) -> None:
-        try:
-            if run_id is not None:
-                RunNotes(state, str(run_id)).write_failed_attempts(failed)
-        except (OSError, StorageError) as error:
-            run_log().warning("could not record a failed attempt: %s", error)
-
-    return write
+def _write_note(write: Callable[[], object]) -> None:
+    """Write what the run reads that started this one; it is no error if that fails."""
+    try:
+        write()
+    except (OSError, StorageError) as error:
+        run_log().warning("could not record a failed attempt: %s", error)
 
 
 @contextmanager
-def _writing_failure(state: JobState) -> Iterator[None]:
-    """Write the error of this run where the run finds it that started this one."""
+def _writing_failure(notes: RunNotes) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if flow_run.id is not None:
-            try:
-                RunNotes(state, str(flow_run.id)).write_failure(error)
-            except (OSError, StorageError) as failed:
-                run_log().warning("could not record the failure: %s", failed)
+        _write_note(partial(notes.write_failure, error))
         raise

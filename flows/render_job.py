@@ -38,19 +38,13 @@ from prefect_renderfarm.flows.parameters import (
     load_stitcher,
     reference,
 )
-from prefect_renderfarm.flows.rendering.attempts import (
-    Attempts,
-    Failures,
-    SlowChunks,
-    check_attempts,
-)
+from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, check_commands, job_slot
-from prefect_renderfarm.flows.rendering.stage import Rendering
+from prefect_renderfarm.flows.rendering.task import Rendering
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
-from prefect_renderfarm.flows.runs.orphans import end_with_run
+from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_with_its_worker
 from prefect_renderfarm.flows.runs.report import publish_report
-from prefect_renderfarm.flows.runs.worker_watch import ending_with_its_worker
 from prefect_renderfarm.flows.state.job_lock import job_lock
 from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.open_job import open_job
@@ -139,7 +133,7 @@ def render_job(
     attempts = Attempts(
         retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
     )
-    check_attempts(attempts, state.block)
+    attempts.check(state.block)
     check_adapter(chosen.adapter, state)
     state.prepare(film=film)
     tag_run(state.job)
@@ -148,7 +142,11 @@ def render_job(
         # 2. Render what is not done yet.
         state.identify(chosen.adapter, film, file_of(job))
         width = concurrency or chosen.adapter.default_concurrency()
-        _log_begin(state, width)
+        run_log().info(
+            "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
+            state.job.title, len(state.job.chunks), state.job.metadata.total_frames,
+            state.job.metadata.rate, width, state.path,
+        )  # fmt: skip
         started = time.monotonic()
         failures = Failures(max_failures)
         rendering = Rendering(
@@ -217,8 +215,9 @@ def _check_assembly(
     if assembly is Assembly.MERGED:
         merger = chosen.merge_adapter or chosen.adapter
         if not merger.runs_commands:
-            name = type(merger).__name__
-            raise SetupError(f"a {name} runs no merge command: name a merge_adapter")
+            raise SetupError(
+                f"a {type(merger).__name__} runs no merge command: name a merge_adapter"
+            )
         check_commands(merger, [("the merge command", state.job.merge_command or "")])
     stitcher = chosen.stitcher
     if film is None or assembly is not Assembly.STITCHED or stitcher is None:
@@ -249,29 +248,20 @@ def _merge_run(
         "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
+        "storage": reference(state.block, "storage"),
         "chunk_timeout": max(_LEAST_CHUNK_TIMEOUT, 4 * lead),
     }
     if state.block is None:
         film = None if output_file is None else state.path / output_file
         parameters |= {"job": state.job_file, "job_dir": state.path, "output_file": film}
     else:  # the other machine has a folder of its own
-        storage = reference(state.block, "storage")
-        parameters |= {"job": state.job.key, "storage": storage}
-        parameters |= {"job_dir": job_dir, "output_file": output_file}
+        parameters |= {"job": state.job.key, "job_dir": job_dir, "output_file": output_file}
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in parameters.items()
         if value is not None
     }
     return MergeRun(deployment, given, state)
-
-
-def _log_begin(state: JobState, width: int) -> None:
-    job = state.job
-    run_log().info(
-        "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
-        job.title, len(job.chunks), job.metadata.total_frames, job.metadata.rate, width, state.path,
-    )  # fmt: skip
 
 
 def _save_report(state: JobState, report: RenderReport) -> None:

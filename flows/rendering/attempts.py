@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from statistics import median
 
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -23,6 +24,10 @@ from prefect_renderfarm.blocks.errors import (
 from prefect_renderfarm.flows.results import FailedAttempt
 
 _LONGEST_PAUSE_SECONDS = 300.0
+# So many chunks have to be done before others can be called slow ...
+_LEAST_DONE = 3
+# ... and so long a chunk has to take: below, the start of a program is most of it.
+_LEAST_SLOW_SECONDS = 5.0
 
 
 class SlowChunks(StrEnum):
@@ -35,16 +40,7 @@ class SlowChunks(StrEnum):
 
 @dataclass(frozen=True)
 class Attempts:
-    """How a job's chunks are tried.
-
-    Attributes:
-        retries: Number of further attempts that a chunk has.
-        retry_delay: Seconds before the second attempt, about; twice as many before each further.
-        max_failures: Number of failed attempts that the job as a whole may have; None: any.
-        timeout: Seconds that an attempt may take; None: the adapter's own limit.
-        slow_factor: A chunk is slow that takes this many times as long as the others; None: never.
-        slow_chunks: What to do about it.
-    """
+    """How a job's chunks are tried: the parameters of `render_job` with these names."""
 
     retries: int = 0
     retry_delay: float = 1.0
@@ -53,61 +49,70 @@ class Attempts:
     slow_factor: float | None = None
     slow_chunks: SlowChunks = SlowChunks.REPORT
 
+    def check(self, storage: object | None) -> None:
+        """Refuse what a job without a storage cannot do. Raises: JobError."""
+        if self.slow_chunks is SlowChunks.DUPLICATE and storage is None:
+            raise JobError(
+                "slow_chunks is 'duplicate', and two attempts at a chunk would write the same file "
+                "in the job folder: choose a storage, or 'report' or 'end'"
+            )
+
     def pause(self, failed: int) -> float:
-        """Return how long to wait before the next attempt, in seconds.
+        """Return the seconds to wait after a chunk's n-th failed attempt.
 
         The wait doubles, up to 300 s, and half of it is left to chance, so that chunks that failed
         together do not come back together: "equal jitter" of the AWS Architecture Blog,
         "Exponential Backoff And Jitter".
-
-        Args:
-            failed: Number of attempts at the chunk that have failed.
         """
         longest = max(self.retry_delay, _LONGEST_PAUSE_SECONDS)
         pause = min(self.retry_delay * 2.0 ** (min(failed, 64) - 1), longest)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
 
+    def slowness(self, frames: int, seconds: float, frame_times: Sequence[float]) -> str | None:
+        """Say in what a chunk is slow that is rendered for some seconds; None if it is not.
+
+        `frame_times` are the seconds that a frame took, of each finished chunk.
+        """
+        if self.slow_factor is None or len(frame_times) < _LEAST_DONE:
+            return None
+        usual = median(frame_times) * frames
+        if seconds < max(self.slow_factor * usual, _LEAST_SLOW_SECONDS):
+            return None
+        return (
+            f"it takes {self.slow_factor:g} times as long as the others, which took {usual:.1f} s"
+        )
+
     def parameters(self) -> dict[str, object]:
-        """Return the parameters of `render_chunks` that mean the same."""
-        return {
-            "retries": self.retries,
-            "retry_delay": self.retry_delay,
-            "max_failures": self.max_failures,
-            "timeout": self.timeout,
-            "slow_factor": self.slow_factor,
-            # Two attempts in one run would share its machine: `ChunkRuns` gives out the second.
-            "slow_chunks": SlowChunks.REPORT
-            if self.slow_chunks is SlowChunks.DUPLICATE
-            else self.slow_chunks,
-        }
+        """Return the parameters of a run of `render_chunks` on a work pool."""
+        if self.slow_chunks is SlowChunks.DUPLICATE:
+            # Two attempts in one run would share its machine: another run makes the second one.
+            return asdict(self) | {"slow_chunks": SlowChunks.REPORT}
+        return asdict(self)
 
 
+@dataclass(eq=False)
 class Failures:
     """The failed attempts of one job or run; safe to use from several threads.
 
-    Args:
-        most: Number of failed attempts that may be; None: any.
-        tell: Called with all of them whenever one more is known; None: nobody is told.
+    `most` is how many there may be; None means unlimited. `tell` is called with all of them
+    whenever one more is known.
     """
 
-    def __init__(
-        self,
-        most: int | None = None,
-        tell: Callable[[Sequence[FailedAttempt]], None] | None = None,
-    ) -> None:
-        self._most = most
-        self._tell = tell
+    most: int | None = None
+    tell: Callable[[Sequence[FailedAttempt]], None] | None = None
+
+    def __post_init__(self) -> None:
         self._all: list[FailedAttempt] = []
         self._lock = threading.Lock()
 
     @property
     def all(self) -> tuple[FailedAttempt, ...]:
-        """All that is known of, in the order in which they failed."""
+        """The failed attempts, in the order in which they failed."""
         with self._lock:
             return tuple(self._all)
 
     def add(self, chunk: int, attempt: int, seconds: float, error: Exception) -> None:
-        """Take note of a failed attempt.
+        """Record a failed attempt.
 
         Raises:
             RepeatedFault: The chunk's file was wrong in the same way before.
@@ -125,42 +130,25 @@ class Failures:
         with self._lock:
             known = {(one.chunk, one.kind, one.message) for one in self._all}
             self._all.append(failed)
-        if self._tell is not None:
-            self._tell(self.all)
+        if self.tell is not None:
+            self.tell(self.all)
         if isinstance(error, ChunkFileError) and (chunk, failed.kind, failed.message) in known:
             raise RepeatedFault(f"{error}, for the second time: it is not tried again") from None
         self.check()
 
     def take(self, others: Iterable[FailedAttempt]) -> None:
-        """Take note of failed attempts of a run that this one has started."""
+        """Record failed attempts of a run that this one has started."""
         with self._lock:
             self._all.extend(others)
 
     def check(self) -> None:
-        """Give up if the job has failed too often.
-
-        Raises:
-            TooManyFailures: It has had more failed attempts than it may have.
-        """
+        """Raise TooManyFailures if the job has had more failed attempts than it may have."""
         failed = self.all
-        if self._most is not None and len(failed) > self._most:
+        if self.most is not None and len(failed) > self.most:
             raise TooManyFailures(
-                f"{len(failed)} attempts of the job have failed, and max_failures is {self._most}; "
+                f"{len(failed)} attempts of the job have failed, and max_failures is {self.most}; "
                 f"the last one: {failed[-1].message}"
             ) from None
-
-
-def check_attempts(attempts: Attempts, storage: object | None) -> None:
-    """Refuse what a job without a storage cannot do.
-
-    Raises:
-        JobError: Two attempts at a chunk would write the same file in the job folder.
-    """
-    if attempts.slow_chunks is SlowChunks.DUPLICATE and storage is None:
-        raise JobError(
-            "slow_chunks is 'duplicate', and two attempts at a chunk would write the same file in "
-            "the job folder: choose a storage, or 'report' or 'end'"
-        )
 
 
 def worth_another_attempt(error: object) -> bool:

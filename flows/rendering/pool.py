@@ -7,211 +7,314 @@ only how the runs are.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Scheduled
 
 from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
-from prefect_renderfarm.blocks.errors import StorageError, StorageRefused
-from prefect_renderfarm.blocks.runtime.prefect_api import read_runs
+from prefect_renderfarm.blocks.errors import (
+    SetupError,
+    StorageError,
+    StorageRefused,
+    WorkerLost,
+    WorkStopped,
+)
+from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run, read_runs
 from prefect_renderfarm.blocks.runtime.retry import retry
 from prefect_renderfarm.blocks.runtime.run_log import run_log
-from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
-from prefect_renderfarm.flows.rendering.pool_done import DoneChunks
-from prefect_renderfarm.flows.rendering.pool_losses import RunLosses
-from prefect_renderfarm.flows.rendering.pool_queue import ChunkQueue
-from prefect_renderfarm.flows.rendering.pool_run import BatchRun, end_all, wait_for_ends
-from prefect_renderfarm.flows.rendering.slow_chunks import slowness
+from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
-from prefect_renderfarm.flows.runs.progress import Progress
+from prefect_renderfarm.flows.runs.report import Progress
 from prefect_renderfarm.flows.state.eta import Eta
-from prefect_renderfarm.flows.state.job_state import JobState
 from prefect_renderfarm.flows.state.notes import RunNotes
 
 # A run that no worker has taken by then is worth a warning.
 _WAITING_SECONDS = 60.0
 # So long the server may start no run before the job fails.
 _SERVER_AWAY_SECONDS = 900.0
+# A worker that is up ends a run within this time; Prefect's own limit is 30 s.
+_ENDING_SECONDS = 45.0
+# How long a job that fails waits for its runs to end, so that none disturbs the next attempt.
+_LAST_WAIT_SECONDS = 20.0
+# A run whose chunks are all done needs a moment to report.
+_REPORTING_SECONDS = 5.0
+# So many runs that were at the same chunk may be lost, whatever `retries` says: a machine that is
+# taken away is not the chunk's fault.
+_LEAST_LOST = 2
 _STOPPED = "its job was stopped"
 _DONE_ELSEWHERE = "its chunks are done by another run"
 
 
-class ChunkRuns:
-    """Renders chunks of one job by flow runs, once; `eta` may be called from another thread.
+@dataclass(eq=False)
+class BatchRun:
+    """A flow run, and the chunks that it has yet to render, in its order.
 
-    Args:
-        state: The job.
-        chunks: The chunks.
-        adapter: Where the runs are, and how they are cut.
-        rules: What the stitcher asks of chunks.
-        attempts: How chunks are tried, in their runs.
-        done: Those of the chunks that need not be rendered, by their ids.
-        width: Number of runs at once.
-        failures: Takes the attempts that fail.
-
-    Raises:
-        SetupError: The storage is not saved, so that other machines could not load it.
+    `duplicated` says whether another run has the same chunks, `lost` why the run was given up.
     """
 
-    def __init__(
-        self,
-        state: JobState,
-        chunks: Sequence[Chunk],
-        adapter: WorkPoolAdapter,
-        rules: ChunkRules,
-        attempts: Attempts,
-        done: Mapping[int, ChunkResult],
-        *,
-        width: int,
-        failures: Failures,
-    ) -> None:
-        self._parameters = (
-            _location(state)
-            | attempts.parameters()
-            | {"inputs": state.inputs, "verify": rules.verify.value}
-        )
-        self._state = state
-        self._chunks = chunks
-        self._adapter = adapter
-        self._attempts = attempts
-        self._width = width
-        self._done = DoneChunks(state, chunks, rules, attempts.retries, done)
-        self._losses = RunLosses(state, attempts.retries)
-        self._failures = failures
+    run: FlowRun
+    chunks: list[Chunk]
+    duplicated: bool = False
+    lost: str = ""
+
+    def __post_init__(self) -> None:
+        self._news_at = time.monotonic()
+        self._ending_since: float | None = None
+
+    @property
+    def state(self) -> State[Any]:
+        """What the server last said of the run."""
+        return self.run.state or Scheduled()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a worker has taken the run."""
+        begun = self.state.is_pending() or self.state.is_running()
+        return begun or self.run.start_time is not None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the run began, or since the last one of its chunks was done."""
+        return time.monotonic() - self._news_at
+
+    def update(self, run: FlowRun | None, done: set[int]) -> None:
+        """Take what the server says of the run, if it does, and the ids of chunks that are done."""
+        run = run or self.run
+        left = [chunk for chunk in self.chunks if chunk.id not in done]
+        if run.state_type != self.run.state_type or len(left) < len(self.chunks):
+            self._news_at = time.monotonic()
+        self.run, self.chunks = run, left
+
+    def end(self, reason: str) -> None:
+        """Have the run ended, if it is not; once."""
+        if self._ending_since is None and not self.state.is_final():
+            end_run(self.run.id, reason)
+            self._ending_since = time.monotonic()
+
+    def give_up(self, reason: str) -> None:
+        """Take the run for lost: have it ended, and declare it crashed if nobody ends it."""
+        self.lost = reason
+        self.end(reason)
+        if self._ending_since and time.monotonic() - self._ending_since > _ENDING_SECONDS:
+            declare_crashed(self.run.id, reason)
+
+
+@dataclass(eq=False)
+class ChunkRuns:
+    """Renders the chunks of one job that are not done by flow runs, `width` of them at once.
+
+    `attempts` says how chunks are tried in their runs. A storage that is not saved is refused with
+    SetupError, because other machines could not load it.
+    """
+
+    done: DoneChunks
+    adapter: WorkPoolAdapter
+    attempts: Attempts
+    failures: Failures
+    width: int
+
+    def __post_init__(self) -> None:
+        self.state, self.chunks, adapter = self.done.state, self.done.chunks, self.adapter
+        state = self.state
+        given = {"inputs": state.inputs, "verify": self.done.rules.verify.value}
+        if state.block is None:
+            given |= {"job": str(state.job_file), "job_dir": str(state.path)}
+        else:
+            given |= {"job": state.job.key, "storage": reference(state.block, "storage") or ""}
+        self._parameters = self.attempts.parameters() | given
+        target = adapter.target_minutes * 60 * adapter.chunks_at_once
+        self._queue = ChunkQueue(self.done.left, adapter.chunks_per_run, target, self.width)
+        self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
         self._runs: list[BatchRun] = []
         # What the server was asked to start and has not answered.
         self._asked: tuple[Sequence[Chunk], bool, str] | None = None
-        target = adapter.target_minutes * 60 * adapter.chunks_at_once
-        self._queue = ChunkQueue(self._done.left, adapter.chunks_per_run, target, width)
         self._warned: set[str] = set()
 
     def eta(self) -> Eta:
-        """Return how far the rendering is."""
-        done = dict(self._done.results)
+        """Return how far the rendering is; from any thread."""
+        done = dict(self.done.results)
         ages: dict[int, float] = {}
         for run in list(self._runs):
-            if run.running:
-                under_way = run.chunks[: self._adapter.chunks_at_once]
+            if run.state.is_running():
+                under_way = run.chunks[: self.adapter.chunks_at_once]
                 ages |= {chunk.id: run.silence for chunk in under_way if chunk.id not in done}
         finished = [result.seconds for result in done.values()]
-        return Eta(finished, list(ages.values()), len(self._chunks) - len(done) - len(ages))
+        return Eta(finished, list(ages.values()), len(self.chunks) - len(done) - len(ages))
 
     def render(self) -> list[ChunkResult]:
         """Render the chunks by runs of the deployment, each a child of the current flow run.
 
-        When the last attempt at a chunk fails, the other runs are ended.
-
-        Returns:
-            The results, in the order of the chunks.
-
-        Raises:
-            WorkerError: That of the first chunk whose last attempt failed.
-            SetupError: A run could not be started, or ended before it came to any chunk.
-            StorageRefused: The storage does not say what is done.
+        Returns all results in the order of the chunks. When the last attempt at a chunk fails, the
+        other runs are ended and its error raised.
         """
-        with Progress(len(self._chunks), "chunks rendered") as progress:
+        with Progress(len(self.chunks), "chunks rendered") as progress:
             try:
                 self._look()
-                while self._done.left:
+                while self.done.left:
                     self._give_out()
-                    time.sleep(self._adapter.poll_seconds)
+                    time.sleep(self.adapter.poll_seconds)
                     self._look()
-                    progress.show(len(self._done.results))
+                    progress.show(len(self.done.results))
             except BaseException as error:
                 self._end_all()
                 if isinstance(error, Exception):
-                    wait_for_ends(self._runs)
+                    self._wait_for_ends()
                 raise
         for run in self._runs:
             self._take_failures(run)
-        end_all([run for run in self._runs if run.duplicated], _DONE_ELSEWHERE)
-        return [self._result(chunk.id) for chunk in self._chunks]
+        _end([run for run in self._runs if run.duplicated], _DONE_ELSEWHERE)
+        return [self._result(chunk.id) for chunk in self.chunks]
 
     def _result(self, chunk_id: int) -> ChunkResult:
-        result = self._done.results[chunk_id]
-        more = self._losses.count[chunk_id] + self._done.refused[chunk_id]
+        result = self.done.results[chunk_id]
+        more = self.lost[chunk_id] + self.done.refused[chunk_id]
         # A manifest in a storage was written by a worker that knows of one attempt only.
-        failed = sum(attempt.chunk == chunk_id for attempt in self._failures.all)
+        failed = sum(attempt.chunk == chunk_id for attempt in self.failures.all)
         return result.model_copy(update={"attempts": max(result.attempts, 1 + failed) + more})
 
+    # What has happened
+
     def _look(self) -> None:
-        """Take note of how the runs are and of what is done; take back what runs did not do."""
+        """See how the runs are and what is done; take back what runs did not do."""
         states = self._states()
         # After the states: the last chunk of a run that has ended is among them.
         try:
-            odd = self._done.look()
+            odd = self.done.look()
         except StorageRefused:
             raise
         except StorageError as error:
             self._warn("the storage does not say what is done: %s", error)
             return
-        done = {chunk.id for chunk in odd} | self._done.results.keys()
+        done = {chunk.id for chunk in odd} | self.done.results.keys()
         for run in self._runs:
-            run.update(states.get(run.run.id, run.run), done)
+            run.update(states.get(run.run.id), done)
         self._queue.give_back(odd)
-        for run in [run for run in self._runs if run.final]:
+        for run in [run for run in self._runs if run.state.is_final()]:
             self._runs.remove(run)
             self._take_failures(run)
             if run.chunks:
-                self._losses.judge(run)
-                self._failures.check()
+                self.judge(run)
+                self.failures.check()
                 others = {chunk.id for other in self._runs for chunk in other.chunks}
                 self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
         for run in self._runs:
             self._watch(run)
 
+    def _states(self) -> dict[UUID, FlowRun]:
+        try:
+            return read_runs(run.run.id for run in self._runs)
+        except Exception as error:  # what is done is found without the server, too
+            self._warn("the server does not say how the runs are: %s", error)
+            return {}
+
     def _take_failures(self, run: BatchRun) -> None:
         try:
-            failed = RunNotes(self._state, str(run.run.id)).failed_attempts()
+            failed = RunNotes(self.state, str(run.run.id)).failed_attempts()
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
             self._warn("the storage does not say what failed in a run: %s", error)
         else:
-            self._failures.take(failed)
+            self.failures.take(failed)
 
-    def _states(self) -> dict[UUID, FlowRun]:
+    def judge(self, run: BatchRun) -> None:
+        """Return if a run that has ended was lost, and its chunks may be given out again.
+
+        A run is lost if its process or machine is, or if it cannot reach the storage: another may
+        do better. The loss counts for the chunk that the run was at. Any other error ends the job:
+        a chunk that failed has had its further attempts in its run.
+        """
+        state = run.state
+        where = f"render-chunks run {run.run.name!r} on work pool {run.run.work_pool_name!r}"
+        why = run.lost or f"ended as {state.name}: {state.message}"
+        first = run.chunks[0].id
+        if not run.lost:
+            if state.is_completed():
+                raise SetupError(
+                    f"{where} says that it is done, but chunk {first} is not in the storage or "
+                    "job folder that render-job sees: let both use the same"
+                )
+            if state.is_cancelled():
+                raise WorkStopped(f"{where} was cancelled, and so its job ends")
+            if state.is_failed():
+                why = self._reason_of_failure(run, f"{where} {why}")
+        self.lost[first] += 1
+        if self.lost[first] > max(self.attempts.retries, _LEAST_LOST):
+            raise WorkerLost(
+                f"chunk {first}: {self.lost[first]} runs that were at it were lost; the last one, "
+                f"{where}: {why}"
+            )
+        run_log().warning("%s was lost: %s; its unfinished chunks are given out again", where, why)
+
+    def _reason_of_failure(self, run: BatchRun, instead: str) -> str:
+        """Return why a run failed that counts as lost; raise the error of another one."""
         try:
-            return read_runs(run.run.id for run in self._runs)
-        except Exception as error:
-            # What is done is found without the server, too.
-            self._warn("the server does not say how the runs are: %s", error)
-            return {}
+            error = RunNotes(self.state, str(run.run.id)).failure()
+        except StorageRefused:
+            raise
+        except (StorageError, OSError) as unread:
+            return f"{instead}; what it wrote of that cannot be read: {unread}"
+        if error is None:
+            raise SetupError(instead)
+        if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):
+            raise error
+        return str(error)
 
     def _watch(self, run: BatchRun) -> None:
         """Notice a run that no worker takes, or of which nothing is heard any more."""
         if not run.begun:
             if run.silence > _WAITING_SECONDS:
-                pool = run.run.work_pool_name
-                self._warn(
-                    "no worker has taken run %r yet: is one of work pool %r up?", run.name, pool
-                )
+                name, pool = run.run.name, run.run.work_pool_name
+                self._warn("no worker has taken run %r yet: is one of work pool %r up?", name, pool)
             return
-        limit = self._adapter.lost_seconds(self._done.longest(), starting=not run.running)
+        longest = max((result.seconds for result in self.done.results.values()), default=None)
+        limit = self.adapter.lost_seconds(longest, starting=not run.state.is_running())
         try:
-            if not run.chunks:
-                run.dismiss(_DONE_ELSEWHERE)
+            if not run.chunks:  # it reports, or still renders what another run did, too
+                if run.duplicated and run.silence > _REPORTING_SECONDS:
+                    run.end(_DONE_ELSEWHERE)
             elif limit is not None and run.silence > limit:
                 run.give_up(f"none of its chunks was done for {limit:.0f} s")
         except Exception as error:
             self._warn("a run cannot be ended: %s", error)
 
+    # What to do next
+
     def _give_out(self) -> None:
-        each = self._done.frame_seconds()
-        for _ in range(self._width - len(self._runs)):
+        times = self.done.frame_times(reused=True)
+        for _ in range(self.width - len(self._runs)):
             if self._queue:
-                frames_running = sum(run.frames_left for run in self._runs)
-                self._start(self._queue.next_batch(each, frames_running))
+                left = sum(chunk.frame_count for run in self._runs for chunk in run.chunks)
+                self._start(self._queue.next_batch(times, left))
             elif slow := self._slow_run():
                 slow.duplicated = True
-                run_log().info("run %r is slow: its chunks are given out once more", slow.name)
+                name = slow.run.name
+                run_log().info("run %r is slow: its chunks are given out once more", name)
                 self._start(slow.chunks, again=True)
+
+    def _slow_run(self) -> BatchRun | None:
+        """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
+        if self.attempts.slow_chunks is not SlowChunks.DUPLICATE:
+            return None
+        times = self.done.frame_times(reused=False)
+        slow = [
+            run
+            for run in self._runs
+            if run.state.is_running() and run.chunks and not run.duplicated and not run.lost
+            and self.attempts.slowness(run.chunks[0].frame_count, run.silence, times)
+        ]  # fmt: skip
+        return max(slow, key=lambda run: run.silence, default=None)
 
     def _start(self, chunks: Sequence[Chunk], *, again: bool = False) -> None:
         """Have the server start a run, once, though its answers may be lost."""
@@ -222,43 +325,45 @@ class ChunkRuns:
 
     def _ask(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
         ids = [chunk.id for chunk in chunks]
-        job = self._state.job
+        job = self.state.job
         given = self._parameters | {"chunk_ids": ids}
-        run = self._adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
-        return BatchRun(run, chunks, again)
+        run = self.adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
+        return BatchRun(run, list(chunks), again)
 
     def _end_all(self) -> None:
         """End all runs: first those that are known, for which less must be asked."""
-        end_all(self._runs, _STOPPED)
+        _end(self._runs, _STOPPED)
         if self._asked is not None:
             try:
                 self._runs.append(self._ask(*self._asked))
             except Exception as error:
                 run_log().warning("a run may be left of which nothing was heard: %s", error)
             else:
-                end_all(self._runs[-1:], _STOPPED)
+                _end(self._runs[-1:], _STOPPED)
 
-    def _slow_run(self) -> BatchRun | None:
-        """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
-        if self._attempts.slow_chunks is not SlowChunks.DUPLICATE:
-            return None
-        times = self._done.frame_times()
-        slow = [
-            run
-            for run in self._runs
-            if run.running and run.chunks and not run.duplicated and not run.lost
-            and slowness(self._attempts, run.chunks[0].frame_count, run.silence, times)
-        ]  # fmt: skip
-        return max(slow, key=lambda run: run.silence, default=None)
+    def _wait_for_ends(self) -> None:
+        """Wait for a limited time; an error beside the one that ends the job would help nobody."""
+        deadline = time.monotonic() + _LAST_WAIT_SECONDS
+        runs = self._runs
+        with suppress(Exception):
+            while time.monotonic() < deadline and not all(run.state.is_final() for run in runs):
+                time.sleep(0.25)
+                states = read_runs(run.run.id for run in runs)
+                for run in runs:
+                    run.update(states.get(run.run.id), set())
 
     def _warn(self, message: str, *arguments: object) -> None:
+        """Log a warning of each kind once."""
         if message not in self._warned:
             self._warned.add(message)
             run_log().warning(message, *arguments)
 
 
-def _location(state: JobState) -> dict[str, object]:
-    """Return the parameters that tell a run where the job is: in a storage or a shared folder."""
-    if state.block is not None:
-        return {"job": state.job.key, "storage": reference(state.block, "storage")}
-    return {"job": str(state.job_file), "job_dir": str(state.path)}
+def _end(runs: Sequence[BatchRun], reason: str) -> None:
+    """Have runs ended, whatever happens at one of them."""
+    for run in runs:
+        try:
+            run.end(reason)
+        except Exception as error:
+            with suppress(Exception):
+                run_log().warning("run %r cannot be ended: %s", run.run.name, error)

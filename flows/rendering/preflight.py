@@ -15,21 +15,13 @@ from prefect_renderfarm.flows.state.job_state import JobState
 
 
 def check_adapter(adapter: WorkerAdapter, state: JobState) -> None:
-    """Refuse an adapter that cannot render a job, before any chunk.
-
-    Raises:
-        SetupError: Its workers see no job folder, and the job has no storage; its concurrency limit
-            is not on the server; or it says itself what is wrong.
-        JobError: It does not run the command of a chunk.
-    """
-    name = type(adapter).__name__
+    """Refuse an adapter that cannot render a job, or the command of one of its chunks."""
     if adapter.needs_storage and state.block is None:
         raise SetupError(
-            f"adapter: the workers of a {name} do not see the job folder: choose a storage, which "
-            "brings the chunks back"
+            f"adapter: the workers of a {type(adapter).__name__} do not see the job folder: choose "
+            "a storage, which brings the chunks back"
         )
-    limit = adapter.shared_limit()
-    if limit is not None:
+    if (limit := adapter.shared_limit()) is not None:
         try:
             with get_client(sync_client=True) as client:
                 client.read_global_concurrency_limit_by_name(limit)
@@ -43,15 +35,7 @@ def check_adapter(adapter: WorkerAdapter, state: JobState) -> None:
 
 
 def check_commands(adapter: WorkerAdapter, commands: Iterable[tuple[str, str]]) -> None:
-    """Refuse commands that an adapter would not run, before any of them runs.
-
-    Args:
-        adapter: Where they are to run.
-        commands: What each is for, such as `chunk 3`, and the command line.
-
-    Raises:
-        JobError: One of them is not allowed.
-    """
+    """Refuse commands, given with their names, that an adapter would not run. Raises: JobError."""
     for name, command in commands:
         try:
             adapter.check_command(command)

@@ -1,4 +1,4 @@
-"""Flow runs and task runs that nobody ends any more, because the run that they belong to has died.
+"""Runs that would go on, or show as Running, though the run that they belong to is over.
 
 The process worker notices within seconds that a flow run's process was killed, and declares that
 one run crashed. Its task runs, and the flow runs that it called in its own process, stay Running on
@@ -7,27 +7,24 @@ the server for ever; the runs that it started on work pools go on.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-    TaskRunFilterSubFlowRuns,
-)
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed
 
+from prefect_renderfarm.blocks.runtime.periodic import periodic
 from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 
@@ -35,8 +32,8 @@ from prefect_renderfarm.blocks.runtime.run_log import run_log
 _RECORDING_SECONDS = 2.0
 # What a killed run said last may still be on its way, so its hook looks more than once.
 _LOOKS = 2
-
-_OPEN = [kind for kind in StateType if kind not in TERMINAL_STATES]
+_OPEN = {"type": {"any_": [kind for kind in StateType if kind not in TERMINAL_STATES]}}
+_WORKER_POLL_SECONDS = 1.0
 
 
 def end_with_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -57,11 +54,7 @@ def end_after_death(run_id: UUID, *, certain: bool) -> None:
     """End what a run left behind that has died: its parts, and the runs that it had started.
 
     Never fails: the server's states are for people to look at, and the job folder or storage says
-    what is done.
-
-    Args:
-        run_id: The run.
-        certain: Whether its process has ended for certain, and was not only silent.
+    what is done. `certain`: its process has ended for certain, and was not only silent.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -84,11 +77,12 @@ def _end_parts(client: SyncPrefectClient, run: FlowRun) -> None:
         if child.deployment_id is None:
             declare_crashed(child.id, _reason(run))
             _end_parts(client, child)
-    task_runs = TaskRunFilter(
-        flow_run_id=TaskRunFilterFlowRunId(any_=[run.id]),
-        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_OPEN)),
-        # Not those that only stand for a flow run that was started.
-        subflow_runs=TaskRunFilterSubFlowRuns(exists_=False),
+    task_runs = TaskRunFilter.model_validate(
+        {
+            "flow_run_id": {"any_": [run.id]},
+            "state": _OPEN,
+            "subflow_runs": {"exists_": False},  # not those that stand for a flow run
+        }
     )
     ended: set[UUID] = set()
     while found := {item.id for item in client.read_task_runs(task_run_filter=task_runs)} - ended:
@@ -98,13 +92,70 @@ def _end_parts(client: SyncPrefectClient, run: FlowRun) -> None:
 
 
 def _open_children(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
-    return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)),
-        )
-    )
+    parent = {"parent_flow_run_id": {"any_": [run.id]}, "state": _OPEN}
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(parent))
 
 
 def _reason(run: FlowRun) -> str:
     return f"flow run {run.name!r}, to which it belonged, has died or was ended"
+
+
+def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
+    """Return a function that says why the current flow run's parent renders no more chunks.
+
+    It returns None while the parent runs, and while the server does not answer: the chunks are
+    waited for in the job folder, and come without a server, too. `crashed`: a parent that the
+    server calls crashed renders no more; it may be alive, and cut off from the server.
+    """
+    parent = this_run.parent_flow_run_id
+    log = run_log()
+
+    def ask() -> str | None:
+        if parent is None:
+            return None
+        try:
+            with get_client(sync_client=True) as client:
+                run = client.read_flow_run(UUID(str(parent)))
+        except Exception as error:
+            log.warning("the server does not say how the rendering is: %s", error)
+            return None
+        if run.state is None or (run.state.is_crashed() and not crashed):
+            return None
+        if run.state.is_final():
+            return f"render-job run {run.name!r} ended as {run.state.name}"
+        return None
+
+    return ask
+
+
+@contextmanager
+def ending_with_its_worker() -> Iterator[None]:
+    """Inside the block, end a deployed run in good order when the process that started it dies.
+
+    A process worker that is killed leaves its flow runs running, and with them their renderers;
+    cancelling would go through the worker. A process whose parent dies gets another parent. In a
+    container, and for a flow that is called from Python, nothing is watched.
+    """
+    parent = os.getppid()
+    if deployment.id is None or parent <= 1:
+        yield
+        return
+    main = threading.main_thread().ident or 0
+    ended = False
+
+    def look() -> None:
+        nonlocal ended
+        if not ended and os.getppid() != parent:
+            ended = True
+            # Standard output and error are pipes that nobody reads any more, and rich, with which
+            # Prefect prints its log, ends the thread that meets a broken pipe.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            run_log().error("the worker that started this run is gone: the run ends, too")
+            # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
+            signal.pthread_kill(main, signal.SIGTERM)
+
+    with periodic(look, _WORKER_POLL_SECONDS, "worker watch"):
+        yield

@@ -1,17 +1,27 @@
-"""The report on a job that people read: an artifact on the flow run's page."""
+"""What a flow run's page shows of a job: a progress bar, and the report at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext
 from slugify import slugify
 
+from prefect_renderfarm.blocks.runtime.periodic import periodic
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.run_log import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport
 
+# An update is a request of some 30 ms to the server.
+_SECONDS_BETWEEN_UPDATES = 1.0
 # Nobody reads a longer table, and the page that shows it becomes slow.
 _MOST_ROWS = 1000
 _MOST_CHARACTERS = 300
@@ -22,6 +32,53 @@ _ASSEMBLY = {
     Assembly.SKIPPED: "Not assembled: the job has no merge command, and no stitcher was chosen",
     Assembly.OFF: "Not assembled: `merge` is off, and the chunks are the result",
 }
+
+
+class Progress:
+    """A context that shows "3 of 9 chunks rendered" on the flow run's page, if there is a run.
+
+    A thread sends the updates, so that the work never waits for the server.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total = total
+        self._what = what
+        self._now = (0, "")
+        self._shown: tuple[int, str] | None = None
+        self._artifact: Any = None
+        self._updates = ExitStack()
+
+    def show(self, done: int, note: str = "") -> None:
+        """Set what is shown: at most once a second, and at the end."""
+        self._now = (done, note)
+
+    def __enter__(self) -> Self:
+        if FlowRunContext.get() is not None:
+            self._updates.callback(self._send_last)
+            updates = periodic(self._send, _SECONDS_BETWEEN_UPDATES, "progress", wait=True)
+            self._updates.enter_context(updates)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._updates.close()
+
+    def _send(self) -> None:
+        if (now := self._now) == self._shown:
+            return
+        done, note = now
+        text = f"{done:,} of {self._total:,} {self._what}{note}"
+        shown = {"progress": 100.0 * done / self._total, "description": text}
+        if self._artifact is None:
+            self._artifact = call_sync(create_progress_artifact, **shown)
+        else:
+            call_sync(update_progress_artifact, self._artifact, **shown)
+        self._shown = now
+
+    def _send_last(self) -> None:
+        try:
+            self._send()
+        except Exception as error:
+            run_log().warning("cannot show progress: %s", error)
 
 
 def publish_report(report: RenderReport) -> None:

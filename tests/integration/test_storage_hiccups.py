@@ -21,6 +21,7 @@ from prefect_renderfarm.blocks import (
     StorageError,
     StorageRefused,
     WorkerLost,
+    WorkPoolAdapter,
 )
 from prefect_renderfarm.blocks.runtime import retry as retrying
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
@@ -28,9 +29,9 @@ from prefect_renderfarm.blocks.storage.folder import FolderStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
-from prefect_renderfarm.flows.rendering.pool_done import DoneChunks
-from prefect_renderfarm.flows.rendering.pool_losses import _LEAST_LOST, RunLosses
-from prefect_renderfarm.flows.rendering.pool_run import BatchRun
+from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
+from prefect_renderfarm.flows.rendering.pool import _LEAST_LOST, BatchRun, ChunkRuns
+from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
 from prefect_renderfarm.flows.state.job_state import JobState
 
 AWAY = StorageError("storage 'x' does not answer")
@@ -149,7 +150,7 @@ def test_known_chunk_is_asked_for_again(
 def failed_run(folder: JobState) -> BatchRun:
     """Return a run of all chunks that has failed."""
     run: Any = SimpleNamespace(id=uuid4(), name="chunks", work_pool_name="p", state=Failed())
-    return BatchRun(run, folder.job.chunks)
+    return BatchRun(run, list(folder.job.chunks))
 
 
 def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,13 +161,15 @@ def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(FolderStore, "read", read)
     folder = away(tmp_path)
-    losses, run = RunLosses(folder, 0), failed_run(folder)
-    losses.judge(run)
-    assert losses.count == {0: 1}
+    run = failed_run(folder)
+    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
+    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(), Failures(), 1)
+    runs.judge(run)
+    assert runs.lost == {0: 1}
     for _ in range(_LEAST_LOST - 1):
-        losses.judge(run)
+        runs.judge(run)
     with pytest.raises(WorkerLost, match="cannot be read: storage 'x' does not answer"):
-        losses.judge(run)
+        runs.judge(run)
 
 
 def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> None:

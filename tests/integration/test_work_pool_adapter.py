@@ -30,8 +30,8 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderReport, render_job
 from prefect_renderfarm.flows.render_chunks import render_chunks
-from prefect_renderfarm.flows.rendering import pool_run as batch_run
-from prefect_renderfarm.flows.rendering.pool_run import BatchRun
+from prefect_renderfarm.flows.rendering import pool
+from prefect_renderfarm.flows.rendering.pool import BatchRun
 
 
 @pytest.mark.long
@@ -173,10 +173,10 @@ def test_run_without_a_worker_is_declared_crashed(
     """A run that stays Running though it was cancelled has lost its worker: it gets its end."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(render_chunks, parameters={"job": "film"}, state=Running())
-    lost = BatchRun(api.flow_run(run.id), small_job().chunks)
+    lost = BatchRun(api.flow_run(run.id), list(small_job().chunks))
     lost.give_up("no word of it")
     assert api.flow_run(run.id).state_name == "Cancelling"
-    monkeypatch.setattr(batch_run, "_ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_ENDING_SECONDS", 0.0)
     lost.give_up("no word of it")
     assert api.flow_run(run.id).state_name == "Crashed"
 

@@ -20,10 +20,8 @@ from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
     SlowChunks,
-    check_attempts,
     worth_another_attempt,
 )
-from prefect_renderfarm.flows.rendering.slow_chunks import slowness
 from prefect_renderfarm.flows.results import FailedAttempt
 
 
@@ -104,9 +102,9 @@ def test_failures_are_passed_on() -> None:
 def test_duplicates_need_a_storage() -> None:
     """Two attempts at a chunk would write the same file in a shared folder."""
     with pytest.raises(JobError, match="slow_chunks is 'duplicate'"):
-        check_attempts(Attempts(slow_chunks=SlowChunks.DUPLICATE), None)
-    check_attempts(Attempts(slow_chunks=SlowChunks.DUPLICATE), object())
-    check_attempts(Attempts(slow_chunks=SlowChunks.END), None)
+        Attempts(slow_chunks=SlowChunks.DUPLICATE).check(None)
+    Attempts(slow_chunks=SlowChunks.DUPLICATE).check(object())
+    Attempts(slow_chunks=SlowChunks.END).check(None)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_duplicates_need_a_storage() -> None:
 )
 def test_slow_chunks(factor: float | None, times: list[float], seconds: float, slow: bool) -> None:
     """A chunk of 20 frames is slow that takes a factor longer than the others."""
-    found = slowness(Attempts(slow_factor=factor), 20, seconds, times)
+    found = Attempts(slow_factor=factor).slowness(20, seconds, times)
     assert (found is not None) is slow
     if found:
         assert "it takes 5 times as long as the others, which took" in found

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from jobs import small_job
 
-from prefect_renderfarm.flows.rendering.pool_queue import ChunkQueue
+from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue
 from prefect_renderfarm.flows.runs.names import batch_name
 
 
-def lengths(queue: ChunkQueue, frame_seconds: float | None) -> list[int]:
+def lengths(queue: ChunkQueue, *frame_times: float) -> list[int]:
     """Return the lengths of batches, handed out to runs that all take equally long."""
     found = []
     while queue:
-        found.append(len(queue.next_batch(frame_seconds, 0)))
+        found.append(len(queue.next_batch(frame_times, 0)))
     return found
 
 
 def test_batches_last_as_long_as_wanted() -> None:
     """Batches are as long as wanted once a chunk is done; few chunks are shared out evenly."""
     chunks = small_job(total_frames=800, chunks=200).chunks
-    assert lengths(ChunkQueue(chunks, 30, 1.0, 2), None) == [30, 30, 30, 30, 30, 30, 20]
-    assert lengths(ChunkQueue(chunks, None, 60.0, 2), None)[0] == 25
+    assert lengths(ChunkQueue(chunks, 30, 1.0, 2)) == [30, 30, 30, 30, 30, 30, 20]
+    assert lengths(ChunkQueue(chunks, None, 60.0, 2))[0] == 25
     assert lengths(ChunkQueue(chunks, None, 60.0, 1), 0.5) == [30] * 6 + [20]
     assert lengths(ChunkQueue(chunks, None, 60.0, 1), 100.0) == [1] * 200
     queue = ChunkQueue(chunks, None, 1e6, 2)
-    first = queue.next_batch(0.5, 0)
-    rest = queue.next_batch(0.5, 4 * len(first))
+    first = queue.next_batch([0.5], 0)
+    rest = queue.next_batch([0.5], 4 * len(first))
     assert (len(first), len(rest)) == (100, 100)
 
 
@@ -41,8 +41,8 @@ def test_longest_chunks_go_first() -> None:
     job = small_job(total_frames=20, chunks=3)
     frames = [chunk.frame_count for chunk in job.chunks]
     queue = ChunkQueue(job.chunks, 1, 1.0, 1)
-    order = [queue.next_batch(None, 0)[0] for _ in range(3)]
+    order = [queue.next_batch([], 0)[0] for _ in range(3)]
     assert [chunk.frame_count for chunk in order] == sorted(frames, reverse=True)
     queue.give_back([order[1]])
     queue.give_back([order[2]])
-    assert queue.next_batch(None, 0) == [order[2]]
+    assert queue.next_batch([], 0) == [order[2]]

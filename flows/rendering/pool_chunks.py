@@ -1,0 +1,146 @@
+"""Chunks that flow runs render: which ones are done, and which ones wait for a run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from prefect_renderfarm.blocks.errors import ChunkFileError
+from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.stitchers.base import ChunkRules
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.state.consistency import Consistency
+from prefect_renderfarm.flows.state.job_state import JobState
+
+# While nothing is known of how long chunks take, a first batch is this part of a fair share.
+_FIRST_PART = 4
+# What is left over is added to a batch if it is a smaller part of it than this: it is not worth
+# another start.
+_CRUMBS = 0.25
+
+
+@dataclass(eq=False)
+class DoneChunks:
+    """The chunks that are done, by their manifests in the storage or job folder.
+
+    `results` are the manifests by the chunks' ids: at first those of earlier runs. `refused` says
+    how often each chunk did not fit the others, which it may do `retries` times.
+    """
+
+    state: JobState
+    chunks: Sequence[Chunk]
+    rules: ChunkRules
+    retries: int
+    results: dict[int, ChunkResult]
+
+    def __post_init__(self) -> None:
+        self.refused: Counter[int] = Counter()
+        self._odd: list[Chunk] = []
+        self._reused = frozenset(self.results)
+        self._consistency = Consistency(self.rules)
+        for result in self.results.values():
+            self._consistency.check(result)
+
+    @property
+    def left(self) -> list[Chunk]:
+        """The chunks that are not done."""
+        return [chunk for chunk in self.chunks if chunk.id not in self.results]
+
+    def look(self) -> list[Chunk]:
+        """Read the manifests that are new; return chunks that are to be rendered again.
+
+        Raises:
+            ChunkFileError: A chunk does not fit the others, however often it is rendered.
+            StorageError: The storage did not answer; chunks that do not fit are returned next time.
+        """
+        left = self.left
+        done = self.state.done(left)
+        for chunk in left:
+            if chunk.id in done and (result := self.state.manifest(chunk)) is not None:
+                self._take(chunk, result)
+        odd, self._odd = self._odd, []
+        return odd
+
+    def _take(self, chunk: Chunk, result: ChunkResult) -> None:
+        try:
+            self._consistency.check(result)
+        except ChunkFileError as error:
+            if chunk not in self._odd:  # before all else: it must be returned, if not now
+                self._odd.append(chunk)
+            self.state.forget_chunks([chunk])
+            self.refused[chunk.id] += 1
+            if self.refused[chunk.id] > self.retries:
+                raise
+            run_log().warning("%s; it is rendered again", error)
+            return
+        self.results[chunk.id] = result
+        run_log().info(
+            "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
+            chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
+            f"{result.size:,}",
+        )  # fmt: skip
+
+    def frame_times(self, *, reused: bool) -> list[float]:
+        """Return how many seconds a frame took, of each finished chunk."""
+        return [
+            result.seconds / result.frame_count
+            for result in self.results.values()
+            if reused or result.id not in self._reused
+        ]
+
+
+@dataclass(eq=False)
+class ChunkQueue:
+    """Chunks in the order in which they are given out: the longest first, else by their id.
+
+    A batch has `per_run` chunks. None: as many as take `target` seconds, all chunks added up, while
+    `width` runs go on at once.
+    """
+
+    chunks: Sequence[Chunk]
+    per_run: int | None
+    target: float
+    width: int
+
+    def __post_init__(self) -> None:
+        self._waiting = sorted(self.chunks, key=lambda chunk: -chunk.frame_count)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def give_back(self, chunks: Sequence[Chunk]) -> None:
+        """Take chunks of a run that did not render them; they are the next to be given out."""
+        known = {chunk.id for chunk in self._waiting}
+        self._waiting[:0] = [chunk for chunk in chunks if chunk.id not in known]
+
+    def next_batch(self, frame_times: Sequence[float], frames_running: int) -> list[Chunk]:
+        """Give out a batch, of one chunk at least.
+
+        `frame_times` are the seconds that a frame took, of each finished chunk, `frames_running`
+        the number of frames that all runs have yet to render.
+        """
+        if self.per_run:
+            count = self.per_run
+        elif frame_times:
+            count = self._count(median(frame_times), frames_running)
+        else:
+            count = math.ceil(len(self.chunks) / (_FIRST_PART * self.width))
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
+
+    def _count(self, frame_seconds: float, frames_running: int) -> int:
+        """Return how many chunks fill a batch up to the wanted time, or to a fair share."""
+        waiting = sum(chunk.frame_count for chunk in self._waiting)
+        share = (waiting + frames_running) / self.width
+        wanted = min(self.target / max(frame_seconds, 1e-9), share)
+        frames = count = 0
+        for chunk in self._waiting:
+            if count and frames + chunk.frame_count / 2 > wanted:
+                break
+            frames += chunk.frame_count
+            count += 1
+        return len(self._waiting) if waiting - frames < _CRUMBS * frames else count
