@@ -11,9 +11,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_renderfarm.blocks.assets.manifest import ASSETS, is_list, read_list
+from prefect_renderfarm.blocks.assets.inputs import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.errors import JobError, SetupError
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 from prefect_renderfarm.flows.jobs.spec import is_key

@@ -23,8 +23,8 @@ from prefect_renderfarm.blocks.errors import (
     WorkerError,
 )
 from prefect_renderfarm.blocks.media.image_sequence import has_number
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher, watching
 from prefect_renderfarm.flows.merging.assembly import plan_assembly
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 
 from prefect_renderfarm.blocks.errors import JobError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.media.model import Verify
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk

@@ -11,9 +11,8 @@ from prefect import flow, tags
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
-from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, run_log
+from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
 from prefect_renderfarm.flows.jobs.load import file_of
 from prefect_renderfarm.flows.merge_job import merge_job

@@ -25,7 +25,7 @@ from prefect_renderfarm.blocks.adapters.helios import (
 )
 from prefect_renderfarm.blocks.adapters.protocol import parse_answer, payload_secrets
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import SetupError, WorkerError, WorkerLost, WorkerRefused
 from prefect_renderfarm.blocks.http.client import call_until_stopped

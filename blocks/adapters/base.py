@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 from prefect.blocks.abstract import ObjectStorageBlock
 
 from prefect_renderfarm.blocks.base import FarmBlock
-from prefect_renderfarm.blocks.chunks.render import naming_chunk_and_worker, render_here
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest
+from prefect_renderfarm.blocks.chunks.render import (
+    ChunkRequest,
+    naming_chunk_and_worker,
+    render_here,
+)
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 
-from prefect_renderfarm.blocks.chunks.render import measure_output
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, measure_output
 from prefect_renderfarm.blocks.command import WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -31,7 +30,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 

@@ -26,7 +26,7 @@ from prefect_renderfarm.blocks.processes.command_line import (
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import path_with_ffmpeg
 from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS, Mask, warn_of_short
 from prefect_renderfarm.blocks.processes.process_group import run_program
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 
 # What programs need to find themselves, their libraries, their language and their scratch space.
 PASSED_VARIABLES = (

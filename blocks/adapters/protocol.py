@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import prefect_renderfarm.blocks.errors as errors
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.chunks.render import naming_chunk_and_worker
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, naming_chunk_and_worker
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import RenderFarmError, WorkerLost
 from prefect_renderfarm.blocks.processes.masking import query_secrets

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.adapters.protocol import chunk_payload, command_payload
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import WorkerBusy, WorkerLost, WorkStopped
 

@@ -7,6 +7,7 @@ and on what is read at once of an archive's lists and headers.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import shutil
 import stat
@@ -17,14 +18,22 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect_renderfarm.blocks.assets.cache import require_room
-from prefect_renderfarm.blocks.assets.workspace import disk_errors, inside
-from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkStopped
+from prefect_renderfarm.blocks.assets.workspace import AssetCache, disk_errors, inside, require_room
+from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
+from prefect_renderfarm.blocks.http.download import Download, DownloadFailed, open_download
+from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
+from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
 
+_MAX_SHOWN = 200  # characters of a URL
+ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".tar")
+_MAX_ARCHIVE_BYTES = 20_000_000_000
+# For an archive of that size: 5.6 MB a second.
+_ARCHIVE_SECONDS = 3600.0
 # The size of the cache of fetched files; a farm's largest scenes have some 10,000 files.
 MAX_UNPACKED_BYTES = 20_000_000_000
 MAX_FILES = 200_000
@@ -43,6 +52,50 @@ _DAMAGES = (
 
 class DamagedArchive(FatalWorkerError):
     """An archive cannot be read to its end."""
+
+
+def name_of_url(url: str) -> str:
+    """Return an `assetsUrl` for messages, without what may be secret in it."""
+    return f"assetsUrl {excerpt(public_part(url), _MAX_SHOWN)}"
+
+
+def lay_out_archive(url: str, folder: Path, cache: AssetCache, stop: threading.Event) -> None:
+    """Fetch an archive, unless this version of it is in the cache, and unpack it.
+
+    Raises:
+        FatalWorkerError: It cannot be fetched, is damaged or too large, or a name in it leads out
+            of the workspace.
+        WorkerLost: The server did not answer, or the disk is full.
+        WorkStopped: `stop` was set.
+    """
+    name = name_of_url(url)
+    try:
+        with open_download(url, _MAX_ARCHIVE_BYTES, _ARCHIVE_SECONDS, stop) as download:
+            version = [download.headers.get(key, "") for key in ("etag", "last-modified")]
+            identity = hashlib.sha256(f"{url} {download.size} {version}".encode()).hexdigest()
+            if not any(version):
+                cache.drop(identity)
+            if not cache.has(identity):
+                cache.make_room(download.size, {identity})
+            with disk_errors(name):
+                archive = cache.fetch(identity, partial(_save, download), stop)
+    except DownloadFailed as error:
+        kind = WorkerLost if error.again else FatalWorkerError
+        raise kind(f"{name} cannot be fetched: {error}") from None
+    try:
+        with disk_errors(name):
+            unpack(archive, folder, stop)
+    except DamagedArchive as error:
+        cache.drop(identity)
+        raise FatalWorkerError(f"{name} cannot be unpacked: {error}") from None
+    except FatalWorkerError as error:
+        raise FatalWorkerError(f"{name}: {error}") from None
+
+
+def _save(download: Download, path: Path) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        for part in download.parts():
+            file.write(part)
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:

@@ -1,7 +1,8 @@
-"""Calls to Prefect's server: a deployment, and its flow runs."""
+"""The current run's log, and calls to Prefect's server: a deployment, and its flow runs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,10 +12,22 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import MissingContextError, ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging import get_logger, get_run_logger
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_renderfarm.blocks.errors import SetupError
+
+RunLog = logging.Logger | logging.LoggerAdapter[Any]
+
+
+def run_log() -> RunLog:
+    """Return the logger of the current flow or task run, or an ordinary one outside a run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("renderfarm")
+
 
 # The server returns at most this many items.
 _PAGE = 200

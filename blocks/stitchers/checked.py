@@ -25,7 +25,7 @@ from prefect_renderfarm.blocks.stitchers.audio_plan import (
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, StitchReport, VideoStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures
-from prefect_renderfarm.blocks.storage.publish import publishing
+from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
 

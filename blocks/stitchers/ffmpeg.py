@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks.media.image_sequence import has_number, is_image_
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.processes.process_group import run_program
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.audio import join_audio
 from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan, codec_for
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress_report
@@ -39,8 +39,7 @@ from prefect_renderfarm.blocks.stitchers.image_sequence import (
     link_sequence,
 )
 from prefect_renderfarm.blocks.stitchers.muxer import check_container, muxer_options
-from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder
-from prefect_renderfarm.blocks.storage.publish import naming_the_disk
+from prefect_renderfarm.blocks.storage.atomic_file import naming_the_disk, scratch_folder
 
 GLOBAL_ARGUMENTS = (
     *("-nostdin", "-hide_banner", "-loglevel", "warning"),

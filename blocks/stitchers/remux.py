@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
 from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures, check_figures
 from prefect_renderfarm.blocks.stitchers.muxer import FilmMuxer, FilmOptions, writing
-from prefect_renderfarm.blocks.storage.publish import publishing
+from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 
 class RemuxStitcher(CheckedStitcher):

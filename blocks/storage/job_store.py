@@ -29,9 +29,8 @@ from prefect_renderfarm.blocks.errors import (
     StorageRefused,
 )
 from prefect_renderfarm.blocks.media.image_sequence import IMAGE_ENDINGS, list_images
-from prefect_renderfarm.blocks.runtime.run_log import run_log
-from prefect_renderfarm.blocks.storage.chunk_files import content
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
 from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
 # The clocks of a storage's machines differ, and times are rounded to seconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import JobError
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import VideoStitcher
 from prefect_renderfarm.flows.results import Assembly
 

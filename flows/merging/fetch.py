@@ -16,8 +16,8 @@ from prefect_renderfarm.blocks.errors import (
     StorageError,
     StorageRefused,
 )
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.state.job_state import JobState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prefect_renderfarm.blocks.runtime.periodic import periodic
+from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.flows.merging.merge_run import MergeRun
 from prefect_renderfarm.flows.state.eta import Eta
 

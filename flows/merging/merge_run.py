@@ -15,10 +15,10 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
     declare_crashed,
     end_run,
     is_away,
+    run_log,
     start_run,
 )
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.runs.names import job_label, job_tag
 from prefect_renderfarm.flows.state.job_state import JobState

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.chunks.render import ChunkReader, measure
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest, StorageAddress
+from prefect_renderfarm.blocks.chunks.render import (
+    ChunkReader,
+    ChunkRequest,
+    StorageAddress,
+    measure,
+)
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -22,8 +26,8 @@ from prefect_renderfarm.blocks.errors import (
     WorkerError,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.runtime.periodic import periodic
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk

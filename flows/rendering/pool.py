@@ -26,9 +26,13 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run, read_runs
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import (
+    declare_crashed,
+    end_run,
+    read_runs,
+    run_log,
+)
+from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.parameters import reference

@@ -24,9 +24,8 @@ from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed
 
-from prefect_renderfarm.blocks.runtime.periodic import periodic
-from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run, run_log
+from prefect_renderfarm.blocks.runtime.repeat import periodic
 
 # The server records what task runs say of themselves after about a second; farm.py has it so.
 _RECORDING_SECONDS = 2.0

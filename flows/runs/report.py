@@ -14,9 +14,8 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext
 from slugify import slugify
 
-from prefect_renderfarm.blocks.runtime.periodic import periodic
-from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync, run_log
+from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport
 

@@ -36,9 +36,8 @@ from prefect_renderfarm.blocks.errors import (
     StorageRefused,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.runtime.periodic import periodic
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import periodic, retry
 from prefect_renderfarm.flows.jobs.checks import RECORDS
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.runs.orphans import end_after_death

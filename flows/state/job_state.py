@@ -16,13 +16,15 @@ from prefect.blocks.abstract import ObjectStorageBlock
 from pydantic import ValidationError
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.assets.manifest import (
+from prefect_renderfarm.blocks.assets.inputs import (
+    ASSET_LIST,
     assets_version,
     list_assets,
     list_name,
+    local_folder,
     send_assets,
+    where_assets_are,
 )
-from prefect_renderfarm.blocks.assets.url import ASSET_LIST, local_folder, where_assets_are
 from prefect_renderfarm.blocks.errors import (
     AssemblyError,
     JobError,
@@ -35,15 +37,13 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.media.image_sequence import has_number, list_images
-from prefect_renderfarm.blocks.runtime.retry import retry
-from prefect_renderfarm.blocks.runtime.run_log import run_log
-from prefect_renderfarm.blocks.storage.atomic_file import remove_all_leftovers
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import retry
+from prefect_renderfarm.blocks.storage.atomic_file import disk_of, remove_all_leftovers
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
-from prefect_renderfarm.blocks.storage.chunk_files import remove
-from prefect_renderfarm.blocks.storage.folder import FolderStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.blocks.storage.publish import disk_of
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, remove
+from prefect_renderfarm.blocks.storage.objects import FolderStore
 from prefect_renderfarm.flows.jobs.checks import RECORDS
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.jobs.spec import RenderJob, job_file_path, require_inside

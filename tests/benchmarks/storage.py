@@ -24,9 +24,8 @@ from stitching import own_memory
 from storage_samples import serving
 
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
-from prefect_renderfarm.blocks.storage.chunk_files import content
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

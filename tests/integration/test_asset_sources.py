@@ -31,9 +31,9 @@ from prefect_renderfarm.blocks import (
     RemuxStitcher,
     WorkerLost,
 )
-from prefect_renderfarm.blocks.assets import sources as asset_sources
+from prefect_renderfarm.blocks.assets import archive as asset_archive
 from prefect_renderfarm.blocks.assets.archive import unpack
-from prefect_renderfarm.blocks.assets.manifest import lay_out, read_list
+from prefect_renderfarm.blocks.assets.inputs import lay_out, read_list
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.flows import RenderJob, plan_job, render_chunks, render_job
 from prefect_renderfarm.flows.state.job_state import JobState
@@ -163,7 +163,7 @@ def test_archive_on_the_web(
         lay_out(url, store, workspace(tmp_path, "three"), GO)
     assert "s3cret" not in str(caught.value)
     web.body, web.etag = packed, '"3"'
-    monkeypatch.setattr(asset_sources, "_MAX_ARCHIVE_BYTES", len(packed) - 1)
+    monkeypatch.setattr(asset_archive, "_MAX_ARCHIVE_BYTES", len(packed) - 1)
     with pytest.raises(FatalWorkerError, match="has more than"):
         lay_out(url, store, workspace(tmp_path, "four"), GO)
     for status, kind in ((404, FatalWorkerError), (503, WorkerLost)):

@@ -19,16 +19,16 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkStopped,
 )
-from prefect_renderfarm.blocks.assets import cache as asset_cache
-from prefect_renderfarm.blocks.assets.cache import AssetCache
-from prefect_renderfarm.blocks.assets.manifest import (
+from prefect_renderfarm.blocks.assets import workspace as asset_workspace
+from prefect_renderfarm.blocks.assets.inputs import (
     AssetFile,
     AssetList,
     lay_out,
+    local_folder,
     read_list,
     send_assets,
 )
-from prefect_renderfarm.blocks.assets.url import local_folder
+from prefect_renderfarm.blocks.assets.workspace import AssetCache
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 
@@ -214,7 +214,7 @@ def test_cache_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
         cache.fetch(name, lambda path: path.write_bytes(b"x" * 40), GO)
         used = (cache.folder / name).stat().st_mtime - hours * 3600
         os.utime(cache.folder / name, (used, used))
-    monkeypatch.setattr(asset_cache, "_MAX_BYTES", 100)
+    monkeypatch.setattr(asset_workspace, "_MAX_BYTES", 100)
     cache.make_room(10, {"aa"})
     assert [cache.has(name) for name in ("aa", "bb", "cc")] == [True, False, True]
     os.utime(cache.folder / "cc", (0, 0))

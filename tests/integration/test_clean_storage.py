@@ -21,7 +21,7 @@ from prefect_renderfarm.blocks import (
     SetupError,
     WorkerError,
 )
-from prefect_renderfarm.blocks.assets.manifest import send_assets
+from prefect_renderfarm.blocks.assets.inputs import send_assets
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows import RenderJob, RenderReport, clean_storage, render_job

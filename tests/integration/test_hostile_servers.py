@@ -16,10 +16,14 @@ from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import FatalWorkerError, JobError, WorkerLost, WorkStopped
-from prefect_renderfarm.blocks.assets import sources as asset_sources
-from prefect_renderfarm.blocks.assets.cache import AssetCache
-from prefect_renderfarm.blocks.assets.sources import files_in_s3, lay_out_archive
-from prefect_renderfarm.blocks.assets.url import local_folder, where_assets_are
+from prefect_renderfarm.blocks.assets import archive as asset_archive
+from prefect_renderfarm.blocks.assets.archive import lay_out_archive
+from prefect_renderfarm.blocks.assets.inputs import (
+    files_in_s3,
+    local_folder,
+    where_assets_are,
+)
+from prefect_renderfarm.blocks.assets.workspace import AssetCache
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs import load as job_source
@@ -161,7 +165,7 @@ def test_time_is_limited_as_a_whole(
 ) -> None:  # fmt: skip
     """A server that always sends a little holds nobody up: there is one limit for all of it."""
     monkeypatch.setattr(job_source, "_FETCH_SECONDS", 1.0)
-    monkeypatch.setattr(asset_sources, "_ARCHIVE_SECONDS", 1.0)
+    monkeypatch.setattr(asset_archive, "_ARCHIVE_SECONDS", 1.0)
     hostile.answers["/a.zip"] = answer
     started = time.monotonic()
     assert "took longer than 1 s" in refusal(lambda: load_job(hostile.url("/a.zip")))

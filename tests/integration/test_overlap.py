@@ -17,7 +17,7 @@ from processes_here import wait_for
 from run_checks import STITCH, assert_failed, assert_film, is_final
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, RemuxStitcher
-from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
+from prefect_renderfarm.blocks.storage.manifest import file_sha256
 from prefect_renderfarm.flows import RenderJob, merge_job, render_job
 from prefect_renderfarm.flows.results import RenderReport
 from prefect_renderfarm.flows.state.job_lock import job_lock

@@ -23,10 +23,10 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkPoolAdapter,
 )
-from prefect_renderfarm.blocks.runtime import retry as retrying
+from prefect_renderfarm.blocks.runtime import repeat as retrying
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
-from prefect_renderfarm.blocks.storage.folder import FolderStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.objects import FolderStore
 from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures

@@ -39,7 +39,7 @@ atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 from prefect.client.orchestration import SyncPrefectClient  # noqa: E402
 from prefect.client.schemas.objects import FlowRun  # noqa: E402
 
-from prefect_renderfarm.blocks.runtime.retry import retry  # noqa: E402
+from prefect_renderfarm.blocks.runtime.repeat import retry  # noqa: E402
 from prefect_renderfarm.deployments.farm import PREFECT, Farm  # noqa: E402
 
 

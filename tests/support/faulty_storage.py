@@ -19,8 +19,7 @@ from prefect_aws import AwsCredentials
 from prefect_aws.s3 import S3Bucket
 from storage_samples import REGION, S3Server
 
-from prefect_renderfarm.blocks.storage.chunk_files import content
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
 from prefect_renderfarm.flows import RenderJob, plan_job
 
 # What S3 answers to whom a policy does not let in.

@@ -14,8 +14,8 @@ from prefect_renderfarm.blocks import (
     FatalWorkerError,
     JobError,
 )
-from prefect_renderfarm.blocks.assets.cache import AssetCache
-from prefect_renderfarm.blocks.assets.sources import lay_out_archive
+from prefect_renderfarm.blocks.assets.archive import lay_out_archive
+from prefect_renderfarm.blocks.assets.workspace import AssetCache
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs.load import load_job
 

@@ -103,7 +103,7 @@ def test_dependencies_point_one_way(package: str) -> None:
     [
         ("blocks", "adapters", "prefect_renderfarm.blocks.chunks.render", True),
         ("blocks", "chunks", "prefect_renderfarm.blocks.adapters.local", False),
-        ("blocks", "stitchers", "prefect_renderfarm.blocks.assets.cache", False),
+        ("blocks", "stitchers", "prefect_renderfarm.blocks.assets.workspace", False),
         ("blocks", "adapters", "prefect_renderfarm.blocks", False),
         ("blocks", "runtime", "prefect_renderfarm.flows.results", False),
         ("blocks", "runtime", "prefect_renderfarm.deployments", False),

@@ -29,7 +29,7 @@ from prefect_renderfarm.blocks.adapters.protocol import (
     parse_answer,
     payload_secrets,
 )
-from prefect_renderfarm.blocks.chunks.request import ChunkRequest, StorageAddress
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, StorageAddress
 from prefect_renderfarm.blocks.media.model import Verify
 
 REQUEST = ChunkRequest(

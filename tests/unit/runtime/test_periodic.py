@@ -8,7 +8,7 @@ import time
 import pytest
 from processes_here import wait_for
 
-from prefect_renderfarm.blocks.runtime.periodic import periodic
+from prefect_renderfarm.blocks.runtime.repeat import periodic
 
 
 def test_calls_go_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from prefect_renderfarm.blocks.errors import (
     StorageError,
     StorageRefused,
 )
-from prefect_renderfarm.blocks.runtime.retry import is_transient, retry
+from prefect_renderfarm.blocks.runtime.repeat import is_transient, retry
 
 
 def answered(status: int) -> PrefectHTTPStatusError:

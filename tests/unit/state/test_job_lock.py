@@ -25,7 +25,7 @@ from lock_samples import (
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import SetupError, StorageError, WorkStopped
-from prefect_renderfarm.blocks.storage.folder import FolderStore
+from prefect_renderfarm.blocks.storage.objects import FolderStore
 from prefect_renderfarm.flows.state.job_lock import FolderLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState
 

@@ -16,12 +16,12 @@ from prefect_renderfarm.blocks.storage.atomic_file import (
     atomic_file,
     create_atomic,
     link_atomic,
+    publishing,
     remove_all_leftovers,
     remove_leftovers,
     temporary_name,
     write_atomic,
 )
-from prefect_renderfarm.blocks.storage.publish import publishing
 from prefect_renderfarm.flows.state.job_state import JobState
 
 

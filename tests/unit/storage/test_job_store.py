@@ -15,10 +15,9 @@ from prefect_renderfarm.blocks.errors import (
     StorageError,
     StorageRefused,
 )
-from prefect_renderfarm.blocks.storage.chunk_files import content
-from prefect_renderfarm.blocks.storage.folder import FolderStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
+from prefect_renderfarm.blocks.storage.objects import FolderStore
 
 KEY = "film-0123456789ab"
 

@@ -1,9 +1,12 @@
-"""Calls to a storage or to Prefect's server that are repeated while it does not answer."""
+"""Repeated calls: again while a server does not answer, or at intervals."""
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from tenacity import (
@@ -15,8 +18,7 @@ from tenacity import (
 )
 
 from prefect_renderfarm.blocks.errors import ObjectMissing, StorageError, StorageRefused
-from prefect_renderfarm.blocks.runtime.prefect_api import is_away
-from prefect_renderfarm.blocks.runtime.run_log import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import is_away, run_log
 
 Answer = TypeVar("Answer")
 
@@ -66,3 +68,43 @@ def retry(
         reraise=True,
     )
     return attempts(call)
+
+
+@contextmanager
+def periodic(
+    call: Callable[[], object], seconds: float, name: str, *, wait: bool = False
+) -> Iterator[None]:
+    """Inside the block, call a function at intervals.
+
+    An error is logged once, and the calls go on. The thread has the run's context, so its log lines
+    are the run's. Leaving the block ends the thread.
+
+    Args:
+        call: The function.
+        seconds: Interval, from the end of one call to the begin of the next.
+        name: The thread's name, and the function's in the log.
+        wait: Whether leaving the block waits for a call that is under way.
+    """
+    over = threading.Event()
+    log = run_log()
+
+    def repeat() -> None:
+        warned = False
+        while not over.wait(seconds):
+            try:
+                call()
+            except (Exception, SystemExit) as error:  # rich raises SystemExit at a broken pipe
+                if not warned:
+                    warned = True
+                    with suppress(Exception, SystemExit):
+                        log.warning("%s: %s; it is tried again", name, error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(repeat,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if wait:
+            thread.join()

@@ -11,30 +11,173 @@ storage) finds its input there: nothing is fetched for it.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from prefect_aws.s3 import S3Bucket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_renderfarm.blocks.assets.cache import AssetCache
-from prefect_renderfarm.blocks.assets.sources import files_in_s3, lay_out_archive, lay_out_s3
-from prefect_renderfarm.blocks.assets.url import ASSET_LIST
+from prefect_renderfarm.blocks.assets.archive import ARCHIVE_ENDINGS, lay_out_archive, name_of_url
 from prefect_renderfarm.blocks.assets.workspace import (
+    AssetCache,
     WantedFile,
     disk_errors,
     in_parallel,
     place_files,
 )
-from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.errors import (
+    FatalWorkerError,
+    JobError,
+    SetupError,
+    StorageError,
+)
+from prefect_renderfarm.blocks.http.url_rules import (
+    SCHEMES_VARIABLE,
+    UrlRefused,
+    UrlRules,
+)
+from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
-from prefect_renderfarm.blocks.storage.chunk_files import file_sha256
 from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.manifest import file_sha256
 from prefect_renderfarm.blocks.storage.objects import ObjectStore
+
+ASSET_LIST = "assets.json"
+
+
+def where_assets_are(url: str | None, root: str) -> str | None:
+    """Return the `assets` of chunk requests: the key of the job's list of files, or their URL.
+
+    Args:
+        url: The job's `assetsUrl`: a folder's path or `file://` URL, `s3://bucket/prefix`, or the
+            `https://` URL of an archive. Empty means no input files.
+        root: The job's folder in the storage.
+
+    Raises:
+        JobError: It is something else.
+    """
+    if not url:
+        return None
+    scheme = url.partition("://")[0].lower() if "://" in url else "file"
+    name = name_of_url(url)
+    if scheme == "file":
+        return f"{root}/{ASSET_LIST}"
+    parts = _parts(url)
+    if scheme == "s3" and parts.netloc and parts.path.strip("/"):
+        return f"s3{url[2:]}"
+    if scheme == "https" and "@" in parts.netloc:
+        raise JobError(f"{name} holds a name or password: use a presigned URL")
+    if scheme == "https" and parts.netloc and parts.path.lower().endswith(ARCHIVE_ENDINGS):
+        return f"https{url[5:]}"
+    if scheme in ("s3", "https"):
+        raise JobError(
+            f"{name} names no input files: give a folder in a bucket, s3://bucket/prefix, or an "
+            f"archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
+        )
+    raise JobError(
+        f"{name} has scheme {excerpt(scheme)}, which workers cannot fetch: give a folder, s3://bucket/"
+        "prefix, or an archive at an https:// address"
+    )
+
+
+def local_folder(url: str | None, job_dir: Path) -> Path | None:
+    """Return the folder on this machine that `assetsUrl` names; None if it names none.
+
+    Raises:
+        JobError: There is no such folder, or jobs may not read it.
+        SetupError: The variables of `url_rules` are not valid.
+    """
+    if not url or ("://" in url and not url.lower().startswith("file://")):
+        return None
+    parts, name = _parts(url), name_of_url(url)
+    if "://" in url and parts.netloc not in ("", "localhost"):
+        raise JobError(f"{name} is on host {excerpt(parts.hostname)}: give a path, or s3://")
+    # Without "..", but a link keeps its name: commands use that.
+    folder = Path(os.path.normpath(unquote(parts.path) if "://" in url else job_dir / url))
+    if "\0" in str(folder):
+        raise JobError(f"{name} has a NUL character: remove it")
+    inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(job_dir))
+    if not inside and "file" not in UrlRules.of().schemes:
+        raise JobError(
+            f"{name} is outside the job folder, and {SCHEMES_VARIABLE} does not allow that: "
+            "put the input files into the job folder"
+        )
+    if not os.path.isdir(folder):  # noqa: PTH112 -- Path.is_dir raises at a name that is too long
+        raise JobError(
+            f"{name}: {excerpt(str(folder), 200)} is no folder on the machine that runs "
+            "the flow: put the input files there, or into a bucket, and name that"
+        )
+    return folder
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise JobError(f"{name_of_url(url)} is no URL: {one_line(error)}") from None
+
+
+# As for archives: a list of more files is not one job's input.
+_MAX_OBJECTS = 200_000
+
+
+def lay_out_s3(
+    url: str, storage: BucketStore, folder: Path, cache: AssetCache, stop: threading.Event
+) -> None:
+    """Copy a folder of a bucket into a workspace; see `files_in_s3` and `place_files`."""
+    place_files(files_in_s3(url, storage), folder, cache, stop)
+
+
+def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
+    """Return the files in a folder of a bucket, `s3://bucket/prefix`; their names change with them.
+
+    It is read with the credentials of the storage block if that is an `S3Bucket`; on a remote
+    worker those are the worker's own.
+
+    Raises:
+        FatalWorkerError: There is nothing, or too much, or jobs may not read this bucket.
+        StorageError: The bucket did not answer.
+    """
+    parts = urlsplit(url)
+    try:
+        UrlRules.of().require_bucket(parts.netloc)
+    except UrlRefused as error:
+        raise FatalWorkerError(f"assetsUrl {excerpt(url)}: {error}") from None
+    prefix = parts.path.strip("/")
+    block = S3Bucket(bucket_name=parts.netloc)
+    if isinstance(storage.block, S3Bucket):
+        block = S3Bucket(bucket_name=parts.netloc, credentials=storage.block.credentials)
+    store = BucketStore(block)
+    files: list[WantedFile] = []
+    for found in store.objects(prefix):
+        if found.key.endswith("/"):  # what consoles write for an empty folder
+            continue
+        if len(files) >= _MAX_OBJECTS:
+            raise FatalWorkerError(f"assetsUrl {excerpt(url)} has more than {_MAX_OBJECTS:,} files")
+        identity = f"{url} {found.key} {found.size} {found.modified.isoformat()}"
+        files.append(
+            WantedFile(
+                path=found.key.removeprefix(f"{prefix}/"),
+                size=found.size,
+                name=hashlib.sha256(identity.encode()).hexdigest(),
+                get=partial(store.download, found.key),
+                source=f"{found.key!r} in {store.name}",
+            )
+        )
+    if not files:
+        raise FatalWorkerError(
+            f"assetsUrl {excerpt(url)}: nothing is there: check the bucket and prefix"
+        )
+    return files
+
 
 ASSETS = f"{BucketStore.root}/assets"
 NEXT_LIST = "assets-next.json"
