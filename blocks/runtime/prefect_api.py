@@ -29,8 +29,7 @@ def run_log() -> RunLog:
         return get_logger("renderfarm")
 
 
-# The server returns at most this many items.
-_PAGE = 200
+_PAGE = 200  # the server returns at most this many items
 
 
 def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -39,17 +38,7 @@ def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
-    """Check that a deployment exists and is one of a flow.
-
-    Args:
-        name: Its name, `flow/deployment`.
-        flow: The flow.
-        parameter: The parameter or field that holds the name, for errors.
-        example: A valid name, for errors.
-
-    Raises:
-        SetupError: It does not exist, or it is one of another flow.
-    """
+    """Raise SetupError, with a valid name, unless a parameter names a deployment of a flow."""
     if not name.startswith(f"{flow}/"):
         raise SetupError(
             f"{parameter} {name!r} is no deployment of the flow {flow}: name one, such as "
@@ -76,17 +65,8 @@ def start_run(
 ) -> FlowRun:
     """Create a run of a deployment, as a child of the current flow run; do not wait for it.
 
-    Args:
-        deployment: The deployment's name, `flow/deployment`.
-        parameters: The flow's parameters, ready for JSON.
-        name: The run's name.
-        tags: The run's tags.
-        job_variables: Job variables that differ from the work pool's own.
-        idempotency_key: The server creates no second run for the same key.
-
-    Raises:
-        SetupError: The server refuses the run, such as for a job variable of the wrong type.
-        httpx.TransportError, PrefectHTTPStatusError: It does not answer; see `is_away`.
+    The server creates no second run for the same idempotency key. Raises SetupError if it refuses
+    the run, such as for a job variable of the wrong type; if it does not answer, see `is_away`.
     """
     try:
         run: FlowRun = call_sync(
@@ -109,14 +89,12 @@ def start_run(
     return run
 
 
-# RFC 9110, section 15.5.9, RFC 8470 and RFC 6585: the same request may succeed later.
-_LATER = frozenset({408, 425, 429})
-
-
 def is_away(error: BaseException) -> bool:
     """Return whether an error says that the server does not answer for now."""
     if isinstance(error, PrefectHTTPStatusError):
-        return error.response.is_server_error or error.response.status_code in _LATER
+        status = error.response.status_code
+        # RFC 9110, section 15.5.9, RFC 8470 and RFC 6585: the same request may succeed later.
+        return status >= 500 or status in (408, 425, 429)
     return isinstance(error, httpx.TransportError)
 
 

@@ -39,25 +39,13 @@ def retry(
 ) -> Answer:
     """Call a function, and again after 1, 2, 4, 8, 8 … s while it fails with a transient error.
 
-    The clients of storages and of Prefect repeat each request a few times before that.
-
-    Args:
-        call: The function.
-        what: What it asks for, in the log.
-        seconds: Time from the first call after which the error counts.
-        sleep: Waits for some seconds.
-
-    Returns:
-        What the function returned.
-
-    Raises:
-        Exception: The function's: one that is not transient, or the last one.
+    The clients of storages and of Prefect repeat each request a few times before that. After
+    `seconds` from the first call, the last error is raised. `what` names the request in the log.
     """
 
     def log(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        pause = state.next_action.sleep if state.next_action else 0.0
-        run_log().info("%s: tried again in %g s: %s", what, pause, error)
+        run_log().info("%s: tried again in %g s: %s", what, state.upcoming_sleep, error)
 
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
@@ -74,16 +62,10 @@ def retry(
 def periodic(
     call: Callable[[], object], seconds: float, name: str, *, wait: bool = False
 ) -> Iterator[None]:
-    """Inside the block, call a function at intervals.
+    """Inside the block, call a function some seconds after its last call has ended.
 
     An error is logged once, and the calls go on. The thread has the run's context, so its log lines
-    are the run's. Leaving the block ends the thread.
-
-    Args:
-        call: The function.
-        seconds: Interval, from the end of one call to the begin of the next.
-        name: The thread's name, and the function's in the log.
-        wait: Whether leaving the block waits for a call that is under way.
+    are the run's. Leaving the block ends the thread, and waits for a running call if `wait` is set.
     """
     over = threading.Event()
     log = run_log()

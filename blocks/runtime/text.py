@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-_MAX_CHARACTERS = 80
 # More digits mean nothing to a reader; Python itself refuses to write more than 4,300.
 _MAX_DIGITS = 25
 _KINDS: dict[type, str] = {list: "a list", tuple: "a list", dict: "an object"}
 
 
-def excerpt(value: object, limit: int = _MAX_CHARACTERS) -> str:
+def excerpt(value: object, limit: int = 80) -> str:
     """Return a value for a message: printable, on one line, and short.
 
     Text is shown as Python writes it, so that neither a new line nor a control character in it can
     look like another message. Of lists and objects only the kind is shown: they may be nested to
     any depth.
-
-    Args:
-        value: The value.
-        limit: Number of characters of a text, or of its escapes, that are shown.
     """
     if isinstance(value, str):
         shown = repr(value[:limit])
@@ -39,16 +34,10 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    shown = (part if part.isprintable() or part == "\t" else repr(part)[1:-1] for part in text)
-    return "".join(shown)
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Return a text from elsewhere, such as a server's error, as part of a message.
-
-    Args:
-        text: The text.
-        limit: Number of characters that are kept.
-    """
+    """Return a text from elsewhere, such as a server's error, as part of a message."""
     shown = printable(" ".join(str(text)[: 4 * limit].split()))
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
