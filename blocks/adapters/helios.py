@@ -127,4 +127,4 @@ def _publish(
                 f"be downloaded: {error}; a Helios function has to put it beside the job spec"
             ) from None
         done = measure_output(request, path, result.worker, started)
-        store.adopt(done.model_copy(update={"stored_as": key}), result.stdout.encode())
+        store.publish(done.model_copy(update={"stored_as": key}), result.stdout.encode())

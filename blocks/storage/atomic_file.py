@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from prefect_renderfarm.blocks.errors import AssemblyError
 
 _HEX_DIGITS = 32  # of an UUID
-_OLD_SECONDS = 3600.0
+_NEARLY_FULL_BYTES = 1_000_000  # with less free, the disk may be why a film was not written
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)
 
 
@@ -26,34 +25,32 @@ def atomic_file(final: Path) -> Iterator[Path]:
     """Give the path of a temporary file in the folder of `final` to write; then rename it.
 
     When the block ends well, the file is flushed to the disk and takes the place of `final` in one
-    step (POSIX rename()), and the rename is flushed, too. When it does not, the temporary file is
-    removed and `final` is as it was. The temporary name keeps the ending of `final`. For what a
-    killed process leaves of such names, see `remove_leftovers` and `remove_all_leftovers`.
+    step (POSIX rename()), and the rename is flushed, too. Else the temporary file is removed and
+    `final` is as it was. The temporary name keeps the ending of `final`.
     """
-    with _held(final, _new_file) as (temporary, _):
+    with _held(final) as temporary:
         yield temporary
         _flush(temporary)  # by its name: a program may have put another file there
         temporary.replace(final)
         _flush(final.parent)
 
 
-@contextmanager
-def scratch_folder(final: Path) -> Iterator[Path]:
+def scratch_folder(final: Path) -> AbstractContextManager[Path]:
     """Give an empty folder beside `final` for files that are needed while `final` is made."""
-    with _held(final, _new_folder) as (folder, _):
-        yield folder
+    return _held(final, folder=True)
 
 
 def write_atomic(final: Path, data: bytes) -> None:
     """Write a small file so that it appears whole or not at all."""
-    with _written(final, data) as temporary:
-        temporary.replace(final)
-        _flush(final.parent)
+    with atomic_file(final) as temporary:
+        temporary.write_bytes(data)
 
 
 def create_atomic(final: Path, data: bytes) -> bool:
     """Write a small file, whole or not at all, unless one exists; return whether it was written."""
-    with _written(final, data) as temporary:
+    with _held(final) as temporary:
+        temporary.write_bytes(data)
+        _flush(temporary)
         try:
             os.link(temporary, final)
         except FileExistsError:
@@ -66,15 +63,6 @@ def create_atomic(final: Path, data: bytes) -> bool:
             return False
         _flush(final.parent)
     return True
-
-
-@contextmanager
-def _written(final: Path, data: bytes) -> Iterator[Path]:
-    with _held(final, _new_file) as (temporary, descriptor):
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        os.fsync(descriptor)
-        yield temporary
 
 
 def link_atomic(source: Path, final: Path) -> None:
@@ -107,23 +95,20 @@ def temporary_name(final: Path) -> Path:
 def remove_leftovers(final: Path) -> None:
     """Remove temporary files and folders of `final` that no living process holds."""
     stem, end = _stem(final), f".part{final.suffix}"
-    _remove_free(
-        path
-        for path in _temporaries(final.parent)
-        if path.name.startswith(stem) and path.name[len(stem) + _HEX_DIGITS :] == end
-    )
+
+    def is_left(path: Path) -> bool:
+        return path.name.startswith(stem) and path.name[len(stem) + _HEX_DIGITS :] == end
+
+    _remove_free(final.parent, is_left)
 
 
-def remove_all_leftovers(folder: Path, older_than: float = _OLD_SECONDS) -> None:
-    """Remove temporary files and folders in a folder that nobody holds or has written to lately.
+def remove_all_leftovers(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove temporary files and folders that nobody holds or has written to for some seconds.
 
-    Args:
-        folder: The folder; it need not be there.
-        older_than: Seconds since they were written to. Not every network file system tells one
-            machine what another one holds.
+    The age counts, because not every network file system tells one machine what another one holds.
     """
     old = time.time() - older_than
-    _remove_free(path for path in _temporaries(folder) if _modified(path) < old)
+    _remove_free(folder, lambda path: path.stat().st_mtime < old)
 
 
 def is_temporary(name: str) -> bool:
@@ -131,23 +116,16 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporaries(folder: Path) -> list[Path]:
+def _remove_free(folder: Path, is_left: Callable[[Path], bool]) -> None:
     try:
         with os.scandir(folder) as found:
-            return [Path(entry.path) for entry in found if is_temporary(entry.name)]
-    except OSError:  # what cannot be listed need not be tidy; who writes there will tell why
-        return []
-
-
-def _modified(path: Path) -> float:
-    with suppress(FileNotFoundError):
-        return path.stat().st_mtime
-    return math.inf
-
-
-def _remove_free(paths: Iterable[Path]) -> None:
+            paths = [Path(entry.path) for entry in found if is_temporary(entry.name)]
+    except OSError:  # a folder that cannot be listed: whoever writes there will report why
+        return
     for path in paths:
         with suppress(OSError):
+            if not is_left(path):
+                continue
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,38 +157,29 @@ def _stem(final: Path) -> str:
 
 
 @contextmanager
-def _held(final: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int]]:
-    """Make a temporary file or folder and lock it, so that others see that somebody is at work.
-
-    Args:
-        final: What it is for.
-        make: Makes it, and returns its descriptor; None: somebody took it for a leftover.
-    """
+def _held(final: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Make a temporary file or folder and lock it, so that others see that somebody is at work."""
     if not final.parent.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         while True:
             path = temporary_name(final)
             stack.callback(_remove, path)
-            if (descriptor := make(path)) is None:
-                continue
+            if folder:
+                path.mkdir()
+            try:
+                flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+                descriptor = os.open(path, flags, 0o666)
+            except FileNotFoundError:
+                if folder:  # another process took it for a leftover
+                    continue
+                raise
             stack.callback(os.close, descriptor)
             with suppress(OSError):  # not every network file system has locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if path.exists():  # else it went before it was locked
+            if path.exists():  # else it was removed before it was locked
                 break
-        yield path, descriptor
-
-
-def _new_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-
-
-def _new_folder(path: Path) -> int | None:
-    path.mkdir()
-    with suppress(FileNotFoundError):
-        return os.open(path, os.O_RDONLY)
-    return None
+        yield path
 
 
 def _remove(path: Path) -> None:
@@ -238,55 +207,42 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-# Less than this is free: the disk may well be why a film could not be written.
-_NEARLY_FULL_BYTES = 1_000_000
-
-
 @contextmanager
 def publishing(output: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write a film to; then give it its name.
 
     What a killed process left of this film is removed first.
 
-    Raises:
-        AssemblyError: The film cannot be written; the message names the disk and its free space.
+    Raises AssemblyError if the film cannot be written, with the disk and its free space.
     """
     remove_leftovers(output)
-    # The inner one looks at the disk while what fills it is still there.
-    with _naming_errors(output), atomic_file(output) as film, naming_the_disk(output):
-        yield film
+    try:
+        # The inner one looks at the disk while what fills it is still there.
+        with atomic_file(output) as film, naming_the_disk(output):
+            yield film
+    except OSError as error:
+        raise _not_written(output, error) from error
 
 
 @contextmanager
 def naming_the_disk(output: Path) -> Iterator[None]:
-    """Turn the system's errors into an AssemblyError that tells of the disk.
-
-    Raises:
-        AssemblyError: What is written in the block cannot be.
-    """
-    try:
-        with _naming_errors(output):
-            yield
-    except AssemblyError as error:
-        # Some programs do not tell that their last bytes found no room.
-        told = isinstance(error.__cause__, OSError)
-        if not told and type(error) is AssemblyError and _free_bytes(output) < _NEARLY_FULL_BYTES:
-            raise AssemblyError(f"film {str(output)!r}: {error}; {disk_of(output)}") from error
-        raise
-
-
-@contextmanager
-def _naming_errors(output: Path) -> Iterator[None]:
+    """Turn the system's errors into an AssemblyError that names the disk and its free space."""
     try:
         yield
     except OSError as error:
-        raise AssemblyError(
-            f"film {str(output)!r} cannot be written: {error.strerror or error}; {disk_of(output)}"
-        ) from error
+        raise _not_written(output, error) from error
+    except AssemblyError as error:
+        # Some programs do not report that their last bytes found no room.
+        named = isinstance(error.__cause__, OSError) or type(error) is not AssemblyError
+        if named or shutil.disk_usage(_existing(output)).free >= _NEARLY_FULL_BYTES:
+            raise
+        raise AssemblyError(f"film {str(output)!r}: {error}; {disk_of(output)}") from error
 
 
-def _free_bytes(output: Path) -> int:
-    return shutil.disk_usage(_existing(output)).free
+def _not_written(output: Path, error: OSError) -> AssemblyError:
+    return AssemblyError(
+        f"film {str(output)!r} cannot be written: {error.strerror or error}; {disk_of(output)}"
+    )
 
 
 def disk_of(output: Path) -> str:

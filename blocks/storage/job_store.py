@@ -13,7 +13,7 @@ manifest comes last and names the file that counts. It is created once: the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -22,13 +22,8 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from prefect_renderfarm.blocks.errors import (
-    AssemblyError,
-    SetupError,
-    StorageError,
-    StorageRefused,
-)
-from prefect_renderfarm.blocks.media.image_sequence import IMAGE_ENDINGS, list_images
+from prefect_renderfarm.blocks.errors import AssemblyError, SetupError, StorageError, StorageRefused
+from prefect_renderfarm.blocks.media.image_sequence import IMAGE_ENDINGS
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
 from prefect_renderfarm.blocks.storage.objects import ObjectStore
@@ -42,10 +37,6 @@ class JobStore:
     """A job's objects; safe to use from several threads and machines.
 
     Methods raise `StorageError` if a storage does not answer, `OSError` for a folder.
-
-    Args:
-        store: The store.
-        key: The job's key.
     """
 
     def __init__(self, store: ObjectStore, key: str) -> None:
@@ -74,12 +65,9 @@ class JobStore:
         self.store.delete([f"{self.root}/{name}" for name in names])
 
     def require_job(self) -> None:
-        """Make sure that this is the store that has the job, before a chunk is rendered.
+        """Raise StorageRefused if this is not the store that has the job, before rendering.
 
-        Another one looks as if the chunk were not done, and would take its file.
-
-        Raises:
-            StorageRefused: It is another one.
+        In another one no chunk is done, and it would take the chunks' files.
         """
         spec = f"{self.root}/job.json"
         if not self.store.has(spec):
@@ -89,12 +77,7 @@ class JobStore:
             )
 
     def manifest(self, chunk_id: int, identity: str | None = None) -> ChunkResult | None:
-        """Return the manifest of a chunk; None: the chunk is not done.
-
-        Args:
-            chunk_id: Number of the chunk.
-            identity: The chunk's cache key; None: any.
-        """
+        """Return a chunk's manifest if it has this cache key; None: the chunk is not done."""
         found = _parse(self.read(_manifest(chunk_id)))
         return found if found and identity in (None, found.identity) else None
 
@@ -120,11 +103,15 @@ class JobStore:
         or was written after its manifest, by the storage's own clocks. What slips through is found
         when it is fetched.
         """
+        results = list(results)
         if self.store.in_place:
-            results = list(results)
             with ThreadPoolExecutor(thread_name_prefix="faults") as readers:
-                looked = zip(results, readers.map(_fault_of_file, results), strict=True)
-            return {result.id: fault for result, fault in looked if fault}
+                contents = list(readers.map(content, [result.path for result in results]))
+            return {
+                result.id: "its file was altered" if found else "its file is gone"
+                for result, found in zip(results, contents, strict=True)
+                if found != (result.size, result.sha256)
+            }
         try:
             there = {found.key: found for found in self.store.objects(self.root)}
         except SetupError:  # this kind of storage cannot list
@@ -132,13 +119,12 @@ class JobStore:
         faults = {}
         for result in results:
             manifest = there.get(f"{self.root}/{_manifest(result.id)}")
-            key = str(result.stored_as)
-            names = [key] if result.images is None else [f"{key}/{name}" for name in result.images]
-            files = [there[name] for name in names if name in there]
-            if len(files) < len(names):
+            files = [there.get(key) for _, key in _files(result)]
+            found = [file for file in files if file is not None]
+            if len(found) < len(files):
                 faults[result.id] = "its file is gone"
-            elif sum(file.size for file in files) != result.size or (
-                manifest and max(file.modified for file in files) > manifest.modified + _SKEW
+            elif sum(file.size for file in found) != result.size or (
+                manifest and max(file.modified for file in found) > manifest.modified + _SKEW
             ):
                 faults[result.id] = "its file was altered"
         return faults
@@ -146,59 +132,41 @@ class JobStore:
     def publish(self, result: ChunkResult, log: bytes = b"") -> ChunkResult:
         """Send a chunk's file or images and its log to a storage, then write its manifest.
 
-        In a folder the file is where it belongs, and only the manifest is written.
-
-        Returns:
-            The manifest that counts: an earlier one, if another attempt was first.
+        In a folder only the manifest is written: the file is where it belongs. Nor is a file sent
+        whose object, `stored_as`, exists already. Return the manifest that counts: an earlier one,
+        if another attempt was first.
         """
         if self.store.in_place:
             return self._announce(result)
         folder = self._attempt(result.id)
-        result = result.model_copy(update={"stored_as": f"{folder}/{result.path.name}"})
-        files = _files(result)
-        for path, key in files:
-            self.store.upload(path, key)
-        self._require_whole(folder, {key: path.stat().st_size for path, key in files})
-        return self._with_log(result, folder, log)
-
-    def adopt(self, result: ChunkResult, log: bytes) -> ChunkResult:
-        """Let an object that exists already, `result.stored_as`, count as a chunk's file.
-
-        Returns:
-            The manifest that counts, as `publish` does.
-        """
-        return self._with_log(result, self._attempt(result.id), log)
+        if result.stored_as is None:
+            result = result.model_copy(update={"stored_as": f"{folder}/{result.path.name}"})
+            for path, key in _files(result):
+                self.store.upload(path, key)
+            self._require_whole(folder, _files(result))
+        result = result.model_copy(update={"log": f"{folder}/log.txt"})
+        self.store.write(f"{folder}/log.txt", log)
+        return self._announce(result)
 
     def take_over(self, identity: str, chunk_id: int, path: Path) -> ChunkResult | None:
-        """Let a chunk that another job rendered count as one of this job.
+        """Let a chunk that another job rendered count as one of this job, whose file is `path`.
 
         In a storage with a copy of its file, because the other job's may be deleted any time.
-
-        Args:
-            identity: The cache key.
-            chunk_id: Number of the chunk here.
-            path: Its file in the job folder.
-
-        Returns:
-            Its manifest; None: no job rendered it.
-
-        Raises:
-            ObjectMissing: The file does not exist any more.
-            StorageError: The file cannot be copied.
+        Return its manifest; None: no job rendered it. Raises: ObjectMissing, if the file is gone.
         """
         found = _parse(self.store.read(self._known(identity)))
         if found is None:
             return None
-        found = found.model_copy(update={"id": chunk_id, "path": path})
-        if self.store.in_place:
-            return self._announce(found)
-        folder, old = self._attempt(chunk_id), str(found.stored_as)
-        new, log = f"{folder}/{Path(old).name}", f"{folder}/log.txt"
-        for name in [""] if found.images is None else [f"/{image}" for image in found.images]:
-            self.store.copy(old + name, new + name)
-        with suppress(StorageError):  # a chunk is as good without its log
-            self.store.copy(str(found.log), log)
-        return self._announce(found.model_copy(update={"stored_as": new, "log": log}))
+        new = found = found.model_copy(update={"id": chunk_id, "path": path})
+        if not self.store.in_place:
+            folder = self._attempt(chunk_id)
+            stored_as, log = f"{folder}/{Path(str(found.stored_as)).name}", f"{folder}/log.txt"
+            new = found.model_copy(update={"stored_as": stored_as, "log": log})
+            for (_, key), (_, copy) in zip(_files(found), _files(new), strict=True):
+                self.store.copy(key, copy)
+            with suppress(StorageError):  # a chunk is as good without its log
+                self.store.copy(str(found.log), log)
+        return self._announce(new)
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
         """Send the log of an attempt that failed."""
@@ -221,7 +189,8 @@ class JobStore:
             state = "is missing" if found is None else "has changed since it was rendered"
             raise AssemblyError(f"its file {str(path)!r} {state}: render it again")
         for _ in range(2):  # what was damaged on its way is whole the second time
-            self._download(result, path)
+            for file, key in _files(result.model_copy(update={"path": path})):
+                self.store.download(key, file)
             if (found := content(path)) == wanted:
                 return
         with suppress(SetupError, StorageError):
@@ -232,11 +201,7 @@ class JobStore:
         )
 
     def forget(self, identities: Mapping[int, str]) -> None:
-        """Delete the manifests of chunks that are to be rendered anew, for this job and others.
-
-        Args:
-            identities: The chunks' cache keys, by their ids.
-        """
+        """Delete the manifests of chunks, by ids and cache keys, for this job and for others."""
         known = [self._known(identity) for identity in identities.values()]
         own = [f"{self.root}/{_manifest(number)}" for number in identities]
         self.store.delete(known + own)
@@ -247,11 +212,6 @@ class JobStore:
         # Manifests first: whatever is left if this is cut short, no manifest names a missing file.
         self.delete(sorted(names, key=lambda name: not name.endswith(".json")))
         return len(names)
-
-    def _with_log(self, result: ChunkResult, folder: str, log: bytes) -> ChunkResult:
-        result = result.model_copy(update={"log": f"{folder}/log.txt"})
-        self.store.write(f"{folder}/log.txt", log)
-        return self._announce(result)
 
     def _announce(self, result: ChunkResult) -> ChunkResult:
         """Create a chunk's manifest, for this job and for others; return the one that counts."""
@@ -274,27 +234,18 @@ class JobStore:
                 run_log().warning("chunk %s: other jobs cannot use it: %s", result.id, error)
         return result
 
-    def _require_whole(self, folder: str, sent: dict[str, int]) -> None:
-        """Make sure that a storage that took files without an error has all of their bytes."""
+    def _require_whole(self, folder: str, sent: Iterable[tuple[Path, str]]) -> None:
+        """Raise StorageError if a storage that took files without an error lacks some bytes."""
         try:
             found = {stored.key: stored.size for stored in self.store.objects(folder)}
         except (SetupError, StorageRefused):  # it cannot list, or this machine may not
             return
-        for key, size in sent.items():
-            if found.get(key) != size:
+        for path, key in sent:
+            if found.get(key) != (size := path.stat().st_size):
                 raise StorageError(
                     f"{self.store.name} took {key!r} of {size:,} bytes and has "
                     f"{found.get(key, 0):,} of them"
                 )
-
-    def _download(self, result: ChunkResult, path: Path) -> None:
-        key = result.stored_as or ""
-        if result.images is None:
-            self.store.download(key, path)
-        else:
-            folder = path.parent if path.suffix.lower() in IMAGE_ENDINGS else path
-            for name in result.images:
-                self.store.download(f"{key}/{name}", folder / name)
 
     def _attempt(self, chunk_id: int) -> str:
         """Return a folder that no other attempt has."""
@@ -315,15 +266,10 @@ def _parse(data: bytes | None) -> ChunkResult | None:
         return None
 
 
-def _fault_of_file(result: ChunkResult) -> str | None:
-    found = content(result.path)
-    if found == (result.size, result.sha256):
-        return None
-    return "its file is gone" if found is None else "its file was altered"
-
-
-def _files(result: ChunkResult) -> Sequence[tuple[Path, str]]:
+def _files(result: ChunkResult) -> list[tuple[Path, str]]:
+    """Return a chunk's file or images on this machine, with their keys in the storage."""
+    path, key = result.path, str(result.stored_as)
     if result.images is None:
-        return [(result.path, str(result.stored_as))]
-    images = list_images(result.path).values()
-    return [(image, f"{result.stored_as}/{image.name}") for image in images]
+        return [(path, key)]
+    folder = path.parent if path.suffix.lower() in IMAGE_ENDINGS else path
+    return [(folder / name, f"{key}/{name}") for name in result.images]

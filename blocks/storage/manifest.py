@@ -20,8 +20,7 @@ class ChunkResult(BaseModel):
 
     id: int = Field(description="Number of the chunk.")
     identity: str = Field(
-        default="",
-        description="Hash of all that decides what its command makes.",
+        default="", description="Hash of all that decides what its command makes."
     )
     start_frame: int = Field(description="First frame of its range.")
     frame_count: int = Field(description="Number of frames, counted in the file.")

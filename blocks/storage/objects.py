@@ -7,10 +7,9 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from prefect_renderfarm.blocks.errors import ObjectMissing
 from prefect_renderfarm.blocks.storage.atomic_file import (
@@ -22,15 +21,8 @@ from prefect_renderfarm.blocks.storage.atomic_file import (
 )
 
 
-@dataclass(frozen=True)
-class StoredObject:
-    """An object in a store.
-
-    Attributes:
-        key: Its key.
-        size: Bytes.
-        modified: When it was written.
-    """
+class StoredObject(NamedTuple):
+    """An object in a store: its key, its bytes, and when it was written."""
 
     key: str
     size: int
@@ -41,7 +33,9 @@ class ObjectStore(ABC):
     """Objects under keys such as `renderfarm/film-1a2b3c4d5e6f/job.json`.
 
     All methods raise `StorageError` if the store does not answer, `StorageRefused` if asking again
-    will not help, and `SetupError` for an operation that this kind of store lacks.
+    will not help, and `SetupError` for an operation that this kind of store lacks. `download` and
+    `copy` raise `ObjectMissing`; `download` an `OSError` with the file's name if this machine's
+    disk is full or cannot be written to.
 
     Attributes:
         root: The folder in which jobs have theirs.
@@ -67,10 +61,7 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write a small object unless one exists; return whether it was written.
-
-        Of several that create the same object at the same time, one does.
-        """
+        """Write a small object unless one exists; return whether it was written. Atomic."""
 
     @abstractmethod
     def has(self, key: str) -> bool:
@@ -90,28 +81,15 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def download(self, key: str, path: Path) -> None:
-        """Fetch an object into a file, which appears whole or not at all.
-
-        Raises:
-            ObjectMissing: It does not exist.
-            OSError: The disk of this machine is full or cannot be written to; with the file's name.
-        """
+        """Fetch an object into a file, which appears whole or not at all."""
 
     @abstractmethod
     def copy(self, key: str, other: str) -> None:
-        """Copy an object within the store.
-
-        Raises:
-            ObjectMissing: It does not exist.
-        """
+        """Copy an object within the store."""
 
 
 class FolderStore(ObjectStore):
-    """Objects as files in a folder; errors are those of the system, an `OSError`.
-
-    Args:
-        folder: The folder, absolute; a key is a path below it.
-    """
+    """Objects as files below a folder that all machines of a job share; errors are `OSError`."""
 
     root: ClassVar[str] = ".renderfarm"
     in_place: ClassVar[bool] = True
@@ -165,7 +143,7 @@ class FolderStore(ObjectStore):
             shutil.copyfile(path, temporary)
 
     def download(self, key: str, path: Path) -> None:
-        """Copy a file out of the folder. Raises: ObjectMissing."""
+        """Copy a file out of the folder."""
         source = self.folder / key
         if not source.is_file():
             raise ObjectMissing(f"{self.name} has no file {key!r}")
@@ -173,7 +151,7 @@ class FolderStore(ObjectStore):
             shutil.copyfile(source, temporary)
 
     def copy(self, key: str, other: str) -> None:
-        """Give a file another name. Raises: ObjectMissing."""
+        """Give a file another name."""
         try:
             link_atomic(self.folder / key, self.folder / other)
         except FileNotFoundError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from jobs import small_job
 
-from prefect_renderfarm.blocks import AssemblyError
+from prefect_renderfarm.blocks import AssemblyError, StitchInputError
 from prefect_renderfarm.blocks.storage.atomic_file import (
     atomic_file,
     create_atomic,
@@ -118,6 +120,48 @@ def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     with pytest.raises(AssemblyError, match="cannot be written"), publishing(loop / "film.mp4"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "told"),
+    [
+        (
+            OSError(errno.EIO, "broken"),
+            5_000_000,
+            "film {film!r} cannot be written: broken; {disk}",
+        ),
+        (OSError("odd"), 5_000_000, "film {film!r} cannot be written: odd; {disk}"),
+        (AssemblyError("too short"), 999_999, "film {film!r}: too short; {disk}"),
+        (AssemblyError("too short"), 1_000_000, "too short"),
+        (StitchInputError("other size"), 0, "other size"),
+    ],
+)
+def test_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, told: str
+) -> None:
+    """A film that cannot be written, or is damaged on a full disk: the error names the disk."""
+    film = tmp_path / "new" / "film.mp4"
+    full = shutil.disk_usage(tmp_path)._replace(total=6_000_000, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    mount = next(str(folder) for folder in film.parents if folder.is_mount())
+    disk = f"the disk at {mount!r} has {free:,} of 6,000,000 bytes free"
+    with pytest.raises(AssemblyError) as caught, publishing(film):
+        raise error
+    assert str(caught.value) == told.format(film=str(film), disk=disk)
+    assert list(film.parent.iterdir()) == []
+
+
+def test_disk_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that names the disk already is raised as it is."""
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    named = AssemblyError("the disk is full")
+    named.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(AssemblyError, match=r"^the disk is full$"),
+        publishing(tmp_path / "film.mp4"),
+    ):
+        raise named
 
 
 def test_a_run_tidies_its_job(tmp_path: Path) -> None:

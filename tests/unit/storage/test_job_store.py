@@ -202,3 +202,40 @@ def test_wrong_storage_is_refused(jobs: JobStore) -> None:
         jobs.require_job()
     jobs.write("job.json", b"{}")
     jobs.require_job()
+
+
+@pytest.mark.parametrize("output", ["frames", "frames/%04d.png", "frames/0001.png"])
+def test_images_travel_one_by_one(remote: JobStore, tmp_path: Path, output: str) -> None:
+    """The images of a sequence are stored, checked, taken over and fetched under their names."""
+    count = 1 if output.endswith("0001.png") else 3
+    names = [f"{number:04d}.png" for number in range(1, count + 1)]
+    (tmp_path / "frames").mkdir()
+    for name in names:
+        (tmp_path / "frames" / name).write_bytes(name.encode())
+    size, sha256 = content(tmp_path / output) or (0, "")
+    result = remote.publish(
+        chunk(tmp_path).model_copy(
+            update={"path": tmp_path / output, "size": size, "sha256": sha256, "images": names}
+        )
+    )
+    assert remote.faults([result]) == {}
+    other = JobStore(remote.store, "other-0123456789ab")
+    taken = other.take_over("a", 4, tmp_path / "there" / output)
+    assert taken is not None
+    remote.delete_chunks()
+    assert remote.faults([result]) == {0: "its file is gone"}
+    other.fetch(taken, taken.path)
+    fetched = sorted(path.name for path in (tmp_path / "there" / "frames").iterdir())
+    assert fetched == names
+    assert content(taken.path) == (size, sha256)
+
+
+def test_object_that_exists_is_not_sent(remote: JobStore, tmp_path: Path) -> None:
+    """A file that a worker has put into the storage itself counts where it is."""
+    remote.write("out/0.mp4", b"one")
+    key = f"{remote.root}/out/0.mp4"
+    result = remote.publish(chunk(tmp_path).model_copy(update={"stored_as": key}), b"log")
+    assert (result.stored_as, remote.manifest(0)) == (key, result)
+    assert remote.store.read(str(result.log)) == b"log"
+    remote.fetch(result, tmp_path / "here.mp4")
+    assert (tmp_path / "here.mp4").read_bytes() == b"one"
