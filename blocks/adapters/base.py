@@ -105,4 +105,4 @@ class WorkerAdapter(FarmBlock, ABC):
         """
         with naming_chunk_and_worker(request, worker):
             self.check_command(request.command)  # before its input is fetched
-        return render_here(request, storage, self.execute, stop, worker)
+            return render_here(request, storage, self.execute, stop, worker)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prefect_renderfarm.blocks.assets.workspace import AssetCache, disk_errors, inside, require_room
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
@@ -60,14 +60,7 @@ def name_of_url(url: str) -> str:
 
 
 def lay_out_archive(url: str, folder: Path, cache: AssetCache, stop: threading.Event) -> None:
-    """Fetch an archive, unless this version of it is in the cache, and unpack it.
-
-    Raises:
-        FatalWorkerError: It cannot be fetched, is damaged or too large, or a name in it leads out
-            of the workspace.
-        WorkerLost: The server did not answer, or the disk is full.
-        WorkStopped: `stop` was set.
-    """
+    """Fetch an archive, unless this version of it is in the cache, and unpack it."""
     name = name_of_url(url)
     try:
         with open_download(url, _MAX_ARCHIVE_BYTES, _ARCHIVE_SECONDS, stop) as download:
@@ -105,19 +98,14 @@ def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
         DamagedArchive: It is no archive, or damaged.
         FatalWorkerError: A name leads out of the folder, something in it is neither file nor
             folder, or it holds too much.
-        WorkerLost: It does not fit on the disk.
-        WorkStopped: `stop` was set.
     """
     room = _Room(folder, stop)
     try:
-        if zipfile.is_zipfile(archive):
-            with archive.open("rb") as file, _Reader(file) as reader:
-                _unpack_zip(reader, room)
-        else:
-            with archive.open("rb") as file:
-                packed = file.peek(2)[:2] == _GZIP_MAGIC
-                with _Reader(gzip.GzipFile(fileobj=file) if packed else file) as reader:
-                    _unpack_tar(reader, room)
+        with archive.open("rb") as file:
+            is_zip = zipfile.is_zipfile(archive)
+            packed = not is_zip and file.peek(2)[:2] == _GZIP_MAGIC
+            with _Reader(gzip.GzipFile(fileobj=file) if packed else file) as reader:
+                (_unpack_zip if is_zip else _unpack_tar)(reader, room)
     except _DAMAGES as error:
         raise DamagedArchive(one_line(error)) from None
 
@@ -131,8 +119,9 @@ class _Room:
         self._bytes = MAX_UNPACKED_BYTES
         self._files = MAX_FILES
 
-    def take(self, name: str, size: int) -> None:
-        """Count a file. Raises: FatalWorkerError if it is too much, WorkerLost, WorkStopped."""
+    @contextmanager
+    def place(self, name: str, size: int, *, is_folder: bool, is_link: bool) -> Iterator[Path]:
+        """Count a member of the archive and yield its path; a folder is made, and a file's too."""
         if self._stop.is_set():
             raise WorkStopped(f"asset {excerpt(name)}: not unpacked, because the job was stopped")
         self._bytes -= size
@@ -143,6 +132,15 @@ class _Room:
                 "files: use s3://"
             )
         require_room(self.folder, size)
+        if is_link:
+            raise FatalWorkerError(
+                f"asset {excerpt(name)} is a symbolic link: pack the file itself"
+            )
+        is_top = is_folder and not Path(name).name  # the archive's own folder, "."
+        target = self.folder if is_top else inside(self.folder, name)
+        with disk_errors(f"asset {excerpt(name)}"):
+            (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+            yield target
 
 
 class _Reader(io.BufferedReader):
@@ -176,17 +174,12 @@ def _unpack_zip(reader: _Reader, room: _Room) -> None:
                     f"{excerpt(entry.filename)} is packed by method {entry.compress_type}: "
                     "only 'deflated' and 'stored' are unpacked"
                 )
-            room.take(entry.filename, entry.file_size)
-            mode = entry.external_attr >> 16
-            if stat.S_ISLNK(mode):
-                raise _link(entry.filename)
-            with _target(room, entry.filename) as target:
-                if entry.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                with packed.open(entry) as source, target.open("xb") as output:
-                    shutil.copyfileobj(source, output, _PART_BYTES)
-                target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+            name, is_folder, mode = entry.filename, entry.is_dir(), entry.external_attr >> 16
+            is_link = stat.S_ISLNK(mode)
+            with room.place(name, entry.file_size, is_folder=is_folder, is_link=is_link) as target:
+                if not is_folder:
+                    with packed.open(entry) as source:
+                        _write(source, target, mode)
 
 
 def _unpack_tar(reader: _Reader, room: _Room) -> None:
@@ -194,37 +187,20 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
     reader.header_bytes = 0  # `open` reads the first header
     with tarfile.open(fileobj=reader, mode="r:") as tar:
         while (member := _next(tar, reader)) is not None:
-            room.take(member.name, member.size)
-            if member.issym():
-                raise _link(member.name)
-            if member.isdir() and not Path(member.name).name:  # the folder itself, "."
-                continue
-            with _target(room, member.name) as target:
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
+            name, is_folder, is_link = member.name, member.isdir(), member.issym()
+            with room.place(name, member.size, is_folder=is_folder, is_link=is_link) as target:
+                if is_folder:
                     continue
                 target.unlink(missing_ok=True)  # the last file of a name counts
                 if member.islnk():
                     first = inside(room.folder, member.linkname)
                     if not first.is_file():
-                        raise tarfile.ReadError(f"{excerpt(member.name)} links to no file in it")
+                        raise tarfile.ReadError(f"{excerpt(name)} links to no file in it")
                     target.hardlink_to(first)
-                    continue
-                source = tar.extractfile(member)
-                if source is None:
-                    raise FatalWorkerError(f"asset {excerpt(member.name)} is no regular file")
-                with source, target.open("xb") as output:
-                    shutil.copyfileobj(source, output, _PART_BYTES)
-                target.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
-
-
-@contextmanager
-def _target(room: _Room, name: str) -> Iterator[Path]:
-    """Yield the path of an archive's member, in a folder that exists."""
-    target = inside(room.folder, name)
-    with disk_errors(f"asset {excerpt(name)}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield target
+                elif (source := tar.extractfile(member)) is None:
+                    raise FatalWorkerError(f"asset {excerpt(name)} is no regular file")
+                else:
+                    _write(source, target, member.mode)
 
 
 def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:
@@ -234,5 +210,7 @@ def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:
     return member
 
 
-def _link(name: str) -> FatalWorkerError:
-    return FatalWorkerError(f"asset {excerpt(name)} is a symbolic link: pack the file itself")
+def _write(source: IO[bytes], target: Path, mode: int) -> None:
+    with target.open("xb") as output:
+        shutil.copyfileobj(source, output, _PART_BYTES)
+    target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)

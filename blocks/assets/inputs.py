@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from prefect_aws.s3 import S3Bucket
@@ -32,17 +32,8 @@ from prefect_renderfarm.blocks.assets.workspace import (
     in_parallel,
     place_files,
 )
-from prefect_renderfarm.blocks.errors import (
-    FatalWorkerError,
-    JobError,
-    SetupError,
-    StorageError,
-)
-from prefect_renderfarm.blocks.http.url_rules import (
-    SCHEMES_VARIABLE,
-    UrlRefused,
-    UrlRules,
-)
+from prefect_renderfarm.blocks.errors import FatalWorkerError, JobError, SetupError, StorageError
+from prefect_renderfarm.blocks.http.url_rules import SCHEMES_VARIABLE, UrlRefused, UrlRules
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
@@ -50,19 +41,18 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import file_sha256
 from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
+ASSETS = f"{BucketStore.root}/assets"
 ASSET_LIST = "assets.json"
+NEXT_LIST = "assets-next.json"
+_MAX_OBJECTS = 200_000  # as for archives: more files are not one job's input
 
 
 def where_assets_are(url: str | None, root: str) -> str | None:
     """Return the `assets` of chunk requests: the key of the job's list of files, or their URL.
 
-    Args:
-        url: The job's `assetsUrl`: a folder's path or `file://` URL, `s3://bucket/prefix`, or the
-            `https://` URL of an archive. Empty means no input files.
-        root: The job's folder in the storage.
-
-    Raises:
-        JobError: It is something else.
+    Raises JobError unless `assetsUrl` is a folder's path or `file://` URL, an `s3://bucket/prefix`,
+    the `https://` URL of an archive, or empty: no input files. `root` is the job's folder in the
+    storage.
     """
     if not url:
         return None
@@ -91,9 +81,7 @@ def where_assets_are(url: str | None, root: str) -> str | None:
 def local_folder(url: str | None, job_dir: Path) -> Path | None:
     """Return the folder on this machine that `assetsUrl` names; None if it names none.
 
-    Raises:
-        JobError: There is no such folder, or jobs may not read it.
-        SetupError: The variables of `url_rules` are not valid.
+    Raises JobError if there is no such folder, or jobs may not read it.
     """
     if not url or ("://" in url and not url.lower().startswith("file://")):
         return None
@@ -125,26 +113,158 @@ def _parts(url: str) -> SplitResult:
         raise JobError(f"{name_of_url(url)} is no URL: {one_line(error)}") from None
 
 
-# As for archives: a list of more files is not one job's input.
-_MAX_OBJECTS = 200_000
+class AssetFile(BaseModel):
+    """An input file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(description="Its path in the workspace, with slashes.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its content.")
+    executable: bool = Field(default=False, description="Whether it may be run.")
+
+    @property
+    def key(self) -> str:
+        """The key of its content in the storage."""
+        return f"{ASSETS}/{self.sha256}"
 
 
-def lay_out_s3(
-    url: str, storage: BucketStore, folder: Path, cache: AssetCache, stop: threading.Event
-) -> None:
-    """Copy a folder of a bucket into a workspace; see `files_in_s3` and `place_files`."""
-    place_files(files_in_s3(url, storage), folder, cache, stop)
+class AssetList(BaseModel):
+    """The input files of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: tuple[AssetFile, ...]
+
+
+class _LocalFile(NamedTuple):
+    path: Path
+    modified: int  # in nanoseconds
+    file: AssetFile
+
+
+def list_name(digest: str) -> str:
+    """Return the name of the list of input files that belongs to an inputs digest."""
+    return f"assets-{digest}.json"
+
+
+def is_list(name: str) -> bool:
+    """Return whether a job's object of this name is a list of input files."""
+    return name == ASSET_LIST or (name.startswith("assets-") and name.endswith(".json"))
+
+
+def send_assets(
+    store: JobStore, folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
+) -> AssetList:
+    """Send a job's input files to its storage: those that it does not have, then their list.
+
+    A folder inside the job folder keeps its relative path in the workspace. The files of another
+    folder go to the top of the workspace. Links inside it are sent as what they lead to.
+
+    Files are left out for whose absolute paths `skip` is true.
+
+    Raises:
+        JobError: A link leads out of the folder, a name is not UTF-8, or something is no regular
+            file, cannot be read, or changes meanwhile.
+        StorageError: The storage did not answer.
+    """
+    found = _look_at(folder, job_dir, skip)
+    files = AssetList(files=tuple(local.file for local in found))
+    listed = files.model_dump_json().encode()
+    # For clean-storage, which then keeps the files of this list that were sent before.
+    store.write(NEXT_LIST, listed)
+    try:
+        there = {stored.key: stored.size for stored in store.store.objects(ASSETS)}
+    except SetupError:  # this kind of storage cannot list: everything is sent
+        there = {}
+    missing = {
+        local.file.key: local for local in found if there.get(local.file.key) != local.file.size
+    }
+    in_parallel(partial(_send, store.store), missing.values())
+    store.write(ASSET_LIST, listed)
+    with suppress(SetupError):  # this kind of storage cannot delete
+        store.delete([NEXT_LIST])
+    return files
+
+
+def list_assets(
+    folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
+) -> AssetList:
+    """Return what `send_assets` would send. Raises: JobError."""
+    return AssetList(files=tuple(local.file for local in _look_at(folder, job_dir, skip)))
+
+
+def assets_version(assets: str, storage: BucketStore) -> str:
+    """Return a text that changes with a job's input files; of an archive on the web, its URL."""
+    if assets.startswith("s3://"):
+        return "\n".join(sorted(file.name for file in files_in_s3(assets, storage)))
+    if assets.startswith("https://"):
+        return assets.partition("?")[0]
+    return read_list(storage, assets).model_dump_json()
+
+
+def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> list[_LocalFile]:
+    paths = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
+    top = next((path.relative_to(job) for path, job in paths if path.is_relative_to(job)), Path())
+    folder = folder.resolve()
+
+    def look_at(path: Path) -> _LocalFile:
+        try:
+            before = path.stat()
+            file = AssetFile(
+                path=(top / path.relative_to(folder)).as_posix(),
+                size=before.st_size,
+                sha256=file_sha256(path),
+                executable=bool(before.st_mode & 0o100),
+            )
+        except OSError as error:
+            raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
+        return _LocalFile(path, before.st_mtime_ns, file)
+
+    found = in_parallel(look_at, list(_files_in(folder, folder, skip)))
+    return sorted(found, key=lambda local: local.file.path)
+
+
+def read_list(store: ObjectStore, key: str) -> AssetList:
+    """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
+    data = store.read(key)
+    if data is None:
+        raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")
+    try:
+        return AssetList.model_validate_json(data)
+    except ValidationError:
+        raise StorageError(
+            f"{store.name}: {key!r} is no list of assets: run render-job again"
+        ) from None
+
+
+def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Event) -> None:
+    """Put a job's input files, `ChunkRequest.assets`, into a workspace, before its command runs.
+
+    Raises:
+        WorkerLost: They do not fit on the disk, or their server did not answer.
+        FatalWorkerError: They lead out of the workspace, or cannot be fetched.
+        StorageError: A file could not be fetched, or is not what was sent.
+        WorkStopped: `stop` was set.
+    """
+    with disk_errors("assets"):
+        cache = AssetCache()
+        if assets.startswith("https://"):
+            lay_out_archive(assets, folder, cache, stop)
+            return
+        if assets.startswith("s3://"):
+            files = files_in_s3(assets, storage)
+        else:
+            files = [_wanted(file, storage) for file in read_list(storage, assets).files]
+        place_files(files, folder, cache, stop)
 
 
 def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     """Return the files in a folder of a bucket, `s3://bucket/prefix`; their names change with them.
 
     It is read with the credentials of the storage block if that is an `S3Bucket`; on a remote
-    worker those are the worker's own.
-
-    Raises:
-        FatalWorkerError: There is nothing, or too much, or jobs may not read this bucket.
-        StorageError: The bucket did not answer.
+    worker those are the worker's own. Raises FatalWorkerError if there is nothing, or too much, or
+    jobs may not read this bucket.
     """
     parts = urlsplit(url)
     try:
@@ -177,174 +297,6 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
             f"assetsUrl {excerpt(url)}: nothing is there: check the bucket and prefix"
         )
     return files
-
-
-ASSETS = f"{BucketStore.root}/assets"
-NEXT_LIST = "assets-next.json"
-
-
-class AssetFile(BaseModel):
-    """An input file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str = Field(description="Its path in the workspace, with slashes.")
-    size: int = Field(ge=0, description="Bytes.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its content.")
-    executable: bool = Field(default=False, description="Whether it may be run.")
-
-    @property
-    def key(self) -> str:
-        """The key of its content in the storage."""
-        return f"{ASSETS}/{self.sha256}"
-
-
-class AssetList(BaseModel):
-    """The input files of a job."""
-
-    model_config = ConfigDict(frozen=True)
-
-    files: tuple[AssetFile, ...]
-
-
-@dataclass(frozen=True)
-class _Sent:
-    path: Path
-    changed: tuple[int, int]
-    file: AssetFile
-
-
-def list_name(digest: str) -> str:
-    """Return the name of the list of input files that belongs to an inputs digest."""
-    return f"assets-{digest}.json"
-
-
-def is_list(name: str) -> bool:
-    """Return whether a job's object of this name is a list of input files."""
-    return name == ASSET_LIST or (name.startswith("assets-") and name.endswith(".json"))
-
-
-def send_assets(
-    store: JobStore, folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
-) -> AssetList:
-    """Send a job's input files to its storage: those that it does not have, then their list.
-
-    A folder inside the job folder keeps its relative path in the workspace. The files of another
-    folder go to the top of the workspace. Links inside it are sent as what they lead to.
-
-    Args:
-        store: The job's objects in the storage.
-        folder: The input files.
-        job_dir: The job folder.
-        skip: Returns whether a file, by its absolute path, is no input.
-
-    Raises:
-        JobError: A link leads out of the folder, a name is not UTF-8, or something is no regular
-            file, cannot be read, or changes meanwhile.
-        StorageError: The storage did not answer.
-    """
-    found = _look_at(folder, job_dir, skip)
-    files = _as_list(found)
-    listed = files.model_dump_json().encode()
-    # For clean-storage, which then keeps the files of this list that were sent before.
-    store.write(NEXT_LIST, listed)
-    there = _sizes(store.store)
-    missing = {
-        sent.file.key: sent for sent in found.values() if there.get(sent.file.key) != sent.file.size
-    }
-    in_parallel(partial(_send, store.store), missing.values())
-    store.write(ASSET_LIST, listed)
-    with suppress(SetupError):  # this kind of storage cannot delete
-        store.store.delete([f"{store.root}/{NEXT_LIST}"])
-    return files
-
-
-def list_assets(
-    folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
-) -> AssetList:
-    """Return what `send_assets` would send. Raises: JobError."""
-    return _as_list(_look_at(folder, job_dir, skip))
-
-
-def assets_version(assets: str, storage: BucketStore) -> str:
-    """Return a text that changes with a job's input files; of an archive on the web, its URL.
-
-    Raises:
-        StorageError: They cannot be listed from here.
-        FatalWorkerError: There are none.
-    """
-    if assets.startswith("s3://"):
-        return "\n".join(sorted(file.name for file in files_in_s3(assets, storage)))
-    if assets.startswith("https://"):
-        return assets.partition("?")[0]
-    return read_list(storage, assets).model_dump_json()
-
-
-def _as_list(found: Mapping[str, _Sent]) -> AssetList:
-    return AssetList(files=tuple(found[name].file for name in sorted(found)))
-
-
-def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> dict[str, _Sent]:
-    paths = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
-    top = next((path.relative_to(job) for path, job in paths if path.is_relative_to(job)), Path())
-    folder = folder.resolve()
-    found: dict[str, _Sent] = {}
-
-    def look_at(path: Path) -> None:
-        name = (top / path.relative_to(folder)).as_posix()
-        try:
-            before = path.stat()
-            file = AssetFile(
-                path=name,
-                size=before.st_size,
-                sha256=file_sha256(path),
-                executable=bool(before.st_mode & 0o100),
-            )
-        except OSError as error:
-            raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
-        found[name] = _Sent(path, (before.st_size, before.st_mtime_ns), file)
-
-    in_parallel(look_at, _files_in(folder, folder, skip))
-    return found
-
-
-def read_list(store: ObjectStore, key: str) -> AssetList:
-    """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
-    data = store.read(key)
-    if data is None:
-        raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")
-    try:
-        return AssetList.model_validate_json(data)
-    except ValidationError:
-        raise StorageError(
-            f"{store.name}: {key!r} is no list of assets: run render-job again"
-        ) from None
-
-
-def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Event) -> None:
-    """Put a job's input files into a workspace, before its command runs.
-
-    Args:
-        assets: See `url.where_assets_are`.
-        storage: The job's storage.
-        folder: The workspace.
-        stop: Ends it when set.
-
-    Raises:
-        WorkerLost: They do not fit on the disk, or their server did not answer.
-        FatalWorkerError: They lead out of the workspace, or cannot be fetched.
-        StorageError: A file could not be fetched, or is not what was sent.
-        WorkStopped: `stop` was set.
-    """
-    with disk_errors("assets"):
-        cache = AssetCache()
-        if assets.startswith("s3://"):
-            lay_out_s3(assets, storage, folder, cache, stop)
-        elif assets.startswith("https://"):
-            lay_out_archive(assets, folder, cache, stop)
-        else:
-            files = [_wanted(file, storage) for file in read_list(storage, assets).files]
-            place_files(files, folder, cache, stop)
 
 
 def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
@@ -380,20 +332,14 @@ def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterato
             raise JobError(f"asset {str(path)!r} is no file: remove it, or mend its link")
 
 
-def _sizes(store: ObjectStore) -> dict[str, int]:
+def _send(store: ObjectStore, local: _LocalFile) -> None:
+    path, _, file = local
     try:
-        return {found.key: found.size for found in store.objects(ASSETS)}
-    except SetupError:  # this kind of storage cannot list: everything is sent
-        return {}
-
-
-def _send(store: ObjectStore, sent: _Sent) -> None:
-    try:
-        store.upload(sent.path, sent.file.key)
-        after = sent.path.stat()
+        store.upload(path, file.key)
+        after = path.stat()
     except OSError as error:
-        raise JobError(f"asset {str(sent.path)!r} cannot be read: {error.strerror}") from None
-    if (after.st_size, after.st_mtime_ns) != sent.changed:
+        raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
+    if (after.st_size, after.st_mtime_ns) != (file.size, local.modified):
         with suppress(SetupError):
-            store.delete([sent.file.key])
-        raise JobError(f"asset {str(sent.path)!r} changed while it was sent: start again")
+            store.delete([file.key])
+        raise JobError(f"asset {str(path)!r} changed while it was sent: start again")

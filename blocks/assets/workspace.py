@@ -1,4 +1,4 @@
-"""Input files in a worker's workspace, wherever they come from."""
+"""Input files in a worker's workspace, and the cache through which this machine fetches them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from prefect_renderfarm.blocks.errors import (
-    FatalWorkerError,
-    StorageError,
-    WorkerLost,
-    WorkStopped,
-)
+from prefect_renderfarm.blocks.errors import FatalWorkerError, StorageError, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.runtime.text import excerpt
 from prefect_renderfarm.blocks.storage.atomic_file import remove_all_leftovers
 from prefect_renderfarm.blocks.storage.manifest import file_sha256
 
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+_MAX_PATH_BYTES = 1_024  # the limit of Amazon S3 for a key
+_WIDTH = 8  # files that are transferred at once; the storage's client also splits large ones
 # With less than this free, a command would most likely fail with another message.
 MIN_FREE_BYTES = 64_000_000
 # Files beyond this size or age are removed. AWS Lambda gives a function 10 GB at most.
@@ -54,9 +54,6 @@ class AssetCache:
     Threads and processes may use it at once, and any of them may be killed: a file is there whole
     or not at all, and one of them fetches it. It holds at most 20 GB beyond what one chunk needs,
     and nothing that no chunk has used for a week.
-
-    Raises:
-        FatalWorkerError: The folder can be written by another user.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -76,12 +73,10 @@ class AssetCache:
         return (self.folder / name).exists()
 
     def fetch(self, name: str, get: Callable[[Path], None], stop: threading.Event) -> Path:
-        """Return a file's path; fetch it if it is not in the cache.
+        """Return a file's path; if it is not in the cache, let `get` write it, whole or not at all.
 
-        Args:
-            name: Its name, beginning with two hexadecimal digits.
-            get: Writes the file, whole or not at all.
-            stop: Ends the wait for another worker that fetches it, with WorkStopped.
+        Its name begins with two hexadecimal digits. `stop` ends the wait for another worker that
+        fetches it.
         """
         path = self.folder / name
         if not path.exists():
@@ -98,15 +93,19 @@ class AssetCache:
         (self.folder / name).unlink(missing_ok=True)
 
     def make_room(self, size: int, keep: Collection[str]) -> None:
-        """Remove the least recently used files until so many bytes fit on the disk, except `keep`.
+        """Remove the least recently used files, except `keep`, until so many bytes fit.
 
         Raises:
             WorkerLost: They do not fit.
         """
-        now = time.time()
-        entries = sorted(self._entries(), key=lambda entry: entry[1].st_atime)
-        total = sum(found.st_size for _, found in entries)
-        for path, found in entries:
+        remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
+        entries = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if not path.name.startswith((".", "lock-")):
+                    entries.append((path.stat(), path))
+        now, total = time.time(), sum(found.st_size for found, _ in entries)
+        for found, path in sorted(entries, key=lambda entry: entry[0].st_atime):
             free = shutil.disk_usage(self.folder).free
             tight = total + size > _MAX_BYTES or free < size + MIN_FREE_BYTES
             if path.name not in keep and (tight or now - found.st_atime > _MAX_SECONDS):
@@ -114,18 +113,11 @@ class AssetCache:
                 total -= found.st_size
         require_room(self.folder, size)
 
-    def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
-        remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
-        for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):
-                if not path.name.startswith((".", "lock-")):
-                    yield path, path.stat()
-
     @contextmanager
     def _lock(self, name: str, stop: threading.Event) -> Iterator[None]:
         """Hold one of 256 locks, which are never removed: a lock that is removed locks nothing."""
-        flags = os.O_RDWR | os.O_CREAT
-        descriptor = os.open(self.folder / f"lock-{name[:2]}", flags, mode=0o600)
+        lock = self.folder / f"lock-{name[:2]}"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, mode=0o600)
         try:
             while True:
                 try:
@@ -141,33 +133,15 @@ class AssetCache:
             os.close(descriptor)
 
 
-Item = TypeVar("Item")
-
-# The limit of Amazon S3 for a key.
-_MAX_PATH_BYTES = 1_024
-# Files that are transferred at once; the storage's client also splits large ones.
-_WIDTH = 8
-
-
 @dataclass(frozen=True, kw_only=True)
 class WantedFile:
-    """An input file for a workspace.
-
-    Attributes:
-        path: Its path in the workspace.
-        size: Bytes.
-        name: Its name in this machine's cache.
-        get: Fetches it into a file, whole or not at all.
-        source: Its name at its source, for errors.
-        sha256: SHA-256 of its content, in hexadecimal; None if not known.
-        executable: Whether it may be run.
-    """
+    """An input file for a workspace: `path` is its path there, `name` its name in the cache."""
 
     path: str
     size: int
     name: str
-    get: Callable[[Path], None]
-    source: str
+    get: Callable[[Path], None]  # fetches it into a file, whole or not at all
+    source: str  # its name at its source, for errors
     sha256: str | None = None
     executable: bool = False
 
@@ -177,41 +151,25 @@ def place_files(
 ) -> None:
     """Put files into a workspace, several at once.
 
-    Files of known content are read-only links into the cache; others are copies.
-
-    Raises:
-        WorkerLost: They do not fit on the disk.
-        FatalWorkerError: A path leads out of the workspace, or two files have the same.
-        StorageError: A file could not be fetched, or is not what it should be.
-        WorkStopped: `stop` was set.
+    Files of known content are read-only links into the cache; others are copies. Errors are those
+    of `inputs.lay_out`.
     """
     targets = [inside(folder, file.path) for file in files]
     size = sum({file.name: file.size for file in files if not cache.has(file.name)}.values())
     size += sum(file.size for file in files if file.sha256 is None)
     cache.make_room(size, {file.name for file in files})
 
-    def place(pair: tuple[WantedFile, Path]) -> None:
-        if stop.is_set():
-            raise WorkStopped("assets: not fetched, because the job was stopped")
-        _place(*pair, cache, stop)
-
-    in_parallel(place, zip(files, targets, strict=True))
+    in_parallel(lambda pair: _place(*pair, cache, stop), zip(files, targets, strict=True))
 
 
-def in_parallel(call: Callable[[Item], object], items: Iterable[Item]) -> None:
-    """Call a function for all items, a few at once; the first error ends it."""
+def in_parallel(call: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+    """Call a function for all items, a few at once; after an error it is called no more."""
     with ThreadPoolExecutor(_WIDTH) as pool:
-        try:
-            waiting = [pool.submit(call, item) for item in items]
-            for done in as_completed(waiting):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        return list(pool.map(call, items))
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder. Raises: FatalWorkerError: it leads out of it."""
+    """Return the path of a file in a folder; raise FatalWorkerError if it leads out of it."""
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise FatalWorkerError(
@@ -241,6 +199,8 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def _place(file: WantedFile, target: Path, cache: AssetCache, stop: threading.Event) -> None:
+    if stop.is_set():
+        raise WorkStopped("assets: not fetched, because the job was stopped")
     with disk_errors(f"asset {file.path!r}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Twice: a command may have altered the cached file, or another process removed it.
@@ -248,7 +208,9 @@ def _place(file: WantedFile, target: Path, cache: AssetCache, stop: threading.Ev
             cached = cache.fetch(file.name, file.get, stop)
             with suppress(FileNotFoundError):
                 _link(file, cached, target)
-                if _is_right(file, target):
+                if target.stat().st_size == file.size and (
+                    file.sha256 is None or file_sha256(target) == file.sha256
+                ):
                     return
                 target.unlink()
             cache.drop(file.name)
@@ -271,9 +233,3 @@ def _link(file: WantedFile, cached: Path, target: Path) -> None:
         raise
     except OSError:  # not every file system has hard links
         shutil.copy(cached, target)
-
-
-def _is_right(file: WantedFile, path: Path) -> bool:
-    if path.stat().st_size != file.size:
-        return False
-    return file.sha256 is None or file_sha256(path) == file.sha256

@@ -48,17 +48,13 @@ class StorageAddress(BaseModel):
 
     @classmethod
     def of(cls, block: ObjectStorageBlock) -> Self:
-        """Return the address of a block: its plain fields, no credentials."""
+        """Return the address of a block."""
         fields = {name: getattr(block, name) for name in type(block).model_fields}
         plain = {name: value for name, value in fields.items() if isinstance(value, str | int)}
         return cls(kind=block.get_block_type_slug(), fields=plain)
 
     def open(self) -> ObjectStorageBlock:
-        """Return the storage block, with this machine's own credentials.
-
-        Raises:
-            SetupError: There is no such kind of block here, or it cannot do without credentials.
-        """
+        """Return the storage block, with this machine's own credentials. Raises: SetupError."""
         # Only here: the collections take seconds to import.
         from prefect.blocks.core import Block
         from prefect.plugins import load_prefect_collections
@@ -112,13 +108,11 @@ class ChunkReader:
 
     def read(self, path: Path, fps: Fraction) -> Media:
         """Read a file or image sequence with frames on a grid of `fps`. See `read_media`."""
-        first = self._first
-        if first is not None and self._verify is not Verify.DECODE:
-            media = read_by_index(path, fps, first)
-            if media is not None:
-                return media
-        media = read_media(path, fps, verify=self._verify)
-        self._first = first or media
+        media = None
+        if self._first is not None and self._verify is not Verify.DECODE:
+            media = read_by_index(path, fps, self._first)
+        media = media or read_media(path, fps, verify=self._verify)
+        self._first = self._first or media
         return media
 
 
@@ -129,65 +123,59 @@ def render_here(
     stop: threading.Event,
     worker: str | None = None,
 ) -> WorkerResult:
-    """Render a chunk on this machine, in a workspace that is removed afterwards.
+    """Render a chunk as `WorkerAdapter.render` does, in a workspace that is removed afterwards.
 
     A chunk whose manifest exists already is not rendered again: an answer was lost, or another
-    attempt was faster. The arguments are those of `WorkerAdapter.render`; `run` runs the command.
-
-    Raises:
-        ChunkFileError: The command succeeded, but its file is missing or not as planned.
-        WorkerError: The command could not be run to its end, or its input not fetched.
-        WorkerLost: The same, or the command failed, on a disk that is full.
-        StorageError: A storage operation failed, or an input file is not what was sent.
-        StorageRefused: This machine has no access, or the storage is not the one with the job.
+    attempt was faster. What fails on a full disk raises WorkerLost.
     """
     started = time.monotonic()
     bucket = BucketStore(storage)
     store = JobStore(bucket, request.key)
-    with naming_chunk_and_worker(request, worker):
-        if (done := store.manifest(request.chunk_id, request.identity)) is not None:
-            return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
-        store.require_job()
-        with _workspace() as folder:
-            workspace, log_file = folder / "work", folder / "log.txt"
-            output = workspace / request.output_file
-            workspace.mkdir()
-            if request.assets is not None:
-                lay_out(request.assets, bucket, workspace, stop)
-            with disk_errors("output file"):
-                remove(output)  # an old one among the input is not what the command writes
-                folder_of_output = output if request.output_file.endswith("/") else output.parent
-                folder_of_output.mkdir(parents=True, exist_ok=True)
-            result = run(
-                WorkerJob(
-                    command=request.command,
-                    cwd=workspace,
-                    name=f"chunk {request.chunk_id}",
-                    chunk_id=request.chunk_id,
-                    output_file=request.output_file,
-                    log_file=log_file,
-                    timeout=request.timeout,
-                    stop=stop,
-                )
+    if (done := store.manifest(request.chunk_id, request.identity)) is not None:
+        return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+    store.require_job()
+    with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        require_room(folder)
+        workspace, log_file = folder / "work", folder / "log.txt"
+        output = workspace / request.output_file
+        workspace.mkdir()
+        if request.assets is not None:
+            lay_out(request.assets, bucket, workspace, stop)
+        with disk_errors("output file"):
+            remove(output)  # an old one among the input is not what the command writes
+            folder_of_output = output if request.output_file.endswith("/") else output.parent
+            folder_of_output.mkdir(parents=True, exist_ok=True)
+        result = run(
+            WorkerJob(
+                command=request.command,
+                cwd=workspace,
+                name=f"chunk {request.chunk_id}",
+                chunk_id=request.chunk_id,
+                output_file=request.output_file,
+                log_file=log_file,
+                timeout=request.timeout,
+                stop=stop,
             )
-            if log_file.exists():
-                log = log_file.read_bytes()
-            else:
-                log = f"{result.stdout}\n{result.stderr}".strip().encode()
-            if result.exit_code != 0:
-                store.keep_log(request.chunk_id, log)
-                if result.exit_code not in (126, 127):  # no program ran that a full disk could end
-                    failure = f"its command ended with exit code {result.exit_code}"
-                    _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
-                return result
-            try:
-                done = measure_output(request, output, worker or result.worker, started)
-            except ChunkFileError as error:
-                store.keep_log(request.chunk_id, log)
-                _blame_full_disk(str(error), folder)
-                raise
-            store.publish(done, log)
+        )
+        if log_file.exists():
+            log = log_file.read_bytes()
+        else:
+            log = f"{result.stdout}\n{result.stderr}".strip().encode()
+        if result.exit_code != 0:
+            store.keep_log(request.chunk_id, log)
+            if result.exit_code not in (126, 127):  # no program ran that a full disk could end
+                failure = f"its command ended with exit code {result.exit_code}"
+                _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
             return result
+        try:
+            done = measure_output(request, output, worker or result.worker, started)
+        except ChunkFileError as error:
+            store.keep_log(request.chunk_id, log)
+            _blame_full_disk(str(error), folder)
+            raise
+        store.publish(done, log)
+        return result
 
 
 @contextmanager
@@ -209,13 +197,10 @@ def naming_chunk_and_worker(request: ChunkRequest, worker: str | None) -> Iterat
 
 def measure_output(request: ChunkRequest, path: Path, worker: str, started: float) -> ChunkResult:
     """Read the file of a request; see `measure`."""
+    fields = {"chunk_id", "identity", "start_frame", "frame_count", "output_file"}
     return measure(
         path,
-        chunk_id=request.chunk_id,
-        identity=request.identity,
-        start_frame=request.start_frame,
-        frame_count=request.frame_count,
-        output_file=request.output_file,
+        **request.model_dump(include=fields),
         fps=Fraction(request.fps),
         reader=ChunkReader(request.verify),
         worker=worker,
@@ -236,19 +221,9 @@ def measure(
     worker: str,
     started: float,
 ) -> ChunkResult:
-    """Read a chunk's file, verify it against the plan, and return its manifest.
+    """Read a chunk's file or images, verify them against the plan, and return their manifest.
 
-    Args:
-        path: The file, or the folder or name of an image sequence.
-        chunk_id: Number of the chunk.
-        identity: Cache key of the chunk.
-        start_frame: First frame of its range.
-        frame_count: Planned number of frames.
-        output_file: Its file, as the job names it.
-        fps: Planned frames per second.
-        reader: Reads it.
-        worker: Name of the worker that rendered it.
-        started: When that began, by `time.monotonic`.
+    `started` is when the attempt began, by `time.monotonic`.
 
     Raises:
         ChunkFileError: It is missing, damaged, or has another number of frames than planned.
@@ -277,14 +252,6 @@ def measure(
         images=tuple(image.name for image in media.images) or None,
         published_at=datetime.now(UTC),
     )
-
-
-@contextmanager
-def _workspace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        require_room(folder)
-        yield folder
 
 
 def _blame_full_disk(failure: str, folder: Path) -> None:

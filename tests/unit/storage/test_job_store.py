@@ -208,7 +208,7 @@ def test_wrong_storage_is_refused(jobs: JobStore) -> None:
 def test_images_travel_one_by_one(remote: JobStore, tmp_path: Path, output: str) -> None:
     """The images of a sequence are stored, checked, taken over and fetched under their names."""
     count = 1 if output.endswith("0001.png") else 3
-    names = [f"{number:04d}.png" for number in range(1, count + 1)]
+    names = tuple(f"{number:04d}.png" for number in range(1, count + 1))
     (tmp_path / "frames").mkdir()
     for name in names:
         (tmp_path / "frames" / name).write_bytes(name.encode())
@@ -226,7 +226,7 @@ def test_images_travel_one_by_one(remote: JobStore, tmp_path: Path, output: str)
     assert remote.faults([result]) == {0: "its file is gone"}
     other.fetch(taken, taken.path)
     fetched = sorted(path.name for path in (tmp_path / "there" / "frames").iterdir())
-    assert fetched == names
+    assert fetched == list(names)
     assert content(taken.path) == (size, sha256)
 
 
