@@ -3,9 +3,10 @@
     make mutation                               the modules that carry guarantees
     make mutation MODULES="flows/jobs/checks.py"
 
-mutmut does the work, in `.mutation/`, where the packages lie as they are imported. Changes of a
-text alone that no test notices are counted apart: messages are not tested word by word. Ends with
-1 if fewer than 90 % of the other changes are noticed.
+mutmut does the work, in `.mutation/`, where the packages lie as they are imported, with the unit
+tests of the module's room. Changes of a message alone (a text with a space in it) that no test
+notices are counted apart: messages are not tested word by word. Ends with 1 if fewer than 90 % of
+the other changes are noticed.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ MODULES = (
 LEAST = 0.9
 # Tests of what is not in the modules' own process, or of this repository's files.
 LEFT_OUT = "not many_chunks and not shell and not larger and not wheel and not make_commands"
-_STRING = re.compile(r"""[rbfu]*("[^"]*"|'[^']*')""")
+_MESSAGE = re.compile(r"""[rbfu]*("[^"]* [^"]*"|'[^']* [^']*')""")
+_NOTICED = ("killed", "timeout", "suspicious", "segfault", "caught by type check")
 
 
-def prepare(modules: list[str]) -> None:
-    """Lay out the packages and the tests for mutmut."""
+def prepare(module: str) -> None:
+    """Lay out the packages and the tests of a module's room for mutmut."""
     shutil.rmtree(WORK, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("blocks", "flows", "deployments"):
         shutil.copytree(ROOT / name, WORK / "src" / "prefect_renderfarm" / name, ignore=ignored)
     shutil.copytree(ROOT / "tests", WORK / "tests", ignore=ignored)
-    (WORK / "tests" / "unit" / "test_package.py").unlink()  # it looks for the repository
     settings = {
         "source_paths": ["src/"],
-        "only_mutate": [f"src/prefect_renderfarm/{name}" for name in modules],
-        "pytest_add_cli_args_test_selection": ["tests/unit"],
+        "only_mutate": [f"src/prefect_renderfarm/{module}"],
+        "pytest_add_cli_args_test_selection": [f"tests/unit/{Path(module).parent.name}"],
         "pytest_add_cli_args": ["-p", "no:xdist", "-m", "not long", "-k", LEFT_OUT],
         "process_isolation": "forkserver",
     }
@@ -78,32 +79,44 @@ def changed_lines(mutant: str) -> tuple[str, str]:
     return before, after
 
 
+def changes_a_message(before: str, after: str) -> bool:
+    """Return whether two lines differ by a message only."""
+    return _MESSAGE.sub("''", before) == _MESSAGE.sub("''", after)
+
+
+def survey(module: str) -> tuple[int, int, int]:
+    """Run the mutants of a module; return how many are noticed, all that count, and messages."""
+    prepare(module)
+    with (WORK / "run.log").open("w") as log:
+        command = [sys.executable, "-m", "mutmut", "run"]
+        if subprocess.run(command, cwd=WORK, stdout=log, stderr=log, check=False).returncode:
+            raise SystemExit(f"mutmut failed on {module}: see {WORK / 'run.log'}")
+    noticed = total = messages = 0
+    found = re.findall(r"^\s*(\S+): ([\w ]+)$", mutmut("results", "--all", "true"), re.MULTILINE)
+    for mutant, result in found:
+        if result in _NOTICED:
+            noticed, total = noticed + 1, total + 1
+            continue
+        before, after = changed_lines(mutant)
+        if changes_a_message(before, after):
+            messages += 1
+            continue
+        total += 1
+        print(f"{result}: {mutant}\n  - {before}\n  + {after}")
+    print(f"{module:40} {noticed:4} of {total:4}, {messages} messages", flush=True)
+    return noticed, total, messages
+
+
 def main() -> None:
     """Run all, print what was not noticed, and say whether that is too much."""
     modules = sys.argv[1:] or list(MODULES)
     if missing := [name for name in modules if not (ROOT / name).is_file()]:
         raise SystemExit(f"no such modules: {', '.join(missing)}; see MODULES in {__file__}")
-    prepare(modules)
-    subprocess.run([sys.executable, "-m", "mutmut", "run"], cwd=WORK, check=True)
-    found = re.findall(r"^\s*(\S+): ([\w ]+)$", mutmut("results", "--all", "true"), re.MULTILINE)
-    counts: dict[str, list[int]] = {}
-    texts = 0
-    for mutant, result in found:
-        module = mutant.partition(".x_")[0].partition(".xǁ")[0]
-        noticed, total = counts.setdefault(module, [0, 0])
-        if result in ("killed", "timeout", "suspicious", "segfault", "caught by type check"):
-            counts[module] = [noticed + 1, total + 1]
-            continue
-        before, after = changed_lines(mutant)
-        if _STRING.sub("''", before) == _STRING.sub("''", after):
-            texts += 1
-            continue
-        counts[module] = [noticed, total + 1]
-        print(f"{result}: {mutant}\n  - {before}\n  + {after}")
-    for module, (noticed, total) in sorted(counts.items()):
-        print(f"{module:55} {noticed:4} of {total:4}")
-    noticed, total = (sum(values) for values in zip(*counts.values(), strict=True))
-    print(f"{noticed / total:.1%} of {total} changes noticed; {texts} changes of texts were not")
+    counts = [survey(module) for module in modules]
+    noticed, total, messages = (sum(values) for values in zip(*counts, strict=True))
+    print(
+        f"{noticed / total:.1%} of {total} changes noticed; {messages} changes of messages were not"
+    )
     sys.exit(noticed / total < LEAST)
 
 
