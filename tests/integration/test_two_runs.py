@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -63,8 +65,9 @@ class Coordinator:
         return self._log.read_text()
 
     def kill(self) -> None:
-        """Kill the run and all that it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill the run and all that it started, if it runs."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> None:
@@ -91,20 +94,29 @@ def storage(request: pytest.FixtureRequest, api: FarmClient) -> str | None:
     return "two-runs"
 
 
+@contextmanager
+def second_waits(
+    job: RenderJob, storage: str | None, folder: Path, done: int
+) -> Iterator[tuple[Coordinator, Coordinator]]:
+    """Start a run of a job and, when it has begun more than some chunks, another that waits."""
+    folders = [folder / "job"] * 2 if storage is None else [folder / "one", folder / "two"]
+    first = Coordinator(job, folders[0], folder / "first.mp4", storage)
+    try:
+        wait_for(lambda: sum(rendered(folder).values()) > done, 90)
+        second = Coordinator(job, folders[1], folder / "second.mp4", storage)
+        wait_for(lambda: "waits for" in second.log(), 90)
+        yield first, second
+    finally:
+        first.kill()
+
+
 def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: Path) -> None:
     """Each run has its film, every chunk is rendered once, and the second one says why it waits."""
     job = gated(job_of(CHUNKS, tmp_path, id="both"), tmp_path)
-    folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
-    first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
-    try:
-        wait_for(lambda: sum(rendered(tmp_path).values()) > 0, 90)
-        second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
-        wait_for(lambda: "waits for" in second.log(), 90)
+    with second_waits(job, storage, tmp_path, 0) as (first, second):
         (tmp_path / "go").touch()
         first.end()
         second.end()
-    finally:
-        first.process.kill()
     assert rendered(tmp_path) == Counter(range(CHUNKS))
     assert "waits for run 'render both' of job 'both' on" in second.log()
     assert f"{CHUNKS} of {CHUNKS} chunks are done already" in second.log()
@@ -115,19 +127,13 @@ def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: 
 def test_second_run_goes_on_where_a_killed_one_stopped(storage: str | None, tmp_path: Path) -> None:
     """A run that waits for a killed one goes on within a minute, with what that one has done."""
     job = gated(job_of(CHUNKS, tmp_path, id="handed over"), tmp_path)
-    folders = [tmp_path / "job"] * 2 if storage is None else [tmp_path / "one", tmp_path / "two"]
-    first = Coordinator(job, folders[0], tmp_path / "first.mp4", storage)
-    try:
-        wait_for(lambda: sum(rendered(tmp_path).values()) > 3, 90)
-        second = Coordinator(job, folders[1], tmp_path / "second.mp4", storage)
-        wait_for(lambda: "waits for" in second.log(), 90)
-    finally:
+    with second_waits(job, storage, tmp_path, 3) as (first, second):
         first.kill()
-    (tmp_path / "go").touch()
-    killed = time.monotonic()
-    wait_for(lambda: "has died: its work is taken over" in second.log(), 60)
-    print(f"taken over {time.monotonic() - killed:.1f} s after the kill")
-    second.end()
+        (tmp_path / "go").touch()
+        killed = time.monotonic()
+        wait_for(lambda: "has died: its work is taken over" in second.log(), 60)
+        print(f"taken over {time.monotonic() - killed:.1f} s after the kill")
+        second.end()
     counts = rendered(tmp_path)
     assert set(counts) == set(range(CHUNKS))
     assert sum(counts.values()) <= CHUNKS + 2  # the two that were under way

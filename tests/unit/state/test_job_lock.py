@@ -26,7 +26,7 @@ from processes_here import wait_for
 
 from prefect_renderfarm.blocks import SetupError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.storage.objects import FolderStore
-from prefect_renderfarm.flows.state.job_lock import FolderLock, job_lock, using_chunks
+from prefect_renderfarm.flows.state.job_lock import FolderLock, JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState
 
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -114,10 +114,7 @@ def test_lost_lock_is_waited_for(tmp_path: Path) -> None:
     with lock_of("storage", tmp_path) as first:
         with lock_of_other(tmp_path):
             wait_for(lambda: not first.is_held())
-            waiting = threading.Thread(target=first.ensure, args=(stop,), daemon=True)
-            waiting.start()
-            waiting.join(0.5)
-            assert waiting.is_alive()
+            waiting = waiting_for(first, stop)
         waiting.join(10)
         assert not waiting.is_alive()
         assert first.is_held()
@@ -126,6 +123,15 @@ def test_lost_lock_is_waited_for(tmp_path: Path) -> None:
             stop.set()
             with pytest.raises(WorkStopped):
                 first.ensure(stop)
+
+
+def waiting_for(lock: JobLock, stop: threading.Event) -> threading.Thread:
+    """Return a thread that waits until the run holds its lock again."""
+    waiting = threading.Thread(target=lock.ensure, args=(stop,), daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    return waiting
 
 
 def lock_of_other(folder: Path) -> QuickStorageLock:
@@ -162,10 +168,7 @@ def test_heartbeat_that_fails_leaves_the_lock_in_doubt(
         with monkeypatch.context() as patch:
             patch.setattr(FolderStore, "write", refuse_write)
             wait_for(lambda: not lock.is_held())
-            waiting = threading.Thread(target=lock.ensure, args=(stop,), daemon=True)
-            waiting.start()
-            waiting.join(0.3)
-            assert waiting.is_alive()
+            waiting = waiting_for(lock, stop)
         waiting.join(10)
         assert not waiting.is_alive()
         assert lock.is_held()
