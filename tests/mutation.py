@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutation"
 MODULES = (
     "blocks/stitchers/film_check.py",
-    "blocks/stitchers/chunk_check.py",
-    "blocks/stitchers/audio_plan.py",
+    "blocks/stitchers/checked.py",
+    "blocks/stitchers/audio.py",
     "blocks/media/frame_grid.py",
-    "blocks/media/signature.py",
+    "blocks/media/model.py",
     "blocks/storage/atomic_file.py",
     "blocks/processes/masking.py",
     "blocks/processes/allowed_programs.py",

@@ -1,24 +1,64 @@
-"""The grid on which a film's frames lie: frame n is shown at n / fps."""
+"""Frame rates as exact fractions, and the grid of a film's frames: frame n is shown at n / fps."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.runtime.text import excerpt
+
+# Limits against nonsense, not physical ones: high-speed footage is conformed long before the one,
+# and a frame that is shown for an hour is a picture.
+_HIGHEST_FPS = 1000
+_LOWEST_FPS = Fraction(1, 1000)
+# FFmpeg reads no larger numerator or denominator of a rate: libavutil/parseutils.c,
+# av_parse_video_rate. Beyond 2**31, no container has the clock.
+_LARGEST_PART = 1_001_000
+_WRITTEN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?")
+
+
+def exact(rational: Any) -> Fraction:
+    """Return a rate or a time base that PyAV tells as a `Fraction`; 0 where it is not known.
+
+    PyAV 19 has its own class of rationals: other text, and products rounded to 32 bits. Earlier
+    releases give a `Fraction` or None.
+    """
+    return Fraction(rational.numerator, rational.denominator) if rational else Fraction(0)
+
+
+def parse_fps(value: object) -> Fraction:
+    """Return a rate in frames a second, exactly as it is written; ValueError if it makes no sense.
+
+    A decimal is taken by its digits: 29.97 is 2997/100; NTSC rates are written `"30000/1001"`.
+    """
+    shown = str(value) if isinstance(value, Fraction) else excerpt(value)
+    nonsense = ValueError(f"fps {shown} is not a finite number or a string like '30000/1001'")
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
+        raise nonsense
+    if isinstance(value, str) and not _WRITTEN.fullmatch(value.strip()):
+        raise nonsense
+    try:
+        # A float by its digits, as it was written; a whole number may have too many to write out.
+        rate = Fraction(value) if isinstance(value, int) else Fraction(str(value).strip())
+    except (ValueError, ZeroDivisionError):
+        raise nonsense from None
+    if not _LOWEST_FPS <= rate <= _HIGHEST_FPS:
+        raise ValueError(
+            f"fps {shown} is not above 0, at least {float(_LOWEST_FPS)}, and up to {_HIGHEST_FPS}"
+        )
+    if max(rate.numerator, rate.denominator) > _LARGEST_PART:
+        raise ValueError(
+            f"fps {shown} has more digits than the clock of a film takes: write it as a fraction, "
+            f"such as '{rate.limit_denominator(1001)}'"
+        )
+    return rate
 
 
 def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> list[int]:
-    """Return the frame number of each packet, in the order of the packets, and check the grid.
-
-    Args:
-        times: Display times in units of `time_base`.
-        time_base: Seconds.
-        fps: Frames a second.
-
-    Raises:
-        MediaFault: The numbers are not exactly 0 … n - 1.
-    """
+    """Return the frame number of each packet, from its display time; they must be 0 … n - 1."""
     if not times:
         raise MediaFault("has no video frame")
     first = min(times)
@@ -34,24 +74,6 @@ def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> lis
                 f"has frames off the grid of {fps} frames a second: one at "
                 f"{float((time - first) * time_base):.6f} s"
             )
-    _check_complete(order, fps)
-    return order
-
-
-def ticks_of(time_base: Fraction, fps: Fraction) -> Callable[[int], int]:
-    """Return the function that tells when a frame is shown, in whole units of `time_base`.
-
-    Args:
-        time_base: Seconds.
-        fps: Frames a second.
-    """
-    tick = 1 / (time_base * fps)
-    above, below = 2 * tick.numerator, 2 * tick.denominator
-    half = tick.denominator
-    return lambda frame: (frame * above + half) // below
-
-
-def _check_complete(order: Sequence[int], fps: Fraction) -> None:
     seen = set(order)
     if len(seen) != len(order):
         raise MediaFault(f"has two frames at one time on the grid of {fps} frames a second")
@@ -61,6 +83,15 @@ def _check_complete(order: Sequence[int], fps: Fraction) -> None:
             f"has {len(order)} frames with a hole at frame {missing} on the grid of {fps} frames "
             "a second"
         )
+    return order
+
+
+def ticks_of(time_base: Fraction, fps: Fraction) -> Callable[[int], int]:
+    """Return the function that tells when a frame is shown, in whole units of `time_base`."""
+    tick = 1 / (time_base * fps)
+    above, below = 2 * tick.numerator, 2 * tick.denominator
+    half = tick.denominator
+    return lambda frame: (frame * above + half) // below
 
 
 def reorder_depth(order: Sequence[int]) -> int:

@@ -12,9 +12,8 @@ import av
 
 from prefect_renderfarm.blocks.errors import MediaFault
 
-IMAGE_ENDINGS = (
-    *(".png", ".exr", ".jpg", ".jpeg", ".tif", ".tiff", ".dpx", ".tga", ".bmp", ".webp"),
-)
+IMAGE_ENDINGS = (".png", ".exr", ".jpg", ".jpeg", ".tif", ".tiff", ".dpx", ".tga", ".bmp",
+                 ".webp")  # fmt: skip
 # As FFmpeg's image2 demuxer and most renderers write it.
 _NUMBER = re.compile(r"%(?:0(\d+))?d")
 
@@ -35,14 +34,9 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def list_images(path: Path) -> dict[int, Path]:
-    """Return the pictures of a sequence by their number, in order.
+    """Return the pictures of a sequence by their number, in order; MediaFault if there are none.
 
-    Args:
-        path: A folder of pictures, a name such as `film/%05d.png`, or one picture, whose number
-            is 0.
-
-    Raises:
-        MediaFault: There are none, or the folder holds several sequences.
+    The path is a folder, a name such as `film/%05d.png`, or one picture, whose number is 0.
     """
     if path.is_file():
         return {0: path}
@@ -65,29 +59,17 @@ def list_images(path: Path) -> dict[int, Path]:
 
 
 def complete_images(path: Path) -> tuple[Path, ...]:
-    """Return the pictures of a sequence in order; none is left out.
-
-    Raises:
-        MediaFault: There are none, or a number is missing.
-    """
+    """Return the pictures of a sequence in order; MediaFault if a number is missing."""
     images = list_images(path)
-    numbers = list(images)
-    for number, expected in zip(numbers, range(numbers[0], numbers[-1] + 1), strict=False):
-        if number != expected:
-            raise MediaFault(f"has no image {expected}, but images {numbers[0]} to {numbers[-1]}")
+    first, last = min(images), max(images)
+    for number in range(first, last):
+        if number not in images:
+            raise MediaFault(f"has no image {number}, but images {first} to {last}")
     return tuple(images.values())
 
 
 def read_images(images: Sequence[Path], *, decode: bool) -> dict[str, str | int | None]:
-    """Return the signature of a sequence, which all its pictures share.
-
-    Args:
-        images: The pictures.
-        decode: Decode every picture; else the first one only.
-
-    Raises:
-        MediaFault: One is damaged, or differs from the first.
-    """
+    """Return the signature that all pictures share; with `decode` of all, else of the first."""
     first = _read_image(images[0])
     if decode:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -1,10 +1,13 @@
-"""The contents of a media file."""
+"""What is known of a media file: frames, rate, audio, and what all chunks of a film must share."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -12,20 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.container
 
-from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.mp4_index import Track
-from prefect_renderfarm.blocks.media.signature import Signature
 
-# `aggressive` reports left-over bits, by which most damage to H.264 shows.
-_STRICT = "crccheck+bitstream+buffer+careful+compliant+aggressive+explode"
-_USUAL_LAYOUTS = {
-    "1 channels": "mono",
-    "2 channels": "stereo",
-    "6 channels": "5.1",
-    "8 channels": "7.1",
-}
+# By name; None or "" where a file does not tell.
+Signature = Mapping[str, str | int | None]
+
+_USUAL_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "6 channels": "5.1",
+                  "8 channels": "7.1"}  # fmt: skip
+_UNKNOWN = (None, "")
+# ITU-T H.273: this is unspecified for primaries, transfer and matrix.
+_UNSPECIFIED = 2
+# libav's numbers: AVColorRange.
+_RANGES = {1: "limited", 2: "full"}
+# The colours that players assume for video that tells none, by their numbers in ITU-T H.273: sRGB
+# for RGB; BT.709 for large pictures, BT.601 for small ones, which share a transfer function.
+_RGB, _LARGE, _SMALL = (
+    dict(zip(("colour matrix", "colour primaries", "colour transfer"), values, strict=True))
+    for values in (((0,), (1,), (1, 13)), ((1,), (1,), (1,)), ((5, 6), (5, 6), (1, 6)))
+)
+# A `tkhd` box of version 0 (ISO/IEC 14496-12, 8.3.2) has its matrix so far behind its name.
+_MATRIX_PLACE = 44
 
 
 class Verify(StrEnum):
@@ -38,21 +49,13 @@ class Verify(StrEnum):
 
 @dataclass(frozen=True)
 class Audio:
-    """The audio track of a media file.
-
-    Attributes:
-        codec: FFmpeg's name of the codec.
-        rate: Samples a second.
-        layout: FFmpeg's name of the channel layout.
-        samples: Length in samples, from its start; exact for PCM, else by the packets' times.
-        start: When it begins, in seconds after the first frame; below 0 where an encoder puts
-            priming samples first.
-    """
+    """The audio track of a media file."""
 
     codec: str
     rate: int
     layout: str
-    samples: int
+    samples: int  # from its start; exact for PCM, else by the packets' times
+    # In seconds after the first frame; below 0 where an encoder puts priming samples first.
     start: Fraction = Fraction(0)
 
     @property
@@ -68,30 +71,16 @@ class Audio:
 
 @dataclass(frozen=True)
 class Media:
-    """A media file with one video track.
-
-    Attributes:
-        path: The file.
-        frames: Number of video frames.
-        first_time: Display time of the first frame, in the video track's own time base.
-        fps: Frames a second of the grid on which the frames lie.
-        reorder: Number of packets by which decoding order runs ahead of display order (B-frames).
-        signature: What must be the same in all chunks of a film.
-        audio: The audio track, if there is one.
-        clock_error: Largest distance of a frame from its place on the grid, in seconds.
-        mp4_track: The video's index, if the file is an mp4 or mov without any other track.
-        images: The pictures, if it is an image sequence.
-    """
+    """A media file with one video track, or an image sequence."""
 
     path: Path
     frames: int
-    first_time: int
-    fps: Fraction
-    reorder: int
+    first_time: int  # display time of the first frame, in the video track's time base
+    fps: Fraction  # of the grid on which the frames lie
+    reorder: int  # number of packets by which decoding runs ahead of display (B-frames)
     signature: Signature
     audio: Audio | None = None
-    clock_error: Fraction = Fraction(0)
-    mp4_track: Track | None = None
+    mp4_track: Track | None = None  # the index of an mp4 or mov file without any other track
     images: tuple[Path, ...] = ()
 
 
@@ -110,43 +99,108 @@ def pcm_bytes(codec: str) -> int | None:
     return int(match[1]) // 8 if match else None
 
 
-@contextmanager
-def open_media(
-    path: Path, *, probe: bool = True, strict: bool = False
-) -> Iterator[av.container.InputContainer]:
-    """Open a file for demuxing.
+def read_signature(container: Any, video: Any, audio: Any) -> Signature:
+    """Return the signature of an open file, of its video track and of its audio track, if any."""
+    context = video.codec_context
+    tracks = sorted((track for track in (video, audio) if track), key=lambda track: track.index)
+    signature: dict[str, str | int | None] = {
+        "container": container.format.name,
+        "tracks": " and ".join(track.type for track in tracks),
+        "codec": context.codec.canonical_name,
+        "profile": context.profile,
+        "frame size": f"{context.width}x{context.height}",
+        "pixel format": context.pix_fmt,
+        # The container has precedence over the codec; without either, pixels are square.
+        "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
+        "colour range": _colour_range(context),
+        "colour matrix": _specified(context.colorspace),
+        "colour primaries": _specified(context.color_primaries),
+        "colour transfer": _specified(context.color_trc),
+        "rotation": _rotation(video),
+        "time base": str(exact(video.time_base)),
+        "codec header": _short_hash(context.extradata),
+    }
+    if audio is not None:
+        coding = audio.codec_context
+        signature |= {
+            "audio codec": coding.name,
+            "audio rate": coding.sample_rate or None,
+            "audio channels": len(coding.layout.channels),
+            # "2 channels" and the like do not tell the layout.
+            "audio layout": None if "channels" in coding.layout.name else coding.layout.name,
+            "audio codec header": _short_hash(coding.extradata),
+        }
+    return signature
 
-    Args:
-        path: The file. It is opened by its absolute path, so that no part of its name can be taken
-            for a protocol, and it may not refer to anything but local files.
-        probe: Let libav decode a few frames to find the pixel format. Most of the time of opening
-            goes there; without it only the container and the codec's own header are read.
-        strict: Let decoders fail at any damage instead of hiding it.
 
-    Raises:
-        MediaFault: It does not exist, is empty, or is no media file.
+def difference(expected: Signature, found: Signature) -> str | None:
+    """Say in what two signatures differ; None if they agree in all that both of them know.
+
+    A film has the colours of its first chunk. So a chunk without colours fits one that tells them
+    only if these are what players assume anyway.
     """
-    options = {"protocol_whitelist": "file"} | ({} if probe else {"codec_whitelist": "none"})
-    if strict:
-        options["err_detect"] = "crccheck+bitstream+buffer+explode"
-    try:
-        if path.stat().st_size == 0:
-            raise MediaFault("is empty")
-        container = av.open(str(path.absolute()), options=options)
-    except FileNotFoundError:
-        raise MediaFault("does not exist") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaFault(
-            f"cannot be opened as a media file ({reason_of(error)}): is it complete?"
-        ) from None
-    with container:
-        if strict:
-            # Options of the container do not reach the decoders.
-            for stream in container.streams.video:
-                stream.codec_context.options = {"err_detect": _STRICT}
-        yield container
+    if expected is found:
+        return None
+    for name, value in expected.items():
+        other = found.get(name)
+        if value == other:
+            continue
+        if name in _RGB and None in (value, other):
+            if (other if value is None else value) in _assumed_colours(expected)[name]:
+                continue
+        elif value in _UNKNOWN or other in _UNKNOWN:
+            continue
+        shown = ("unspecified" if each is None else str(each) for each in (other, value))
+        return f"{name} {', not '.join(shown)}"
+    return None
 
 
-def reason_of(error: Exception) -> str:
-    """Return the reason that the system or libav gives, without numbers and names."""
-    return getattr(error, "strerror", None) or str(error)
+def _assumed_colours(signature: Signature) -> Mapping[str, tuple[int, ...]]:
+    if _is_rgb(str(signature["pixel format"] or "")):
+        return _RGB
+    width, height = map(int, str(signature["frame size"]).split("x"))
+    return _LARGE if width >= 1280 or height > 576 else _SMALL
+
+
+def _is_rgb(pixel_format: str) -> bool:
+    return bool(pixel_format) and av.VideoFormat(pixel_format).is_rgb
+
+
+def _short_hash(data: bytes | None) -> str | None:
+    return hashlib.sha256(data).hexdigest()[:16] if data else None
+
+
+def _colour_range(context: Any) -> str:
+    """Return the range that players take: if it is not told, full for RGB and limited for YUV."""
+    pixel_format = context.pix_fmt or ""
+    if pixel_format.startswith("yuvj"):
+        return "full"
+    return _RANGES.get(context.color_range, "full" if _is_rgb(pixel_format) else "limited")
+
+
+def _specified(value: int) -> int | None:
+    return None if value == _UNSPECIFIED else value
+
+
+def _rotation(video: Any) -> str | None:
+    """Return how players rotate the picture; None if that is unknown.
+
+    PyAV gives no access to a track's display matrix, but copies it: the head of a QuickTime or mp4
+    file with such a track, written in memory, contains it.
+    """
+    for container in ("mov", "mp4"):
+        head = io.BytesIO()
+        try:
+            with av.open(
+                head, "w", container, container_options={"movflags": "empty_moov"}
+            ) as file:
+                file.add_stream_from_template(video, opaque=True)
+                file.start_encoding()
+        except (av.FFmpegError, ValueError):
+            continue
+        data = head.getvalue()
+        place = data.index(b"tkhd") + _MATRIX_PLACE
+        a, b, _, c, d = struct.unpack_from(">5i", data, place)
+        degrees = round(math.degrees(math.atan2(b, a))) % 360
+        return f"{degrees} degrees{' and mirrored' if a * d - b * c < 0 else ''}"
+    return None

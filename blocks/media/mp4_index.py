@@ -1,10 +1,8 @@
 """The index of an mp4 or mov file: where each frame lies, when it is decoded and displayed.
 
 Reading it takes some 0.1 ms and touches no frame. libav needs several times as long to open a file,
-and does not tell display times without reading every packet: stitching would take two to four times
-as long. The index serves to accept a chunk that is coded as one that libav has read, to copy frames
-and to check a finished film. Whatever is unusual in a file is not parsed here: the caller then lets
-libav read the file.
+and tells display times only by reading all packets: stitching would take two to four times as long.
+What is unusual in a file is not parsed here: the caller then lets libav read the file.
 
 Source of all boxes: ISO/IEC 14496-12, ISO base media file format, chapter 8.
 """
@@ -17,6 +15,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError
@@ -31,37 +30,27 @@ class NotIndexedError(Exception):
     """A file is not a plain mp4 or mov file, which does not mean that it is damaged."""
 
 
-def _numbers() -> array[int]:
-    return array("q")
+_numbers = partial(array, "q")
 
 
 @dataclass(frozen=True)
 class Track:
     """One track of an mp4 or mov file; samples are listed for video only: PCM has millions.
 
-    Attributes:
-        kind: `vide`, `soun`, or another handler type.
-        timescale: Ticks a second of all times.
-        duration: Length in ticks that the header tells; of audio, what its edit list shows.
-        description: How the track is coded: its sample entry, without bit rates.
-        presentation: The size and the rotation in which the picture is displayed.
-        sizes: Bytes of each sample, in decoding order.
-        offsets: Position of each sample in the file.
-        dts: Decoding time of each sample, in ticks.
-        pts: Display time of each sample, in ticks, the edit list applied: the first is 0.
-        keyframes: Numbers of the samples that can be decoded alone; None means all.
+    Times are in ticks. Samples are in decoding order; the edit list is applied: the first display
+    time is 0.
     """
 
-    kind: str
-    timescale: int
-    duration: int
-    description: bytes
-    presentation: bytes
+    kind: str  # `vide`, `soun`, or another handler type
+    timescale: int  # ticks a second
+    duration: int  # that the header tells; of audio, what its edit list shows
+    description: bytes  # how the track is coded: its sample entry, without bit rates
+    presentation: bytes  # the size and the rotation in which the picture is displayed
     sizes: array[int] = field(default_factory=_numbers)
     offsets: array[int] = field(default_factory=_numbers)
     dts: array[int] = field(default_factory=_numbers)
     pts: array[int] = field(default_factory=_numbers)
-    keyframes: frozenset[int] | None = None
+    keyframes: frozenset[int] | None = None  # samples that can be decoded alone; None means all
 
 
 @dataclass(frozen=True)
@@ -76,9 +65,7 @@ class Mp4Index:
 def read_mp4_index(path: Path) -> Mp4Index:
     """Read the index of a file; every sample is within the file.
 
-    Raises:
-        NotIndexedError: The file is fragmented, edited, damaged, or no mp4 or mov file.
-        OSError: It cannot be read.
+    NotIndexedError: the file is fragmented, edited, damaged, or no mp4 or mov file.
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -94,13 +81,8 @@ def read_mp4_index(path: Path) -> Mp4Index:
 
 
 def read_samples(descriptor: int, track: Track) -> Iterator[memoryview]:
-    """Give the bytes of each sample, in decoding order; adjacent samples are read at once.
-
-    Raises:
-        AssemblyError: The file ends before its last sample.
-    """
-    start = 0
-    count = len(track.sizes)
+    """Give the bytes of each sample, in decoding order; adjacent samples are read at once."""
+    start, count = 0, len(track.sizes)
     while start < count:
         begin = end = track.offsets[start]
         stop = start
@@ -121,8 +103,7 @@ def _require(fact: bool, otherwise: str) -> None:
 
 
 def _find_moov(descriptor: int, size: int) -> bytes:
-    position = 0
-    found = None
+    position, found = 0, None
     while position + 8 <= size:
         head = os.pread(descriptor, 16, position)
         length, kind = struct.unpack_from(">I4s", head)
@@ -196,18 +177,9 @@ def _track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     if b"stss" in table:
         keyframes = frozenset(number - 1 for number in _list(table[b"stss"], 4, "I"))
         _require(0 in keyframes, "does not begin with a key frame")
-    return Track(
-        kind=kind,
-        timescale=timescale,
-        duration=duration or end,
-        description=description,
-        presentation=presentation,
-        sizes=sizes,
-        offsets=offsets,
-        dts=array("q", [time - first for time in dts]),
-        pts=array("q", [time - first for time in pts]),
-        keyframes=keyframes,
-    )
+    shifted_dts, shifted_pts = (array("q", [time - first for time in each]) for each in (dts, pts))
+    return Track(kind, timescale, duration or end, description, presentation, sizes, offsets,
+                 shifted_dts, shifted_pts, keyframes)  # fmt: skip
 
 
 def _list(box: bytes, at: int, code: str) -> tuple[int, ...]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import av.container
+from av.container import InputContainer
 
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media.frame_grid import clock_error, frame_order, reorder_depth
-from prefect_renderfarm.blocks.media.frame_rate import exact
+from prefect_renderfarm.blocks.media.frame_grid import exact, frame_order, reorder_depth
 from prefect_renderfarm.blocks.media.image_sequence import (
     complete_images,
     is_image_sequence,
@@ -24,10 +23,10 @@ from prefect_renderfarm.blocks.media.model import (
     Audio,
     Media,
     Verify,
+    difference,
     layout_of,
-    open_media,
     pcm_bytes,
-    reason_of,
+    read_signature,
 )
 from prefect_renderfarm.blocks.media.mp4_index import (
     MP4_ENDINGS,
@@ -35,9 +34,9 @@ from prefect_renderfarm.blocks.media.mp4_index import (
     Track,
     read_mp4_index,
 )
-from prefect_renderfarm.blocks.media.signature import difference, read_signature
-from prefect_renderfarm.blocks.media.tail import TailReader
 
+# `aggressive` reports left-over bits, by which most damage to H.264 shows.
+_STRICT = "crccheck+bitstream+buffer+careful+compliant+aggressive+explode"
 # ISO/IEC 13818-1: the bytes of a transport packet; and with the time stamp that Blu-ray adds.
 _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
@@ -47,19 +46,47 @@ _IN_BAND = (b"avc3", b"hev1")
 
 @dataclass(frozen=True)
 class Packets:
-    """The packets of a file.
-
-    Attributes:
-        pts: Display time of each frame, in units of `time_base`, in the order of the file.
-        dts: Decoding time of each frame; where a container has none, libav's guess.
-        time_base: Seconds.
-        audio: The audio track, if there is one.
-    """
+    """The packets of a file: when each frame is displayed and decoded, in units of `time_base`."""
 
     pts: Sequence[int]
-    dts: Sequence[int | None]
-    time_base: Fraction
+    dts: Sequence[int | None]  # where a container has none, libav's guess
+    time_base: Fraction  # in seconds
     audio: Audio | None
+
+
+@contextmanager
+def open_media(path: Path, *, probe: bool = True, strict: bool = False) -> Iterator[InputContainer]:
+    """Open a file for demuxing; MediaFault if it does not exist, is empty, or is no media file.
+
+    It is opened by its absolute path, so that no part of its name can be taken for a protocol, and
+    it may not refer to anything but local files. With `probe`, libav decodes a few frames to find
+    the pixel format: most of the time of opening goes there; without it only the container and the
+    codec's own header are read. With `strict`, decoders fail at any damage instead of hiding it.
+    """
+    options = {"protocol_whitelist": "file"} | ({} if probe else {"codec_whitelist": "none"})
+    if strict:
+        options["err_detect"] = "crccheck+bitstream+buffer+explode"
+    try:
+        if path.stat().st_size == 0:
+            raise MediaFault("is empty")
+        container = av.open(str(path.absolute()), options=options)
+    except FileNotFoundError:
+        raise MediaFault("does not exist") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaFault(
+            f"cannot be opened as a media file ({_reason(error)}): is it complete?"
+        ) from None
+    with container:
+        if strict:
+            # Options of the container do not reach the decoders.
+            for stream in container.streams.video:
+                stream.codec_context.options = {"err_detect": _STRICT}
+        yield container
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason that the system or libav gives, without numbers and names."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read_media(
@@ -72,18 +99,12 @@ def read_media(
 ) -> Media:
     """Read a file, or an image sequence, and check that its frames lie on a grid of `fps`.
 
-    Args:
-        path: The file; or the folder of a sequence, or a name such as `film/%05d.png`.
-        fps: Frames a second that are planned; None means the file's own rate.
-        first: A file that has been read in full. A file that is coded in the same way, byte for
-            byte of its headers, is then read by its index alone, or else without a probe.
-        verify: `packets`: check the time of every packet; `decode`: also decode every frame;
-            `header`: assume the planned number of frames where a file does not tell it.
-        planned: Number of frames that are planned, for `header`.
+    `first` is a file that has been read in full: one that is coded in the same way, byte for byte
+    of its headers, is then read by its index alone, or else without a probe. `verify` may be
+    `header`, which assumes the planned number of frames where a file does not tell it.
 
-    Raises:
-        MediaFault: The file is missing, damaged or cut short; has no or several video tracks, or
-            several audio tracks; or has frames that are doubled, missing or off the grid.
+    MediaFault: The file is missing, damaged or cut short; has no or several video tracks, or
+    several audio tracks; or has frames that are doubled, missing or off the grid.
     """
     if is_image_sequence(path):
         images = complete_images(path)
@@ -101,15 +122,9 @@ def read_media(
 
 
 def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | None:
-    """Read a file by its mp4 index alone, if it is coded as another one.
+    """Read a file by its mp4 index alone, if it is coded as `first`, which was read in full.
 
-    Args:
-        path: The file.
-        fps: Frames a second that are planned; None means those of the other file.
-        first: The other file, which has been read in full.
-
-    Returns:
-        The contents; None if they cannot be read in this way, which does not mean a fault.
+    None means that it cannot be read in this way, which does not mean a fault.
     """
     known = first.mp4_track
     # Without a header of the codec, only its frames tell the pixel format and the colours.
@@ -130,16 +145,7 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
 
 
 def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator[Any]:
-    """Give the pictures of a file, one after the other.
-
-    Args:
-        path: The file.
-        frames: Their number.
-        strict: Whether to raise any damage that a decoder can detect.
-
-    Raises:
-        MediaFault: A frame is damaged, or there are more or fewer of them.
-    """
+    """Give the `frames` pictures of a file; MediaFault if there are others, or one is damaged."""
     decoded = 0
     with open_media(path, strict=strict) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -151,7 +157,7 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
                 yield frame
         except av.FFmpegError as error:
             raise MediaFault(
-                f"cannot be decoded past frame {decoded} ({reason_of(error)}): render it again"
+                f"cannot be decoded past frame {decoded} ({_reason(error)}): render it again"
             ) from None
     if decoded != frames:
         raise MediaFault(f"has {frames} frames, of which only {decoded} can be decoded")
@@ -174,7 +180,6 @@ def _read_packets(
     # The length of compressed audio packets is known only to the decoder.
     probe = first is None or (first.audio is not None and not first.audio.is_pcm)
     with open_media(path, probe=probe) as container:
-        _check_transport_packets(path, container)
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
         # Without a probe, only an equal codec header proves that the rest is equal.
@@ -185,9 +190,10 @@ def _read_packets(
         rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
         if not rate:
             raise MediaFault("has no frame rate in its header: give fps")
+        # A single frame does not show the depth that its encoder uses elsewhere.
+        depth = video.codec_context.reorder_depth
         no_index = audio is None and not video.frames and video.start_time is not None
         if planned is not None and no_index:
-            depth = video.codec_context.reorder_depth
             return Media(path, planned, video.start_time, rate, depth, signature)
         packets = _read_tracks(container, video, audio)
         order = frame_order(packets.pts, packets.time_base, rate)
@@ -195,40 +201,27 @@ def _read_packets(
             raise MediaFault(
                 f"is cut short: {len(order)} of the {video.frames} frames of its header"
             )
+        reorder = max(reorder_depth(order), depth if probe else 0)
+        track = None if audio else _only_video_track(path)
         return Media(
-            path=path,
-            frames=len(order),
-            first_time=min(packets.pts),
-            fps=rate,
-            # A single frame does not show the depth that its encoder uses elsewhere.
-            reorder=max(reorder_depth(order), video.codec_context.reorder_depth if probe else 0),
-            signature=signature,
-            audio=packets.audio,
-            clock_error=clock_error(packets.pts, packets.time_base, rate),
-            mp4_track=None if audio else _only_video_track(path),
+            path, len(order), min(packets.pts), rate, reorder, signature, packets.audio, track
         )
 
 
-def read_back(film: Path | TailReader, *, probe: bool) -> Packets:
-    """Read every packet of a film, to its end.
+def read_back(film: Path | Any, *, probe: bool) -> Packets:
+    """Read every packet of a film, to its end: of a file, or of what has a method `read`.
 
-    Args:
-        film: The film, which may still be being written.
-        probe: Let libav decode a little: a transport stream needs that for its audio.
-
-    Raises:
-        MediaFault: It is not a complete media file.
+    With `probe`, libav decodes a little: a transport stream needs that for its audio.
     """
     if isinstance(film, Path):
         with open_media(film, probe=probe) as container:
-            _check_transport_packets(film, container)
             return _read_tracks(container, *_tracks(container))
     options = {} if probe else {"codec_whitelist": "none"}
     try:
         with av.open(film, "r", options=options, buffer_size=_BUFFER_BYTES) as container:
             return _read_tracks(container, *_tracks(container))
     except (av.FFmpegError, ValueError) as error:
-        raise MediaFault(f"cannot be read back ({reason_of(error)})") from None
+        raise MediaFault(f"cannot be read back ({_reason(error)})") from None
 
 
 def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
@@ -266,7 +259,7 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
                 end = begin + (packet.duration or 0) * packet.time_base
     except av.FFmpegError as error:
         raise MediaFault(
-            f"cannot be read past frame {len(times)} ({reason_of(error)}): is it complete?"
+            f"cannot be read past frame {len(times)} ({_reason(error)}): is it complete?"
         ) from None
     clock = exact(video.time_base)
     if audio is None:
@@ -278,22 +271,16 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     else:
         samples = round((end - start) * context.sample_rate)
     start -= min(times, default=0) * clock
-    layout = layout_of(context)
-    found = Audio(context.name, context.sample_rate, layout, samples, start)
+    found = Audio(context.name, context.sample_rate, layout_of(context), samples, start)
     return Packets(times, decoding_times, clock, found)
 
 
-def _check_transport_packets(path: Path, container: av.container.InputContainer) -> None:
-    """Refuse a transport stream that ends within a packet: its last frame would lack its end."""
-    size = path.stat().st_size
-    if container.format.name == "mpegts" and all(size % each for each in _TRANSPORT_PACKETS):
-        raise MediaFault(
-            f"is cut short: its last transport packet has {size % _TRANSPORT_PACKETS[0]} bytes, "
-            f"not {_TRANSPORT_PACKETS[0]}"
-        )
-
-
-def _tracks(container: av.container.InputContainer) -> tuple[Any, Any]:
+def _tracks(container: InputContainer) -> tuple[Any, Any]:
+    """Return the video track, and the audio track if there is one."""
+    size = container.size  # below 0 if it is not known yet
+    if container.format.name == "mpegts" and size > 0 and all(size % n for n in _TRANSPORT_PACKETS):
+        # Its last frame would lack its end.
+        raise MediaFault(f"is cut short: its last transport packet has {size % 188} bytes, not 188")
     videos, audios = container.streams.video, container.streams.audio
     if len(videos) != 1:
         raise MediaFault(f"has {len(videos)} video tracks, not one")

@@ -1,31 +1,202 @@
-"""The audio track of a film that is being written: as long as its frames, chunk by chunk."""
+"""The audio of a film: the plan for it, its checks, and what writes it, as long as the frames."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import av.container
+from av.codec import Codec, CodecContext
+from av.container import OutputContainer
 
-from prefect_renderfarm.blocks.errors import StitchInputError
-from prefect_renderfarm.blocks.media.model import Media, layout_of, open_media, pcm_bytes
-from prefect_renderfarm.blocks.stitchers.audio_plan import (
-    AudioMode,
-    AudioPlan,
-    nearest_format,
-    samples_at,
-    track_too_short,
+from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
+from prefect_renderfarm.blocks.media.frame_grid import exact
+from prefect_renderfarm.blocks.media.model import Audio, Media, layout_of, pcm_bytes
+from prefect_renderfarm.blocks.media.reader import open_media
+
+# mp4 can hold PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
+_KEEPS_PCM = frozenset({".mkv", ".mov"})
+NO_TRACK = (
+    "the stitcher's 'audio' is 'track', but there is none: set its 'audio_track', or the job's "
+    "'audioTrack', to an audio file that is as long as the film"
 )
-
-# Matroska's clock of 1 ms moves the start of audio that begins with its video.
+# A packet of AAC has 1,024 samples (ISO/IEC 14496-3); encoders add up to two first and one last.
+_PACKET = 1024.0
+_EXTRA = 4 * _PACKET
+# Matroska rounds the start of each packet to 1 ms, and so of audio that begins with its video.
 _CLOCK_SECONDS = Fraction(3, 2000)
 # Larger packets are more than some encoders take at once.
 _PACKET_SAMPLES = 4096
+
+
+class AudioMode(StrEnum):
+    """How a film gets its audio."""
+
+    AUTO = "auto"
+    NONE = "none"
+    COPY = "copy"
+    ENCODE = "encode"
+    TRACK = "track"
+
+
+@dataclass(frozen=True)
+class AudioPlan:
+    """Where the audio of one film comes from, and how it is written."""
+
+    mode: AudioMode  # none, copy or encode
+    source: Audio | None = None  # of the first chunk, or of the track; None means no audio
+    track: Path | None = None  # a file with the whole film's audio; None: the chunks have it
+    codec: str = "aac"  # to encode with
+    bitrate: int = 192_000  # bits a second of encoded audio
+
+
+def plan_audio(
+    mode: AudioMode, audio: Audio | None, film: Path, track: Path | None = None
+) -> AudioPlan:
+    """Resolve `auto` for a film, and refuse audio that would click at every seam.
+
+    `audio` is that of the first chunk; `track` is a file with the whole film's audio.
+    """
+    if mode is AudioMode.TRACK and track is None:
+        raise StitchInputError(NO_TRACK)
+    if track is not None and mode in (AudioMode.AUTO, AudioMode.TRACK):
+        whole = read_track(track)
+        keep = whole.is_pcm and film.suffix.lower() in _KEEPS_PCM
+        return AudioPlan(AudioMode.COPY if keep else AudioMode.ENCODE, whole, track)
+    if audio is None or mode is AudioMode.NONE:
+        return AudioPlan(AudioMode.NONE)
+    if mode is AudioMode.AUTO and not audio.is_pcm:
+        # A compressed chunk begins with samples that only prime its decoder: joined by copy, they
+        # come out as a gap of some 1,600 samples and a click at every seam.
+        raise StitchInputError(
+            f"the chunks' audio is {audio.codec}, which cannot be joined by copy without a click "
+            "at every seam: render the chunks with PCM audio (mov or mkv), or set the stitcher's "
+            "'audio' to 'encode' or 'none', or to 'copy' if clicks do not matter"
+        )
+    if mode is AudioMode.AUTO:
+        mode = AudioMode.COPY if film.suffix.lower() in _KEEPS_PCM else AudioMode.ENCODE
+    return AudioPlan(mode, audio)
+
+
+def read_track(path: Path) -> Audio:
+    """Read the header of a file with a whole film's audio; 0 samples mean an unknown length."""
+    try:
+        with open_media(path) as container:
+            if (tracks := len(container.streams.audio)) != 1:
+                raise MediaFault(f"has {tracks} audio tracks, not one")  # noqa: TRY301
+            stream = container.streams.audio[0]
+            context = stream.codec_context
+            clock = exact(stream.time_base)
+            late = (stream.start_time or 0) * clock
+            late -= Fraction(container.start_time or 0, av.time_base)
+            if late > _CLOCK_SECONDS:
+                raise MediaFault(  # noqa: TRY301
+                    f"has audio that begins {float(late):.3f} s after its video: begin it with "
+                    "silence"
+                )
+            samples = round((stream.duration or 0) * clock * context.sample_rate)
+            return Audio(context.name, context.sample_rate, layout_of(context), samples)
+    except MediaFault as fault:
+        raise StitchInputError(f"audio track {str(path)!r} {fault}") from None
+
+
+def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
+    """Refuse a track that is more than one frame shorter than the film, by its header."""
+    if plan.track is not None and plan.source is not None and plan.source.samples:
+        length = Fraction(plan.source.samples, plan.source.rate)
+        _refuse_short_track(plan.track, frames / fps - length, fps)
+
+
+def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> str | None:
+    """Return in what a chunk's audio does not fit its frames; None if it fits.
+
+    PCM may be one sample off, and begin one sample off or, in containers with a clock of 1 ms, one
+    tick. Compressed audio has inaudible samples before and behind, up to a few packets. Copied
+    audio is cut by whole packets: it may begin as early as it likes, and one packet late, and lack
+    one packet at its end.
+    """
+    expected = frames / fps * audio.rate
+    tick = float(_CLOCK_SECONDS * audio.rate)
+    samples = audio.samples if audio.is_pcm else audio.audible
+    if audio.is_pcm:
+        early, late, lacking, extra = tick, tick, 1.0, 1.0
+    elif mode is AudioMode.COPY:
+        early, late, lacking, extra = math.inf, _PACKET, _PACKET, _EXTRA
+    else:
+        early, late, lacking, extra = _EXTRA, tick, tick, _EXTRA
+    if not -early <= audio.start * audio.rate <= late:
+        return (
+            f"has audio that begins {float(audio.start) * 1000:+.1f} ms from its first frame: "
+            "render both from the same moment on"
+        )
+    if not -lacking <= samples - expected <= extra:
+        return (
+            f"has {samples} audio samples, but its {frames} frames last "
+            f"{round(expected)}: render audio as long as the frames"
+        )
+    return None
+
+
+def codec_for(named: str | None, film: Path) -> str:
+    """Return FFmpeg's name of the codec to encode a film's audio with."""
+    return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
+
+
+def find_encoder(name: str) -> Any:
+    """Return the audio encoder of PyAV's FFmpeg that has this name; StitchInputError if none."""
+    with suppress(av.FFmpegError, ValueError):
+        codec = Codec(name, "w")
+        if codec.type == "audio":
+            return codec
+    raise StitchInputError(
+        f"audio_codec {name!r} is not an audio encoder of PyAV's FFmpeg: name another, such as aac "
+        "or flac"
+    )
+
+
+def check_codec(name: str, audio: Audio) -> None:
+    """Refuse a codec that does not exist, or would need the audio resampled or remixed."""
+    codec = find_encoder(name)
+    rates = codec.audio_rates
+    if rates and audio.rate not in rates:
+        raise StitchInputError(
+            f"the audio has {audio.rate} samples a second, which {name} does not take "
+            f"({', '.join(str(known) for known in sorted(rates))}): render it with one of these, "
+            "or set the stitcher's 'audio_codec' to another; audio is never resampled"
+        )
+    trial: Any = CodecContext.create(codec)
+    try:
+        trial.sample_rate = audio.rate
+        trial.layout = audio.layout
+        trial.format = codec.audio_formats[0]
+        trial.time_base = Fraction(1, audio.rate)
+        trial.open()
+    except (av.FFmpegError, ValueError):
+        raise StitchInputError(
+            f"the audio has the channels {audio.layout!r}, which {name} does not take: render "
+            "others, or set the stitcher's 'audio_codec' to another; audio is never remixed"
+        ) from None
+
+
+def _refuse_short_track(path: Path, missing: Fraction, fps: Fraction) -> None:
+    """Refuse a track that ends so many seconds before the film, if they are over one frame."""
+    if missing * fps > 1:
+        raise StitchInputError(
+            f"audio track {str(path)!r} is at least {float(missing):.3f} s shorter than the film: "
+            "make it as long as the film, with silence at its end"
+        )
+
+
+def samples_at(frame: int, fps: Fraction, rate: int) -> int:
+    """Return how many samples have passed when frame number `frame` begins, rounded."""
+    return round(frame * rate / fps)
 
 
 class FilmAudio(ABC):
@@ -35,7 +206,7 @@ class FilmAudio(ABC):
     audio that is too long is cut. How much it may be off is checked before assembly.
     """
 
-    def __init__(self, output: av.container.OutputContainer, stream: Any, rate: int) -> None:
+    def __init__(self, output: OutputContainer, stream: Any, rate: int) -> None:
         self._output = output
         self._stream = stream
         self.rate = rate
@@ -51,9 +222,9 @@ class FilmAudio(ABC):
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
         """Take the next packet; `origin` is the time of its chunk's first frame, in seconds."""
 
-    @abstractmethod
     def end_chunk(self) -> None:
         """Bring the track to the length that is due, and drop the rest."""
+        return
 
     def close(self) -> None:
         """Write what is still buffered. Call once, after the last chunk."""
@@ -72,7 +243,7 @@ class FilmAudio(ABC):
 class CopiedPcm(FilmAudio):
     """PCM, sample for sample."""
 
-    def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
+    def __init__(self, output: OutputContainer, template: Any) -> None:
         context = template.codec_context
         size = pcm_bytes(context.name)
         assert size is not None  # noqa: S101 -- chosen for PCM only
@@ -98,14 +269,13 @@ class CopiedPcm(FilmAudio):
         ready = min(len(self._buffer) // self._block, self.due - self.written)
         for first in range(0, ready, _PACKET_SAMPLES):
             last = min(ready, first + _PACKET_SAMPLES)
-            data = self._buffer[first * self._block : last * self._block]
-            packet = av.Packet(data)
+            packet = av.Packet(self._buffer[first * self._block : last * self._block])
             packet.stream = self._stream
             packet.duration = last - first
             self._stamp(packet, packet.duration)
             packet.dts = packet.pts
             self._output.mux(packet)
-            self._last = data[-self._block :]
+            self._last = self._buffer[(last - 1) * self._block : last * self._block]
         self._buffer = self._buffer[ready * self._block :]
 
 
@@ -115,7 +285,7 @@ class CopiedPackets(FilmAudio):
     Whole packets are dropped, so that audio and video never drift by more than one packet.
     """
 
-    def __init__(self, output: av.container.OutputContainer, template: Any) -> None:
+    def __init__(self, output: OutputContainer, template: Any) -> None:
         context = template.codec_context
         super().__init__(output, output.add_stream_from_template(template), context.sample_rate)
         self._frame_size = context.frame_size
@@ -136,20 +306,14 @@ class CopiedPackets(FilmAudio):
         copy.dts = copy.pts
         self._output.mux(copy)
 
-    def end_chunk(self) -> None:
-        """Leave the audio as it is."""
-
 
 class EncodedAudio(FilmAudio):
     """Decoded, joined, and encoded once, without seams."""
 
-    def __init__(
-        self, output: av.container.OutputContainer, template: Any, codec: str, bitrate: int
-    ) -> None:
+    def __init__(self, output: OutputContainer, template: Any, plan: AudioPlan) -> None:
         context = template.codec_context
-        stream: Any = output.add_stream(
-            codec, rate=context.sample_rate, layout=layout_of(context), bit_rate=bitrate
-        )
+        rate, layout = context.sample_rate, layout_of(context)
+        stream: Any = output.add_stream(plan.codec, rate, layout=layout, bit_rate=plan.bitrate)
         stream.codec_context.format = nearest_format(stream.codec_context.codec, context.format)
         super().__init__(output, stream, context.sample_rate)
         self._decoded = av.AudioFifo()
@@ -162,7 +326,10 @@ class EncodedAudio(FilmAudio):
         """Decode the packet and encode its samples, as far as the chunk's frames last."""
         for frame in packet.decode():
             if self._at_start:
-                self._align(frame, origin)
+                # Samples before the chunk's first frame only prime a decoder: they are dropped.
+                self._at_start = False
+                late = 0 if frame.pts is None else frame.pts * frame.time_base - origin
+                self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
             frame.pts = None
             self._decoded.write(frame)
             if self._skip and self._decoded.samples:
@@ -176,17 +343,16 @@ class EncodedAudio(FilmAudio):
         self._decoded = av.AudioFifo()
         self._at_start = True
         if missing := self.due - self.written:
-            self._encode(self._repeat_last(missing))
+            frame: Any = av.AudioFrame(*self._format, missing)
+            lasts = self._last or [bytes(_sample_bytes(frame))] * len(frame.planes)
+            for plane, last in zip(frame.planes, lasts, strict=True):
+                plane.update((last * missing).ljust(plane.buffer_size, b"\0"))
+            frame.sample_rate = self.rate
+            self._encode(frame)
 
     def close(self) -> None:
         """Flush the encoder."""
         self._output.mux(self._stream.encode(None))
-
-    def _align(self, frame: Any, origin: Fraction) -> None:
-        """Align a chunk's audio with its first frame: drop samples that only prime a decoder."""
-        self._at_start = False
-        late = Fraction(0) if frame.pts is None else frame.pts * frame.time_base - origin
-        self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
 
     def _write(self) -> None:
         ready = min(self._decoded.samples, self.due - self.written)
@@ -196,14 +362,6 @@ class EncodedAudio(FilmAudio):
             end = frame.samples * width
             self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
             self._encode(frame)
-
-    def _repeat_last(self, samples: int) -> Any:
-        frame: Any = av.AudioFrame(*self._format, samples)
-        lasts = self._last or [bytes(_sample_bytes(frame))] * len(frame.planes)
-        for plane, last in zip(frame.planes, lasts, strict=True):
-            plane.update((last * samples).ljust(plane.buffer_size, b"\0"))
-        frame.sample_rate = self.rate
-        return frame
 
     def _encode(self, frame: Any) -> None:
         self._stamp(frame, frame.samples)
@@ -215,13 +373,20 @@ def _sample_bytes(frame: Any) -> int:
     return int(frame.format.bytes * (1 if frame.format.is_planar else len(frame.layout.channels)))
 
 
-class TrackAudio:
-    """The audio of the whole film, from one file: each chunk takes what its frames last.
+def nearest_format(codec: Any, source: Any) -> Any:
+    """Return the sample format of an encoder that loses least of a source's format."""
+    return min(
+        codec.audio_formats,
+        key=lambda known: (
+            known.packed.name != source.packed.name,
+            known.bytes < source.bytes,
+            abs(known.bytes - source.bytes),
+        ),
+    )
 
-    Args:
-        path: The file.
-        stack: Keeps the file open.
-    """
+
+class TrackAudio:
+    """The audio of the whole film, from one file, which the stack keeps open."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         container = stack.enter_context(open_media(path))
@@ -230,38 +395,24 @@ class TrackAudio:
         self._packets: Iterator[Any] = container.demux(self.template)
 
     def feed(self, audio: FilmAudio, fps: Fraction) -> None:
-        """Bring a film's audio to the sample that is due.
-
-        Raises:
-            StitchInputError: The file ends over one frame before the film does.
-        """
-        while audio.written < audio.due:
-            packet = next(self._packets, None)
-            if packet is None:
-                break
+        """Bring a film's audio to the sample that is due; the file may lack up to one frame."""
+        while audio.written < audio.due and (packet := next(self._packets, None)) is not None:
             audio.add(packet)
         if audio.written < audio.due:
             missing = Fraction(audio.due - audio.written, audio.rate)
-            if missing * fps > 1:
-                raise StitchInputError(track_too_short(self._path, missing))
+            _refuse_short_track(self._path, missing, fps)
             audio.end_chunk()
 
 
-def open_film_audio(
-    output: av.container.OutputContainer, template: Any, mode: AudioMode, codec: str, bitrate: int
-) -> FilmAudio:
-    """Add an audio track like `template` to a film.
-
-    Raises:
-        StitchInputError: The film's container cannot hold the audio.
-    """
-    codec = codec if mode is AudioMode.ENCODE else template.codec_context.name
+def open_film_audio(output: OutputContainer, template: Any, plan: AudioPlan) -> FilmAudio:
+    """Add an audio track like `template` to a film."""
+    encode = plan.mode is AudioMode.ENCODE
+    codec = plan.codec if encode else template.codec_context.name
     try:
-        if mode is AudioMode.ENCODE:
-            return EncodedAudio(output, template, codec, bitrate)
-        if pcm_bytes(codec) is None:
-            return CopiedPackets(output, template)
-        return CopiedPcm(output, template)
+        if encode:
+            return EncodedAudio(output, template, plan)
+        copied = CopiedPackets if pcm_bytes(codec) is None else CopiedPcm
+        return copied(output, template)
     except ValueError:
         raise StitchInputError(
             f"a {output.format.name} film cannot hold {codec} audio: set the stitcher's 'audio' to "
@@ -276,20 +427,18 @@ def join_audio(chunks: Sequence[Media], plan: AudioPlan, output: Path) -> None:
     """
     with ExitStack() as stack:
         file = stack.enter_context(av.open(str(output), "w"))
-        track = TrackAudio(plan.track, stack) if plan.track else None
-        if track is not None:
-            template = track.template
-        else:
-            template = stack.enter_context(open_media(chunks[0].path)).streams.audio[0]
-        pcm = pcm_bytes(template.codec_context.name) is not None
+        # Of the first chunk only the template is taken, if there is no track.
+        source = TrackAudio(plan.track or chunks[0].path, stack)
+        pcm = pcm_bytes(source.template.codec_context.name) is not None
         mode = AudioMode.COPY if pcm else plan.mode
-        audio = open_film_audio(file, template, mode, "pcm_f32le", 0)
+        written = replace(plan, mode=mode, codec="pcm_f32le", bitrate=0)
+        audio = open_film_audio(file, source.template, written)
         end = 0
         for chunk in chunks:
             end += chunk.frames
             audio.begin_chunk(end, chunk.fps)
-            if track is not None:
-                track.feed(audio, chunk.fps)
+            if plan.track is not None:
+                source.feed(audio, chunk.fps)
                 continue
             with open_media(chunk.path) as container:
                 video: Any = container.streams.video[0]

@@ -16,8 +16,8 @@ from prefect_renderfarm.blocks.base import FarmBlock
 from prefect_renderfarm.blocks.errors import StitchInputError
 from prefect_renderfarm.blocks.media.model import Verify
 
-# Takes the number of frames and of bytes that are written so far.
-_progress: ContextVar[Callable[[int, int], None]] = ContextVar(
+# Takes the number of frames and of bytes that are written so far, in any thread.
+progress: ContextVar[Callable[[int, int], None]] = ContextVar(
     "assembly_progress", default=lambda _frames, _size: None
 )
 
@@ -25,16 +25,11 @@ _progress: ContextVar[Callable[[int, int], None]] = ContextVar(
 @contextmanager
 def watching(report: Callable[[int, int], None]) -> Iterator[None]:
     """Inside the block, report the progress of assemblies in this context to `report`."""
-    token = _progress.set(report)
+    token = progress.set(report)
     try:
         yield
     finally:
-        _progress.reset(token)
-
-
-def progress_report() -> Callable[[int, int], None]:
-    """Return the function that takes the progress of an assembly, in any thread."""
-    return _progress.get()
+        progress.reset(token)
 
 
 class StitchReport(BaseModel):
@@ -60,57 +55,34 @@ class StitchReport(BaseModel):
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """The rules of a stitcher for chunks, which workers check as part of rendering.
-
-    Attributes:
-        verify: How thoroughly to check a chunk.
-        uniform: Whether all chunks must have the same stream signature.
-    """
+    """The rules of a stitcher for chunks, which workers check as part of rendering."""
 
     verify: Verify = Verify.PACKETS
-    uniform: bool = False
+    uniform: bool = False  # whether all chunks must have the same stream signature
 
 
 class GrowingFilm(ABC):
     """A film to which chunks are appended while others still render."""
 
+    frames = 0  # so far
+    size = 0  # in bytes, so far
+    report: StitchReport  # there once the film is published
+
     @abstractmethod
     def append(self) -> None:
         """Check the next chunk file and append it.
 
-        Raises:
-            StitchInputError: It does not fit the plan or the other chunks.
-            NotAppendableError: It fits the film, but cannot be appended: stitch all at once.
+        NotAppendableError means that it fits, but that all chunks must be stitched at once.
         """
-
-    @property
-    @abstractmethod
-    def frames(self) -> int:
-        """Number of frames so far."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Size of the film so far, in bytes."""
-
-    @property
-    @abstractmethod
-    def report(self) -> StitchReport:
-        """The report; available once the film is published."""
 
 
 class VideoStitcher(FarmBlock, ABC):
     """Assembles chunk files into one film. A subclass implements `stitch`."""
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
-        """Refuse a film that this stitcher cannot make; called before any chunk is rendered.
+        """Raise StitchInputError if this stitcher cannot make a film; before any chunk is rendered.
 
-        Args:
-            output: The film.
-            inputs: The chunk files, which need not exist yet: only their names are checked.
-
-        Raises:
-            StitchInputError: With the reason and the fix.
+        The inputs need not exist yet: only their names are checked.
         """
 
     def chunk_rules(self) -> ChunkRules:
@@ -118,18 +90,10 @@ class VideoStitcher(FarmBlock, ABC):
         return ChunkRules()
 
     def check_track(self, frames: int, fps: Fraction) -> None:
-        """Refuse a whole-film audio track that cannot be used; called before any chunk is rendered.
-
-        Raises:
-            StitchInputError: With the reason.
-        """
+        """Raise StitchInputError if the film's audio track cannot be used; before any rendering."""
 
     def with_track(self, track: Path) -> VideoStitcher:
-        """Return a stitcher that takes the film's audio from one file, a job's audio track.
-
-        Raises:
-            StitchInputError: This stitcher does not support it.
-        """
+        """Return a stitcher that takes the film's audio from one file, a job's audio track."""
         raise StitchInputError(
             f"a {type(self).__name__} cannot take the job's audio track {str(track)!r}: choose "
             "another stitcher, or leave audioTrack out of the job"
@@ -145,11 +109,8 @@ class VideoStitcher(FarmBlock, ABC):
     ) -> AbstractContextManager[GrowingFilm] | None:
         """Begin a film to which chunks are appended; None if this stitcher does not support it.
 
-        Args:
-            inputs: The chunk files, in the order of the film; they need not exist yet.
-            output: The film. It appears when the context ends without an error.
-            fps: Frames a second that are planned.
-            frame_counts: Number of frames that is planned for each input.
+        The arguments are those of `stitch`, but the inputs need not exist yet. The film appears
+        when the context ends without an error.
         """
         return None
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import StitchInputError
-from prefect_renderfarm.blocks.media.model import Media, Verify
-from prefect_renderfarm.blocks.stitchers.audio_plan import (
+from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
+from prefect_renderfarm.blocks.media.frame_grid import parse_fps
+from prefect_renderfarm.blocks.media.model import Media, Verify, difference
+from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
+from prefect_renderfarm.blocks.media.reader import read_media
+from prefect_renderfarm.blocks.stitchers.audio import (
     NO_TRACK,
     AudioMode,
     AudioPlan,
+    audio_fault,
     check_codec,
     check_track,
     codec_for,
@@ -23,11 +28,103 @@ from prefect_renderfarm.blocks.stitchers.audio_plan import (
     plan_audio,
 )
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures
+from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS, FilmFigures
 from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
+# Video with a stream type in ISO/IEC 13818-1, table 2-34, or in use for one of the private ones.
+_IN_TS = frozenset(
+    {"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1"}
+    | {"dirac", "jpegxs"}
+)
+
+
+class ChunkCheck:
+    """Reads the chunk files of one film, in order, and refuses those that do not fit.
+
+    Without `fps` the first chunk's rate counts; without `frame_counts` any number of frames fits.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Path],
+        output: Path,
+        fps: float | str | Fraction | None,
+        frame_counts: Sequence[int] | None,
+        verify: Verify = Verify.PACKETS,
+    ) -> None:
+        self.paths = [Path(path).absolute() for path in inputs]
+        self.output = output
+        self.audio = AudioPlan(AudioMode.NONE)
+        self._frame_counts = frame_counts
+        self._verify = verify
+        self._taken: list[Media] = []
+        film = f"film {str(output)!r}"
+        if not self.paths:
+            raise StitchInputError(f"{film}: there are no chunk files to assemble")
+        if frame_counts is not None and len(frame_counts) != len(self.paths):
+            raise StitchInputError(
+                f"{film}: {len(self.paths)} chunk files, but {len(frame_counts)} frame counts"
+            )
+        try:
+            self._fps = None if fps is None else parse_fps(fps)
+        except ValueError as error:
+            raise StitchInputError(f"{film}: {error}") from None
+        if same := [path for path in self.paths if path.resolve() == output.resolve()]:
+            raise StitchInputError(f"{film} is also chunk file {str(same[0])!r}: name another film")
+        if len(set(self.paths)) != len(self.paths):
+            double = next(path for path in self.paths if self.paths.count(path) > 1)
+            raise StitchInputError(
+                f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
+            )
+
+    @property
+    def total_frames(self) -> int:
+        """Planned number of frames of the film; 0 if there is no plan."""
+        return sum(self._frame_counts or ())
+
+    @property
+    def missing(self) -> int:
+        """Number of chunk files that were not taken yet."""
+        return len(self.paths) - len(self._taken)
+
+    def plan_audio(self, plan: AudioPlan) -> None:
+        """Check the audio of all chunks against a plan: of those taken, and of those to come."""
+        self.audio = plan
+        for number, chunk in enumerate(self._taken):
+            self._check_audio(number, chunk)
+
+    def take(self) -> Media:
+        """Read and check the next chunk file; StitchInputError names one that does not fit."""
+        number = len(self._taken)
+        path = self.paths[number]
+        first = self._taken[0] if self._taken else None
+        planned = None if self._frame_counts is None else self._frame_counts[number]
+        try:
+            chunk = read_media(path, self._fps, first=first, verify=self._verify, planned=planned)
+        except MediaFault as error:
+            raise self._refusal(number, str(error)) from None
+        if planned is not None and chunk.frames != planned:
+            raise self._refusal(number, f"has {chunk.frames} frames, not the planned {planned}")
+        if first and (found := difference(first.signature, chunk.signature)):
+            fault = f"differs from the first chunk file: {found}; render all with the same settings"
+            raise self._refusal(number, fault)
+        self._check_audio(number, chunk)
+        self._fps = chunk.fps
+        self._taken.append(chunk)
+        return chunk
+
+    def _check_audio(self, number: int, chunk: Media) -> None:
+        if self.audio.mode is AudioMode.NONE or self.audio.track or chunk.audio is None:
+            return
+        if fault := audio_fault(chunk.audio, self.audio.mode, chunk.frames, chunk.fps):
+            raise self._refusal(number, f"{fault}, or set the stitcher's 'audio' to 'none'")
+
+    def _refusal(self, number: int, fault: str) -> StitchInputError:
+        place = f"number {number + 1} of {len(self.paths)}"
+        if self._frame_counts is not None:
+            place += f", {self._frame_counts[number]} frames planned"
+        return StitchInputError(f"chunk file {str(self.paths[number])!r} ({place}) {fault}")
 
 
 class CheckedStitcher(VideoStitcher, ABC):
@@ -35,7 +132,6 @@ class CheckedStitcher(VideoStitcher, ABC):
 
     verify: Verify = Field(
         default=Verify.PACKETS,
-        title="Verify",
         description=(
             "How thoroughly chunks are checked. packets: the time of every frame; decode: also "
             "decode every frame, which takes about as long as playing it; header: trust the "
@@ -44,7 +140,6 @@ class CheckedStitcher(VideoStitcher, ABC):
     )
     audio: AudioMode = Field(
         default=AudioMode.AUTO,
-        title="Audio",
         description=(
             "Source and treatment of the film's audio. auto: the job's track, if it has one; else "
             "the chunks' PCM, copied where the film's container plays it (mov, mkv) and otherwise "
@@ -119,20 +214,58 @@ class CheckedStitcher(VideoStitcher, ABC):
         output = Path(output).absolute()
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
-        first = check.take()
-        check.plan_audio(self._plan_audio(first, output))
-        chunks = [first, *(check.take() for _ in check.paths[1:])]
-        check_track(check.audio, sum(chunk.frames for chunk in chunks), first.fps)
+        chunks = [self._take_first(check), *(check.take() for _ in check.paths[1:])]
+        check_track(check.audio, sum(chunk.frames for chunk in chunks), chunks[0].fps)
         with publishing(output) as film:
             figures = self._assemble(chunks, film, check)
-        return figures.report(output, len(chunks), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return figures.report(output, output.stat().st_size, len(chunks), seconds)
 
     @abstractmethod
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         """Write the film from checked chunks, check it, and return its figures."""
 
-    def _plan_audio(self, first: Media, output: Path) -> AudioPlan:
-        plan = plan_audio(self.audio, first.audio, output, self.audio_track)
+    def _take_first(self, check: ChunkCheck) -> Media:
+        """Read and check the first chunk, and plan the film's audio by it."""
+        first = check.take()
+        plan = plan_audio(self.audio, first.audio, check.output, self.audio_track)
+        codec = codec_for(self.audio_codec, check.output)
         if plan.mode is AudioMode.ENCODE and plan.source is not None:
-            check_codec(codec_for(self.audio_codec, output), plan.source)
-        return plan
+            check_codec(codec, plan.source)
+        check.plan_audio(replace(plan, codec=codec, bitrate=self.audio_bitrate))
+        check_track(plan, check.total_frames, first.fps)
+        return first
+
+
+def check_container(film: Path, codec: str) -> None:
+    """Refuse video that libav would write into a film as private data, which nothing can play."""
+    if film.suffix.lower() == ".ts" and codec not in _IN_TS:
+        raise cannot_hold(film, f"{codec} video")
+
+
+def cannot_hold(film: Path, content: str) -> StitchInputError:
+    """Return the error for content that a film's container cannot hold."""
+    return StitchInputError(
+        f"a {film.suffix} film cannot hold {content}: let the film's name end in .mkv, or have "
+        "it encoded by an ffmpeg-stitcher with a 'video_codec'"
+    )
+
+
+def muxer_options(film: Path, fps: Fraction, faststart: bool, frames: int) -> dict[str, str]:
+    """Return the options of a film's muxer that keep its clock exact, and put its index first.
+
+    Space is reserved for the index, so that the film need not be moved afterwards: a frame or an
+    audio packet takes at most a size (4 bytes), an offset (8), a run of offsets (12), of decoding
+    times (8) and of display times (8), and a key frame (4); codecs have no more than 100 audio
+    packets a second, FLAC and PCM included.
+    """
+    ending = film.suffix.lower()
+    if ending in MATROSKA_ENDINGS:
+        # Matroska stores display times only: negative decoding times are no reason to shift them.
+        return {"avoid_negative_ts": "disabled"}
+    if ending not in MP4_ENDINGS:
+        return {}
+    options = {"movie_timescale": str(fps.numerator)}
+    if faststart:
+        options["moov_size"] = str(65_536 + 44 * (frames + round(100 * frames / fps)))
+    return options

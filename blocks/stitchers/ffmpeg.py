@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,17 +16,25 @@ from typing import Any, ClassVar
 import ffmpeg
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import AssemblyError, StitchInputError
-from prefect_renderfarm.blocks.media.image_sequence import has_number, is_image_sequence
+from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
+from prefect_renderfarm.blocks.media.image_sequence import (
+    has_number,
+    is_image_sequence,
+    list_images,
+    numbered,
+)
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.processes.process_group import run_program
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
-from prefect_renderfarm.blocks.stitchers.audio import join_audio
-from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan, codec_for
-from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress_report
-from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
-from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan, join_audio
+from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress
+from prefect_renderfarm.blocks.stitchers.checked import (
+    CheckedStitcher,
+    ChunkCheck,
+    check_container,
+    muxer_options,
+)
 from prefect_renderfarm.blocks.stitchers.ffmpeg_check import require_exact
 from prefect_renderfarm.blocks.stitchers.film_check import (
     MATROSKA_ENDINGS,
@@ -33,13 +42,12 @@ from prefect_renderfarm.blocks.stitchers.film_check import (
     check_figures,
     read_figures,
 )
-from prefect_renderfarm.blocks.stitchers.image_sequence import (
-    check_sequence_folder,
-    join_sequences,
-    link_sequence,
+from prefect_renderfarm.blocks.storage.atomic_file import (
+    exchange,
+    naming_the_disk,
+    remove_leftovers,
+    scratch_folder,
 )
-from prefect_renderfarm.blocks.stitchers.muxer import check_container, muxer_options
-from prefect_renderfarm.blocks.storage.atomic_file import naming_the_disk, scratch_folder
 
 GLOBAL_ARGUMENTS = (
     *("-nostdin", "-hide_banner", "-loglevel", "warning"),
@@ -47,42 +55,6 @@ GLOBAL_ARGUMENTS = (
 )
 _PASSED = ("PATH", "LD_LIBRARY_PATH")
 _PROGRESS = re.compile(r"[a-z_0-9]+=")
-
-
-def run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
-    """Run ffmpeg in `folder`, and report its progress.
-
-    Raises:
-        AssemblyError: It failed; with the last lines of its stderr.
-    """
-    log, report = run_log(), progress_report()
-    done = {"frame": 0, "total_size": 0}
-
-    def on_line(line: str) -> None:
-        name, _, value = line.partition("=")
-        if name in done and value.strip().isdigit():
-            done[name] = int(value)
-        elif name == "progress":
-            report(done["frame"], done["total_size"])
-        elif not _PROGRESS.match(line):
-            log.debug("ffmpeg | %s", line)
-
-    code, _, stderr = run_program(
-        command,
-        name="ffmpeg",
-        cwd=folder,
-        environment={key: os.environ[key] for key in _PASSED if key in os.environ},
-        on_line=on_line,
-        stop=threading.Event(),
-        timeout=None,
-        grace=5.0,
-    )
-    if code != 0:
-        reason = " / ".join(stderr.splitlines()[-4:])
-        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {reason}")
-
-
-_FROM_FIRST_FRAME = "setpts=PTS-STARTPTS"
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -147,7 +119,7 @@ class FfmpegStitcher(CheckedStitcher):
                 raise StitchInputError(
                     f"sequence {str(output)!r}: the chunks are not image sequences: name a film"
                 )
-            check_sequence_folder(output)
+            _check_sequence_folder(output)
             return
         super().check_output(output, inputs)
         if self.ffmpeg is not None and shutil.which(self.ffmpeg):  # else on another machine
@@ -178,17 +150,10 @@ class FfmpegStitcher(CheckedStitcher):
         check = ChunkCheck(inputs, output, fps or 1, frame_counts, self.verify)
         chunks = [check.take() for _ in inputs]
         with naming_the_disk(output):
-            size = join_sequences(chunks, output)
+            size = _join_sequences(chunks, output)
         frames = sum(chunk.frames for chunk in chunks)
-        return StitchReport(
-            output=output,
-            frames=frames,
-            fps=str(chunks[0].fps),
-            duration=float(frames / chunks[0].fps),
-            chunks=len(chunks),
-            size=size,
-            seconds=time.monotonic() - started,
-        )
+        figures = FilmFigures(frames, chunks[0].fps, Fraction(0))
+        return figures.report(output, size, len(chunks), time.monotonic() - started)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if self.video_codec == "copy":
@@ -199,38 +164,28 @@ class FfmpegStitcher(CheckedStitcher):
         return check_figures(figures, frames, len(chunks), check.audio.mode)
 
     def _exact_program(self) -> Path:
-        """Return the ffmpeg program.
-
-        Raises:
-            SetupError: It does not exist, or does not write exact films.
-        """
+        """Return the ffmpeg program; SetupError if it does not write exact films."""
         program = find_ffmpeg(self.ffmpeg)
-        stitcher, no_audio = FfmpegStitcher(), AudioPlan(AudioMode.NONE)
-        require_exact(
-            program,
-            lambda chunks, film: stitcher._write(program, chunks, film, no_audio, film),
-        )
+        write, no_audio = FfmpegStitcher()._write, AudioPlan(AudioMode.NONE)
+        require_exact(program, lambda chunks, film: write(program, chunks, film, no_audio, film))
         return program
 
     def _write(
-        self,
-        program: Path,
-        chunks: Sequence[Media],
-        film: Path,
-        audio: AudioPlan,
-        output: Path,
+        self, program: Path, chunks: Sequence[Media], film: Path, audio: AudioPlan, output: Path
     ) -> None:
         with scratch_folder(output) as folder:
             # Names without a folder: ffmpeg would take parts of its path for its own syntax.
-            if chunks[0].images:
-                inputs = [Path(link_sequence(chunks, folder))]
+            if images := [image for chunk in chunks for image in chunk.images]:
+                inputs = [Path(f"%08d{images[0].suffix}")]
+                for number, image in enumerate(images):
+                    numbered(folder / inputs[0], number).symlink_to(image)
             else:
                 inputs = [Path(write_playlist(chunks, folder).name)]
             if audio.mode is not AudioMode.NONE:
                 # The concat demuxer neither cuts nor fills audio: it would drift off the frames.
                 inputs.append(Path("audio.nut"))
                 join_audio(chunks, audio, folder / inputs[1])
-            run_ffmpeg(self.command(program, inputs, film, audio, chunks), folder, output)
+            _run_ffmpeg(self.command(program, inputs, film, audio, chunks), folder, output)
 
     def command(
         self,
@@ -242,13 +197,8 @@ class FfmpegStitcher(CheckedStitcher):
     ) -> list[str]:
         """Return the command line that makes the film.
 
-        Args:
-            program: The ffmpeg program.
-            inputs: A playlist of the chunks, or the name of their images; and, if the film has
-                audio, a file with it.
-            film: The film to write.
-            audio: The plan for the audio.
-            chunks: The chunks.
+        The first input is a playlist of the chunks, or the name of their images; the second, if
+        the film has audio, is a file with it.
         """
         fps = chunks[0].fps
         options: dict[str, Any] = {"c:v": self.video_codec}
@@ -270,11 +220,11 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"bsf:v": setts, "time_base:v": str(clock)}
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
-            own["vf"] = ",".join(filter(None, [_FROM_FIRST_FRAME, own.get("vf")]))
+            own["vf"] = ",".join(filter(None, ["setpts=PTS-STARTPTS", own.get("vf")]))
         if audio.mode is AudioMode.COPY:
             options["c:a"] = "copy"
         elif audio.mode is AudioMode.ENCODE:
-            options |= {"c:a": codec_for(self.audio_codec, film), "b:a": self.audio_bitrate}
+            options |= {"c:a": audio.codec, "b:a": audio.bitrate}
         frames = sum(chunk.frames for chunk in chunks)
         options |= muxer_options(film, fps, self.faststart, frames)
         if chunks[0].images:
@@ -298,10 +248,6 @@ def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
     The list names links, because it cannot express a line end in a name. A `duration` line for each
     file keeps the clock exact: without it the demuxer adds up rounded lengths. The durations come
     from the sum of the frames, so that their rounding (1 µs) does not add up.
-
-    Args:
-        chunks: The chunks in order.
-        folder: An empty folder.
     """
     lines = ["ffconcat version 1.0"]
     frames, microseconds = 0, 0
@@ -316,3 +262,77 @@ def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
     playlist = folder / "chunks.ffconcat"
     playlist.write_text("\n".join(lines) + "\n", encoding="ascii")
     return playlist
+
+
+def _run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
+    """Run ffmpeg in `folder`, and report its progress."""
+    log, report = run_log(), progress.get()
+    done = {"frame": 0, "total_size": 0}
+
+    def on_line(line: str) -> None:
+        name, _, value = line.partition("=")
+        if name in done and value.strip().isdigit():
+            done[name] = int(value)
+        elif name == "progress":
+            report(done["frame"], done["total_size"])
+        elif not _PROGRESS.match(line):
+            log.debug("ffmpeg | %s", line)
+
+    code, _, stderr = run_program(
+        command,
+        name="ffmpeg",
+        cwd=folder,
+        environment={key: os.environ[key] for key in _PASSED if key in os.environ},
+        on_line=on_line,
+        stop=threading.Event(),
+        timeout=None,
+        grace=5.0,
+    )
+    if code != 0:
+        reason = " / ".join(stderr.splitlines()[-4:])
+        raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {reason}")
+
+
+def _check_sequence_folder(output: Path) -> None:
+    """Refuse a sequence's folder that contains anything else."""
+    folder = output.parent
+    if not folder.is_dir():
+        return
+    images: set[str] = set()
+    with suppress(MediaFault):
+        images = {path.name for path in list_images(output).values()}
+    others = [path.name for path in folder.iterdir() if path.name not in images]
+    if others:
+        raise StitchInputError(
+            f"sequence {str(output)!r}: its folder also contains {others[0]!r}: name a folder of "
+            "its own, which is replaced as a whole"
+        )
+
+
+def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
+    """Replace the folder of `output` with the pictures of all chunks; return their size in bytes.
+
+    Numbers start at the first chunk's first number. Pictures are linked if the disk allows it, else
+    copied; the chunks stay.
+    """
+    number = min(list_images(chunks[0].path))
+    folder, size, done, report = output.parent, 0, 0, progress.get()
+    remove_leftovers(folder)
+    with scratch_folder(folder) as scratch:
+        new = scratch / "new"
+        new.mkdir()
+        for chunk in chunks:
+            for image in chunk.images:
+                target = numbered(new / output.name, number + done)
+                try:
+                    os.link(image, target)
+                except OSError:
+                    shutil.copy2(image, target)
+                size += target.stat().st_size
+                done += 1
+            report(done, size)
+        if folder.exists():
+            exchange(new, folder)
+        else:
+            new.rename(folder)
+    return size

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
 
-from prefect_renderfarm.blocks.errors import MediaFault, RenderFarmError, SetupError
-from prefect_renderfarm.blocks.media.frame_rate import exact
-from prefect_renderfarm.blocks.media.model import Media, open_media
+from prefect_renderfarm.blocks.errors import RenderFarmError, SetupError
+from prefect_renderfarm.blocks.media.frame_grid import exact
+from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
-from prefect_renderfarm.blocks.media.reader import decoded_frames, read_media
+from prefect_renderfarm.blocks.media.reader import decoded_frames, open_media, read_media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import is_carried
-from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS
+from prefect_renderfarm.blocks.stitchers.audio import AudioMode
+from prefect_renderfarm.blocks.stitchers.film_check import check_figures, read_figures
 
 _FPS = Fraction(30_000, 1001)
 _FRAMES, _CHUNKS = 7, 3
@@ -31,18 +32,11 @@ _faults: dict[tuple[Path, int, int], str | None] = {}
 
 
 def require_exact(program: Path, assemble: Assemble) -> None:
-    """Refuse an ffmpeg program that does not write exact films.
+    """Refuse an ffmpeg program that does not write exact films; `assemble` makes one with it.
 
     The program that this package carries needs no test. Another one makes small films of H.264 with
     B-frames at 29.97 frames a second, of which decoded frames, display and decoding times, rate and
     length are compared with the chunks'. The result is kept until the program is replaced.
-
-    Args:
-        program: The ffmpeg program.
-        assemble: Makes a film of chunks with it.
-
-    Raises:
-        SetupError: The program writes another film than it should, or none.
     """
     if is_carried(program):
         return
@@ -67,8 +61,8 @@ def _first_fault(assemble: Assemble) -> str | None:
                 chunks = [read_media(_write_sample(path), _FPS) for path in paths]
                 assemble(chunks, film)
                 fault = _fault_of(film, chunks)
-            except (RenderFarmError, MediaFault) as error:
-                fault = str(error)
+            except RenderFarmError as error:
+                fault = str(error).removesuffix("; it is not published")
             if fault:
                 return f"of {chunk_ending} chunks, a {film_ending} film: {fault}"
     return None
@@ -79,12 +73,8 @@ def _write_sample(path: Path) -> Path:
     with av.open(str(path), "w") as output:
         video: Any = output.add_stream("libx264", rate=_FPS)
         video.width, video.height, video.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
-        video.options = {
-            "preset": "ultrafast",
-            "bf": "2",
-            "b-adapt": "0",
-            "x264-params": "scenecut=0",
-        }
+        video.options = {"preset": "ultrafast", "bf": "2", "b-adapt": "0",
+                         "x264-params": "scenecut=0"}  # fmt: skip
         for number in range(_FRAMES):
             frame: Any = av.VideoFrame(_WIDTH, _HEIGHT, "yuv420p")
             for plane in frame.planes:
@@ -97,42 +87,16 @@ def _write_sample(path: Path) -> Path:
 
 
 def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
-    """Return in what a film differs from its chunks."""
-    ending = film.suffix
+    """Return in what a film differs from its chunks; the usual check of films raises the rest."""
     frames = sum(chunk.frames for chunk in chunks)
     with open_media(film) as container:
-        video: Any = container.streams.video[0]
-        clock, rate = exact(video.time_base), exact(video.average_rate)
-        length = clock * (video.duration or 0)
-        packets = [packet for packet in container.demux(video) if packet.size]
-    # A container whose clock does not hold the rate rounds every time to its tick.
-    allowed = clock if (1 / (_FPS * clock)).denominator > 1 else 0
-    if len(packets) != frames:
-        return f"{len(packets)} frames, not {frames}"
-    times_of = {"display": sorted(packet.pts for packet in packets)}
-    if ending not in MATROSKA_ENDINGS:  # which have no decoding times
-        times_of["decoding"] = [packet.dts for packet in packets]
-    for name, times in times_of.items():
-        for number, time in enumerate(times):
-            late = (time - times[0]) * clock
-            if abs(late - number / _FPS) > allowed:
-                return (
-                    f"the {name} time of frame {number} is {float(late):.6f} s after the first "
-                    f"frame's, not {float(number / _FPS):.6f} s"
-                )
-    if ending in MP4_ENDINGS and (rate != _FPS or abs(length - frames / _FPS) > clock):
-        return (
-            f"{rate} frames a second over {float(length):.6f} s, not {_FPS} over "
-            f"{float(frames / _FPS):.6f} s"
-        )
-    made = _picture_hashes(film, frames)
-    if made != [each for chunk in chunks for each in _picture_hashes(chunk.path, chunk.frames)]:
-        return "other pictures than its chunks"
+        rate = exact(container.streams.video[0].average_rate)
+    check_figures(read_figures(film, _FPS), frames, len(chunks), AudioMode.NONE)
+    if film.suffix in MP4_ENDINGS and rate != _FPS:
+        return f"{rate} frames a second, not {_FPS}"
+    wanted = chain.from_iterable(decoded_frames(chunk.path, chunk.frames) for chunk in chunks)
+    for pair in zip(decoded_frames(film, frames), wanted, strict=True):
+        made, expected = ([bytes(plane) for plane in frame.planes] for frame in pair)
+        if made != expected:
+            return "other pictures than its chunks"
     return None
-
-
-def _picture_hashes(path: Path, frames: int) -> list[bytes]:
-    return [
-        hashlib.sha256(b"".join(bytes(plane) for plane in frame.planes)).digest()
-        for frame in decoded_frames(path, frames)
-    ]

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
+import av
 from pydantic import model_validator
 
-from prefect_renderfarm.blocks.errors import NotAppendableError, StitchInputError
+from prefect_renderfarm.blocks.errors import AssemblyError, NotAppendableError, StitchInputError
+from prefect_renderfarm.blocks.media.frame_grid import exact, ticks_of
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.stitchers.audio_plan import check_track
-from prefect_renderfarm.blocks.stitchers.base import GrowingFilm, StitchReport, progress_report
-from prefect_renderfarm.blocks.stitchers.checked import CheckedStitcher
-from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
-from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures, check_figures
-from prefect_renderfarm.blocks.stitchers.muxer import FilmMuxer, FilmOptions, writing
+from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS, Track, read_samples
+from prefect_renderfarm.blocks.media.reader import open_media
+from prefect_renderfarm.blocks.stitchers.audio import (
+    AudioMode,
+    FilmAudio,
+    TrackAudio,
+    open_film_audio,
+)
+from prefect_renderfarm.blocks.stitchers.base import GrowingFilm, progress
+from prefect_renderfarm.blocks.stitchers.checked import (
+    CheckedStitcher,
+    ChunkCheck,
+    cannot_hold,
+    check_container,
+    muxer_options,
+)
+from prefect_renderfarm.blocks.stitchers.film_check import (
+    FilmFigures,
+    FilmReader,
+    check_figures,
+    read_figures,
+)
 from prefect_renderfarm.blocks.storage.atomic_file import publishing
+
+# Flushed at once; what is left at the end of the file takes a fraction of a second.
+_FLUSH_BYTES = 32_000_000
 
 
 class RemuxStitcher(CheckedStitcher):
@@ -65,6 +90,7 @@ class RemuxStitcher(CheckedStitcher):
                     "choose an ffmpeg-stitcher with a 'video_codec'"
                 )
 
+    @contextmanager
     def grow(
         self,
         inputs: Sequence[Path],
@@ -72,98 +98,245 @@ class RemuxStitcher(CheckedStitcher):
         *,
         fps: float | str | Fraction,
         frame_counts: Sequence[int],
-    ) -> AbstractContextManager[GrowingFilm]:
+    ) -> Iterator[GrowingFilm]:
         """Begin a film to which chunks are appended. See `VideoStitcher`."""
+        started = time.monotonic()
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        return self._growing(ChunkCheck(inputs, output, fps, frame_counts, self.verify))
-
-    @contextmanager
-    def _growing(self, check: ChunkCheck) -> Iterator[GrowingFilm]:
-        with publishing(check.output) as temporary:
-            film = _RemuxedFilm(self, check, temporary)
-            try:
-                yield film
-                film.finish()
-            except BaseException:
-                film.abandon()
-                raise
-        film.published()
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
+        with publishing(output) as temporary, FilmMuxer(self, check, temporary) as film:
+            yield film
+            figures = film.finish()
+        seconds = time.monotonic() - started
+        film.report = figures.report(output, output.stat().st_size, len(inputs), seconds)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        report = progress_report()
-        muxer = self._muxer(chunks[0], film, check, max(chunk.reorder for chunk in chunks))
-        try:
-            with writing(film):
-                for chunk in chunks:
-                    muxer.append(chunk)
-                    report(muxer.frames, muxer.size)
-                figures = muxer.close()
-        except BaseException:
-            muxer.abandon()
-            raise
-        return check_figures(figures, muxer.frames, len(chunks), check.audio.mode)
-
-    def _muxer(self, first: Media, film: Path, check: ChunkCheck, reorder: int) -> FilmMuxer:
-        options = FilmOptions(self.audio_codec, self.audio_bitrate, self.faststart)
-        return FilmMuxer(film, first, check.audio, options, reorder, check.total_frames)
+        report = progress.get()
+        reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
+        with FilmMuxer(self, check, film) as muxer:
+            muxer.begin(chunks[0], reorder, frames)
+            for chunk in chunks:
+                muxer.copy(chunk)
+                report(muxer.frames, muxer.size)
+            return muxer.finish()
 
 
-class _RemuxedFilm(GrowingFilm):
-    def __init__(self, stitcher: RemuxStitcher, check: ChunkCheck, film: Path) -> None:
+class FilmMuxer(GrowingFilm):
+    """Writes a film, chunk after chunk; a context, which ends the writing whatever happens."""
+
+    def __init__(self, stitcher: CheckedStitcher, check: ChunkCheck, film: Path) -> None:
         self._stitcher = stitcher
         self._check = check
         self._film = film
-        self._muxer: FilmMuxer | None = None
-        self._figures: FilmFigures | None = None
-        self._report: StitchReport | None = None
-        self._started = time.monotonic()
+        self._begun = False
+        self._reorder = 0
+        self._audio: FilmAudio | None = None
+        self._track: TrackAudio | None = None
+        self._reader: FilmReader | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(av.FFmpegError, OSError):
+            self._stack.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def append(self) -> None:
-        chunk = self._check.take()
-        if self._muxer is None:
-            self._check.plan_audio(self._stitcher._plan_audio(chunk, self._check.output))
-            check_track(self._check.audio, self._check.total_frames or 0, chunk.fps)
-            self._muxer = self._stitcher._muxer(chunk, self._film, self._check, chunk.reorder)
-        if chunk.reorder > self._muxer.reorder:
+        """Check the next chunk file and append it. See `GrowingFilm`."""
+        check = self._check
+        if not self._begun:
+            chunk = self._stitcher._take_first(check)
+            self.begin(chunk, chunk.reorder, check.total_frames)
+        else:
+            chunk = check.take()
+        self.copy(chunk)
+
+    def begin(self, first: Media, reorder: int, total_frames: int) -> None:
+        """Begin a film of so many frames, whose chunks are all coded as `first`.
+
+        In none of them, decoding runs ahead of display by more than `reorder` packets.
+        """
+        film, audio = self._film, self._check.audio
+        codec = str(first.signature["codec"])
+        check_container(film, codec)
+        options = muxer_options(film, first.fps, self._stitcher.faststart, total_frames)
+        with _writing(film), ExitStack() as opening, open_media(first.path) as template:
+            output = opening.enter_context(av.open(str(film), "w", container_options=options))
+            content = f"{codec} video"
+            try:
+                video = template.streams.video[0]
+                # Opaque: AV1 has no encoder of that name to look up.
+                self._video: Any = output.add_stream_from_template(video, opaque=True)
+                self._video.time_base = 1 / first.fps
+                if audio.mode is not AudioMode.NONE:
+                    if audio.track is not None:
+                        self._track = TrackAudio(audio.track, opening)
+                    source = self._track.template if self._track else template.streams.audio[0]
+                    self._audio = open_film_audio(output, source, audio)
+                    content += " with this audio"
+                output.start_encoding()
+            except (ValueError, av.error.PatchWelcomeError):
+                raise cannot_hold(film, content) from None
+            # The header has fixed the film's clock.
+            self._ticks = ticks_of(exact(self._video.time_base), first.fps)
+            self._output = output
+            self._flush = BackgroundFlush(film)
+            opening.callback(self._flush.close)
+            if film.suffix.lower() not in MP4_ENDINGS:
+                self._reader = FilmReader(film, audio=self._audio is not None)
+            self._stack = opening.pop_all()
+        self._fps = first.fps
+        self._second = math.ceil(first.fps)  # in frames
+        self._reorder = reorder
+        self._begun = True
+
+    def copy(self, chunk: Media) -> None:
+        """Copy a chunk's packets to the film, its first frame behind the last one so far.
+
+        The time of a frame is its number / fps, to the tick of the film. Decoding order must never
+        run behind display order, so decoding starts `reorder` frames before the first display.
+        """
+        if chunk.reorder > self._reorder:
             raise NotAppendableError(
                 f"chunk file {str(chunk.path)!r} has more B-frames in a row than the film so far"
             )
-        with writing(self._film):
-            self._muxer.append(chunk)
-
-    @property
-    def frames(self) -> int:
-        return self._muxer.frames if self._muxer else 0
-
-    @property
-    def size(self) -> int:
-        return self._muxer.size if self._muxer else 0
-
-    @property
-    def report(self) -> StitchReport:
-        assert self._report is not None  # noqa: S101 -- see the interface
-        return self._report
-
-    def finish(self) -> None:
-        """Write the end of the film and check it."""
-        chunks = len(self._check.paths)
-        if self._muxer is None or self._check.missing:
-            raise StitchInputError(
-                f"film {str(self._check.output)!r}: {self._check.missing} of {chunks} chunks were "
-                "not appended"
+        if self._reader is not None:
+            self._reader.begin()
+        audio = self._audio if self._track is None else None
+        with _writing(self._film):
+            if audio is not None:
+                audio.begin_chunk(self.frames + chunk.frames, self._fps)
+            if chunk.mp4_track is not None:
+                seen = self._copy_samples(chunk, chunk.mp4_track)
+            else:
+                seen = self._copy_packets(chunk, audio)
+            if audio is not None:
+                audio.end_chunk()
+        if seen != set(range(chunk.frames)):
+            raise AssemblyError(
+                f"chunk file {str(chunk.path)!r} has other frames than when it was checked"
             )
-        with writing(self._film):
-            figures = self._muxer.close()
-        self._figures = check_figures(figures, self._muxer.frames, chunks, self._check.audio.mode)
+        self.frames += chunk.frames
+        self.size = self._film.stat().st_size
+        self._flush.grown(self.size)
 
-    def published(self) -> None:
-        """Make the report, now that the film has its name."""
-        assert self._figures is not None  # noqa: S101 -- finished before
-        seconds = time.monotonic() - self._started
-        self._report = self._figures.report(self._check.output, len(self._check.paths), seconds)
+    def finish(self) -> FilmFigures:
+        """Write the end of the film, read it back, and check it."""
+        check, chunks = self._check, len(self._check.paths)
+        if check.missing:
+            raise StitchInputError(
+                f"film {str(check.output)!r}: {check.missing} of {chunks} chunks were not appended"
+            )
+        with _writing(self._film):
+            if self._audio is not None:
+                self._audio.close()
+            self._stack.close()
+        if self._reader is None:
+            figures = read_figures(self._film, self._fps)
+        else:
+            figures = self._reader.finish(self._fps)
+        return check_figures(figures, self.frames, chunks, check.audio.mode)
 
-    def abandon(self) -> None:
-        """Close the film; it is not to be used."""
-        if self._muxer is not None:
-            self._muxer.abandon()
+    def _feed_track(self, number: int, frames: int) -> None:
+        """Before packet `number` of a chunk: write the track's audio of the next second.
+
+        Players need audio and video side by side, and libav's muxers wait no longer than 10 s for
+        the other one (`max_interleave_delta` of libavformat).
+        """
+        if self._track is None or self._audio is None or number % self._second:
+            return
+        until = self.frames + min(number + self._second, frames)
+        self._audio.begin_chunk(until, self._fps)
+        self._track.feed(self._audio, self._fps)
+
+    def _copy_samples(self, chunk: Media, track: Track) -> set[int]:
+        """Copy the frames that an mp4 index lists, without a demuxer."""
+        step = Fraction(track.timescale) / self._fps
+        above, below = step.denominator, step.numerator
+        keyframes = track.keyframes
+        seen = set()
+        with chunk.path.open("rb", buffering=0) as file:
+            for number, (data, time) in enumerate(
+                zip(read_samples(file.fileno(), track), track.pts, strict=True)
+            ):
+                self._feed_track(number, chunk.frames)
+                packet = av.Packet(cast(bytes, data))
+                packet.is_keyframe = keyframes is None or number in keyframes
+                frame = (2 * time * above + below) // (2 * below)
+                self._mux(packet, frame, number)
+                seen.add(frame)
+        return seen
+
+    def _copy_packets(self, chunk: Media, audio: FilmAudio | None) -> set[int]:
+        seen: set[int] = set()
+        with open_media(chunk.path, probe=audio is not None) as container:
+            source: Any = container.streams.video[0]
+            origin = chunk.first_time * source.time_base
+            for packet in container.demux(source, *(container.streams.audio if audio else ())):
+                if packet.stream_index != source.index:
+                    if audio is not None:
+                        audio.add(packet, origin)
+                    continue
+                if packet.size == 0:
+                    continue
+                self._feed_track(len(seen), chunk.frames)
+                assert packet.pts is not None  # noqa: S101 -- checked before assembly
+                frame = round((packet.pts - chunk.first_time) * source.time_base * self._fps)
+                self._mux(packet, frame, len(seen))
+                seen.add(frame)
+        return seen
+
+    def _mux(self, packet: Any, frame: int, number: int) -> None:
+        """Write a packet: frame `frame` of its chunk in display, `number` in decoding order."""
+        packet.stream = self._video
+        packet.time_base = self._video.time_base
+        packet.pts = self._ticks(self.frames + frame)
+        packet.dts = self._ticks(self.frames - self._reorder + number)
+        # To the tick at which the next frame begins: so the length of the film is exact.
+        packet.duration = self._ticks(self.frames + frame + 1) - packet.pts
+        self._output.mux_one(packet)
+
+
+class BackgroundFlush:
+    """Flushes a file to the disk in the background while it grows.
+
+    One flush at the end of a large file would take as long as writing it. A disk reports lost data
+    once, so an error of any flush is raised, if not by `grown`, then by `close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushed_at = 0
+        self._running: Future[None] | None = None
+
+    def grown(self, size: int) -> None:
+        """Note how many bytes are written so far."""
+        if self._running is not None:
+            if not self._running.done():
+                return
+            self._running.result()
+        if size - self._flushed_at >= _FLUSH_BYTES:
+            self._flushed_at = size
+            self._running = self._thread.submit(os.fsync, self._descriptor)
+
+    def close(self) -> None:
+        """Wait for a flush that is running, and close."""
+        self._thread.shutdown()
+        os.close(self._descriptor)
+        if self._running is not None:
+            self._running.result()
+
+
+@contextmanager
+def _writing(film: Path) -> Iterator[None]:
+    """Turn libav's errors into an OSError if the disk is the cause, else into our own."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
+            raise OSError(error.errno, error.strerror) from error
+        raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error

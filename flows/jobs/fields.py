@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from prefect_renderfarm.blocks.errors import JobError
-from prefect_renderfarm.blocks.media.frame_rate import parse_fps
+from prefect_renderfarm.blocks.media.frame_grid import parse_fps
 from prefect_renderfarm.blocks.processes.command_line import split_command
 from prefect_renderfarm.blocks.runtime.text import excerpt
 

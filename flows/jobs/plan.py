@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from prefect_renderfarm.blocks.errors import JobError
-from prefect_renderfarm.blocks.media.frame_rate import parse_fps
+from prefect_renderfarm.blocks.media.frame_grid import parse_fps
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 
 

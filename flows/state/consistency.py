@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from prefect_renderfarm.blocks.errors import ChunkFileError
-from prefect_renderfarm.blocks.media.signature import Signature, difference
+from prefect_renderfarm.blocks.media.model import Signature, difference
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 

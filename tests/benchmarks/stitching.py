@@ -16,7 +16,7 @@ from comparing import measure, show
 
 from prefect_renderfarm.blocks import FfmpegStitcher, RemuxStitcher
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
-from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
 
 FPS = 24
 # Number of chunks; picture; frames a chunk; megabytes a chunk.

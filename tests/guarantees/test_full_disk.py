@@ -20,7 +20,6 @@ from media_samples import Recipe, frame_hashes, write_clip
 
 from prefect_renderfarm import blocks
 from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher
-from prefect_renderfarm.blocks.media import tail
 from prefect_renderfarm.blocks.media.reader import read_media
 from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.stitchers import remux as remux_stitcher
@@ -214,7 +213,7 @@ def test_error_of_a_flush_fails_the_film(
     """A disk reports lost data once: an error of any flush fails the film, and of no later film."""
     film, given = tmp_path / name, chunks[Path(name).suffix]
     assemble = assembly(stitcher, mode, film, given)
-    monkeypatch.setattr(tail, "_FLUSH_BYTES", 1)
+    monkeypatch.setattr(remux_stitcher, "_FLUSH_BYTES", 1)
     whole: list[int] = []  # the sizes of a film at its flushes
 
     def note(descriptor: int) -> None:

@@ -9,11 +9,12 @@ import pytest
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.frame_grid import (
     clock_error,
+    exact,
     frame_order,
+    parse_fps,
     reorder_depth,
     ticks_of,
 )
-from prefect_renderfarm.blocks.media.frame_rate import exact, parse_fps
 
 NTSC = Fraction(30_000, 1001)
 MS = Fraction(1, 1000)

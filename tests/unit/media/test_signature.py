@@ -10,9 +10,8 @@ import pytest
 from faulty_media import copied, in_track
 from media_samples import Recipe, write_clip
 
-from prefect_renderfarm.blocks.media.model import open_media
-from prefect_renderfarm.blocks.media.reader import read_media
-from prefect_renderfarm.blocks.media.signature import Signature, difference, read_signature
+from prefect_renderfarm.blocks.media.model import Signature, difference, read_signature
+from prefect_renderfarm.blocks.media.reader import open_media, read_media
 
 MATRIX, PRIMARIES, TRANSFER = "colour matrix", "colour primaries", "colour transfer"
 

@@ -13,7 +13,7 @@ from av.codec import Codec
 
 from prefect_renderfarm.blocks import StitchInputError
 from prefect_renderfarm.blocks.media.model import Audio
-from prefect_renderfarm.blocks.stitchers.audio_plan import (
+from prefect_renderfarm.blocks.stitchers.audio import (
     AudioMode,
     AudioPlan,
     audio_fault,

@@ -15,9 +15,9 @@ from media_samples import Recipe, write_clip
 from prefect_renderfarm.blocks import FfmpegStitcher, RemuxStitcher, StitchInputError
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.model import Audio, Media, Verify
-from prefect_renderfarm.blocks.stitchers import chunk_check
-from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode, AudioPlan
-from prefect_renderfarm.blocks.stitchers.chunk_check import ChunkCheck
+from prefect_renderfarm.blocks.stitchers import checked
+from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan
+from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
 
 RATE = 48_000
 PATHS = [Path(f"/chunks/{name}.mp4") for name in "abc"]
@@ -49,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> tuple[Chunks, list[Any]]:
             raise found
         return found
 
-    monkeypatch.setattr(chunk_check, "read_media", read_media)
+    monkeypatch.setattr(checked, "read_media", read_media)
     return chunks, read
 
 
@@ -72,7 +72,7 @@ def test_without_a_plan(calls: tuple[Chunks, list[Any]]) -> None:
     chunks, read = calls
     chunks["b"] = media("b", 7)
     check = ChunkCheck(PATHS, FILM, None, None)
-    assert check.total_frames is None
+    assert check.total_frames == 0
     for _ in PATHS:
         check.take()
     assert [(name, fps) for name, fps, _ in read] == [("a", None), ("b", 30), ("c", 30)]

@@ -24,7 +24,7 @@ from prefect_renderfarm.blocks import (
     StitchInputError,
     VideoStitcher,
 )
-from prefect_renderfarm.blocks.stitchers import audio, muxer
+from prefect_renderfarm.blocks.stitchers import audio, remux
 
 STITCHERS: dict[str, Callable[..., VideoStitcher]] = {
     "remux": RemuxStitcher,
@@ -175,7 +175,7 @@ def test_film_with_other_frames_is_not_published(
     way: Callable[..., None], frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frame that is lost or doubled while the film is written is noticed in the film."""
-    write = muxer.FilmMuxer._mux
+    write = remux.FilmMuxer._mux
 
     def mux(self: Any, packet: Any, frame: int, number: int) -> None:
         last = self.frames == 6 and number == 5
@@ -184,7 +184,7 @@ def test_film_with_other_frames_is_not_published(
         if last and frames > 12:
             write(self, av.Packet(bytes(packet)), 6, 6)
 
-    monkeypatch.setattr(muxer.FilmMuxer, "_mux", mux)
+    monkeypatch.setattr(remux.FilmMuxer, "_mux", mux)
     chunks = write_chunks(tmp_path / "chunks", [6, 6], Recipe(b_frames=0))
     with pytest.raises(AssemblyError, match=f"has {frames} frames, its chunks have 12"):
         way(RemuxStitcher(), chunks, tmp_path / "film.mp4")

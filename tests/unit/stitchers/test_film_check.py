@@ -15,7 +15,7 @@ import pytest
 
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.media.model import Audio
-from prefect_renderfarm.blocks.stitchers.audio_plan import AudioMode
+from prefect_renderfarm.blocks.stitchers.audio import AudioMode
 from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     FilmReader,
@@ -124,18 +124,17 @@ def test_audio_before_the_first_frame_does_not_count() -> None:
     assert check_figures(film, FRAMES, 1, AudioMode.COPY) is film
 
 
-def test_report(tmp_path: Path) -> None:
-    """The report has the figures of the film, and its size."""
-    path = tmp_path / "film.mp4"
-    path.write_bytes(b"12345")
+def test_report() -> None:
+    """The report has the figures of the film."""
+    path = Path("film.mp4")
     audio = Audio("aac", RATE, "mono", LENGTH + 1024, Fraction(-1024, RATE))
     film = FilmFigures(FRAMES, FPS, Fraction(1, 2000), audio)
-    report = film.report(path, 3, 0.5)
+    report = film.report(path, 5, 3, 0.5)
     assert report.model_dump() == {
         "output": path, "frames": 10, "fps": "25", "duration": 0.4, "clock_error": 0.0005,
         "audio_samples": LENGTH, "audio_rate": RATE, "chunks": 3, "size": 5, "seconds": 0.5,
     }  # fmt: skip
-    silent = figures().report(path, 1, 0.0)
+    silent = figures().report(path, 5, 1, 0.0)
     assert (silent.audio_samples, silent.audio_rate) == (None, None)
 
 
@@ -189,12 +188,15 @@ def test_frames_off_the_grid(reading: Reading) -> None:
 
 @pytest.mark.parametrize("ending", [".mp4", ".mov", ".ts"])
 def test_frames_one_tick_off_the_grid(tmp_path: Path, ending: str) -> None:
-    """In a container with an exact clock no frame may be a tick off."""
-    pts = [3600 * number for number in range(FRAMES)]
-    pts[5] += 1
-    film = write_film(tmp_path / f"film{ending}", pts, clock=Fraction(1, 90_000))
-    with pytest.raises(AssemblyError, match=r"up to 0\.000011 s off the grid of 25 per second"):
-        read_figures(film, FPS)
+    """In a container with an exact clock no frame may be displayed or decoded a tick off."""
+    right = [3600 * number for number in range(FRAMES)]
+    wrong = [*right[:5], right[5] + 1, *right[6:]]
+    words = r"up to 0\.000011 s off the grid of 25 per second"
+    for pts, dts, when in ((wrong, wrong, ""), (right, wrong, ", by its decoding times")):
+        early = [time - 3600 for time in dts]
+        film = write_film(tmp_path / f"film{ending}", pts, early, clock=Fraction(1, 90_000))
+        with pytest.raises(AssemblyError, match=words + when):
+            read_figures(film, FPS)
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mov", ".ts"])

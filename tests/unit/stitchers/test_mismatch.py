@@ -19,7 +19,7 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.blocks.errors import NotAppendableError
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.stitchers import chunk_check
+from prefect_renderfarm.blocks.stitchers import checked
 
 MAKERS: list[Callable[[], VideoStitcher]] = [RemuxStitcher, FfmpegStitcher]
 
@@ -74,12 +74,12 @@ def test_chunk_that_cannot_be_appended(tmp_path: Path, monkeypatch: pytest.Monke
     """A chunk with more B-frames in a row than those before it needs all chunks at once."""
     chunks = [write_clip(tmp_path / f"{n}.mp4", 6 * n, 6, Recipe()) for n in range(3)]
     depths = dict(zip(chunks, (3, 3, 4), strict=True))
-    real = chunk_check.read_media
+    real = checked.read_media
 
     def read_media(path: Path, *args: Any, **options: Any) -> Media:
         return replace(real(path, *args, **options), reorder=depths[path])
 
-    monkeypatch.setattr(chunk_check, "read_media", read_media)
+    monkeypatch.setattr(checked, "read_media", read_media)
     with pytest.raises(NotAppendableError, match=r"2\.mp4' has more B-frames in a row"):
         grow(chunks, tmp_path / "film.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]

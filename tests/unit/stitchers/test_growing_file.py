@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from prefect_renderfarm.blocks.media import tail
-from prefect_renderfarm.blocks.media.tail import BackgroundFlush, TailReader
+from prefect_renderfarm.blocks.stitchers import remux
+from prefect_renderfarm.blocks.stitchers.film_check import FilmReader
+from prefect_renderfarm.blocks.stitchers.remux import BackgroundFlush
 
 
 def test_reader_waits_at_the_end(tmp_path: Path) -> None:
     """A reader gives what is there, waits for more, and ends only when the file is complete."""
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
-    reader = TailReader(path)
+    reader = FilmReader(path, audio=False)
     assert reader.name == "file"
     assert [reader.read(4), reader.read(100)] == [b"0123", b"456789"]
     found: list[bytes] = []
@@ -27,23 +28,21 @@ def test_reader_waits_at_the_end(tmp_path: Path) -> None:
     assert thread.is_alive()
     with path.open("ab") as file:
         file.write(b"more")
-    reader.finish()
+    reader._complete.set()
     thread.join(5)
     assert found == [b"more"]
     assert reader.read(1) == b""
     reader.close()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        reader.close()
+    assert reader._file.closed
 
 
 def test_abandoned_reader_ends(tmp_path: Path) -> None:
     """A reader that nobody needs gives nothing more, though there is more."""
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
-    reader = TailReader(path)
-    reader.finish(abandon=True)
-    assert reader.read(4) == b""
+    reader = FilmReader(path, audio=False)
     reader.close()
+    assert reader.read(4) == b""
 
 
 @pytest.fixture
@@ -71,14 +70,14 @@ def test_flush_of_so_many_bytes(tmp_path: Path, flushed: list[int]) -> None:
     path = tmp_path / "file"
     path.touch()
     flush = BackgroundFlush(path)
-    flush.grown(tail._FLUSH_BYTES - 1)
+    flush.grown(remux._FLUSH_BYTES - 1)
     assert flush._running is None
-    flush.grown(tail._FLUSH_BYTES)
+    flush.grown(remux._FLUSH_BYTES)
     wait_for(flush)
     assert len(flushed) == 1
-    flush.grown(2 * tail._FLUSH_BYTES - 1)
+    flush.grown(2 * remux._FLUSH_BYTES - 1)
     assert len(flushed) == 1
-    flush.grown(2 * tail._FLUSH_BYTES)
+    flush.grown(2 * remux._FLUSH_BYTES)
     flush.close()
     assert len(flushed) == 2
 
@@ -90,10 +89,10 @@ def test_error_of_a_flush(tmp_path: Path, flushed: list[int], last: bool) -> Non
     path.touch()
     flush = BackgroundFlush(path)
     flushed.append(-1)
-    flush.grown(tail._FLUSH_BYTES)
+    flush.grown(remux._FLUSH_BYTES)
     wait_for(flush)
     with pytest.raises(OSError, match="Input/output error"):
-        flush.close() if last else flush.grown(tail._FLUSH_BYTES + 1)
+        flush.close() if last else flush.grown(remux._FLUSH_BYTES + 1)
     if not last:
         with pytest.raises(OSError, match="Input/output error"):
             flush.close()
