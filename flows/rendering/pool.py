@@ -194,21 +194,21 @@ class ChunkRuns:
         states = self._states()
         # After the states: the last chunk of a run that has ended is among them.
         try:
-            odd = self.done.look()
+            misfits = self.done.look()
         except StorageRefused:
             raise
         except StorageError as error:
             self._warn("the storage does not say what is done: %s", error)
             return
-        done = {chunk.id for chunk in odd} | self.done.results.keys()
+        done = {chunk.id for chunk in misfits} | self.done.results.keys()
         for run in self._runs:
             run.update(states.get(run.run.id), done)
-        self._queue.give_back(odd)
+        self._queue.give_back(misfits)
         for run in [run for run in self._runs if run.state.is_final()]:
             self._runs.remove(run)
             self._take_failures(run)
             if run.chunks:
-                self.judge(run)
+                self.count_loss(run)
                 self.failures.check()
                 others = {chunk.id for other in self._runs for chunk in other.chunks}
                 self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
@@ -232,8 +232,8 @@ class ChunkRuns:
         else:
             self.failures.take(failed)
 
-    def judge(self, run: BatchRun) -> None:
-        """Return if a run that has ended was lost, and its chunks may be given out again.
+    def count_loss(self, run: BatchRun) -> None:
+        """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
         A run is lost if its process or machine is, or if it cannot reach the storage: another may
         do better. The loss counts for the chunk that the run was at. Any other error ends the job:

@@ -20,7 +20,7 @@ from prefect_renderfarm.flows.state.job_state import JobState
 _FIRST_PART = 4
 # What is left over is added to a batch if it is a smaller part of it than this: it is not worth
 # another start.
-_CRUMBS = 0.25
+_SMALL_REST = 0.25
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class DoneChunks:
 
     def __post_init__(self) -> None:
         self.refused: Counter[int] = Counter()
-        self._odd: list[Chunk] = []
+        self._misfits: list[Chunk] = []
         self._reused = frozenset(self.results)
         self._consistency = Consistency(self.rules)
         for result in self.results.values():
@@ -62,15 +62,15 @@ class DoneChunks:
         for chunk in left:
             if chunk.id in done and (result := self.state.manifest(chunk)) is not None:
                 self._take(chunk, result)
-        odd, self._odd = self._odd, []
-        return odd
+        misfits, self._misfits = self._misfits, []
+        return misfits
 
     def _take(self, chunk: Chunk, result: ChunkResult) -> None:
         try:
             self._consistency.check(result)
         except ChunkFileError as error:
-            if chunk not in self._odd:  # before all else: it must be returned, if not now
-                self._odd.append(chunk)
+            if chunk not in self._misfits:  # before all else: it must be returned, if not now
+                self._misfits.append(chunk)
             self.state.forget_chunks([chunk])
             self.refused[chunk.id] += 1
             if self.refused[chunk.id] > self.retries:
@@ -143,4 +143,4 @@ class ChunkQueue:
                 break
             frames += chunk.frame_count
             count += 1
-        return len(self._waiting) if waiting - frames < _CRUMBS * frames else count
+        return len(self._waiting) if waiting - frames < _SMALL_REST * frames else count
