@@ -30,7 +30,7 @@ MODULES = (
     "blocks/processes/masking.py",
     "blocks/processes/allowed_programs.py",
     "blocks/http/url_rules.py",
-    "blocks/runtime/retry.py",
+    "blocks/runtime/repeat.py",
     "flows/jobs/checks.py",
     "flows/state/identity.py",
     "flows/state/job_lock.py",

@@ -301,13 +301,10 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
 
 def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
     return WantedFile(
-        path=file.path,
-        size=file.size,
+        **file.model_dump(),
         name=f"{file.sha256}.x" if file.executable else file.sha256,
         get=partial(storage.download, file.key),
         source=f"{file.key!r} in {storage.name}",
-        sha256=file.sha256,
-        executable=file.executable,
     )
 
 

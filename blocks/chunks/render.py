@@ -148,16 +148,11 @@ def render_here(
             folder_of_output.mkdir(parents=True, exist_ok=True)
         result = run(
             WorkerJob(
-                command=request.command,
-                cwd=workspace,
-                name=f"chunk {request.chunk_id}",
-                chunk_id=request.chunk_id,
-                output_file=request.output_file,
-                log_file=log_file,
-                timeout=request.timeout,
-                stop=stop,
+                command=request.command, cwd=workspace, name=f"chunk {request.chunk_id}",
+                chunk_id=request.chunk_id, output_file=request.output_file, log_file=log_file,
+                timeout=request.timeout, stop=stop,
             )
-        )
+        )  # fmt: skip
         if log_file.exists():
             log = log_file.read_bytes()
         else:
@@ -238,20 +233,12 @@ def measure(
         ) from None
     size, sha256 = content(path) or (0, "")
     return ChunkResult(
-        id=chunk_id,
-        identity=identity,
-        start_frame=start_frame,
-        frame_count=media.frames,
-        output_file=output_file,
-        path=path,
-        size=size,
-        sha256=sha256,
-        seconds=time.monotonic() - started,
-        worker=worker,
-        signature=dict(media.signature),
+        id=chunk_id, identity=identity, start_frame=start_frame, frame_count=media.frames,
+        output_file=output_file, path=path, size=size, sha256=sha256,
+        seconds=time.monotonic() - started, worker=worker, signature=dict(media.signature),
         images=tuple(image.name for image in media.images) or None,
         published_at=datetime.now(UTC),
-    )
+    )  # fmt: skip
 
 
 def _blame_full_disk(failure: str, folder: Path) -> None:
