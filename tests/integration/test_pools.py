@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 from farm_client import FarmClient, free_port
 from faulty_proxy import FaultyProxy, Request, faulty_proxy
-from jobs import with_commands
 from lambda_server import wait_for_answer
 from pool_samples import (
     POOLS,
     batches,
-    in_background,
     job_of,
     make_pool,
     rendered,
@@ -32,6 +30,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from processes_here import wait_for
 
 from prefect_renderfarm.blocks import WorkPoolAdapter
+from prefect_renderfarm.flows import render_job
 
 COMMAND = "python -m prefect.flow_engine prefect_renderfarm.flows.render_chunks"
 IMAGE = "renderfarm-chunks:latest"
@@ -87,18 +86,16 @@ def test_image_has_what_the_templates_need() -> None:
 
 @pytest.mark.long
 def test_process_pool_renders(api: FarmClient, tmp_path: Path) -> None:
-    """A pool from the template renders a job; a run that is at its last chunk is given the rest."""
+    """A pool from the template renders a job, in batches one after the other."""
     deployment = make_pool(api.farm, "process", "rendering")
-    adapter = WorkPoolAdapter(deployment=deployment, max_runs=1, poll_seconds=0.2)
-    job = job_of(8, tmp_path, id="extended")
-    job = with_commands(job, {1: f"{job.chunks[1].command} --wait-for '{tmp_path / 'go'}'"})
+    adapter = WorkPoolAdapter(deployment=deployment, max_runs=1, chunks_per_run=3, poll_seconds=0.2)
+    job = job_of(6, tmp_path, id="pooled")
     with working(api.farm, "process", "rendering"):
-        report = in_background(job, adapter=adapter, job_dir=tmp_path)
-        wait_for(lambda: list(tmp_path.glob(".renderfarm/*/runs/*-more.json")) != [], 90)
-        (tmp_path / "go").touch()
-        assert all(chunk.worker for chunk in report.result(60).chunks)
-    assert rendered(tmp_path) == Counter(range(8))
-    assert [run.name for run in batches(api, "extended")] == ["chunks 0-7 of extended"]
+        report = render_job(job, adapter=adapter, job_dir=tmp_path, merge=False)
+    assert all(chunk.worker for chunk in report.chunks)
+    assert rendered(tmp_path) == Counter(range(6))
+    names = {run.name for run in batches(api, "pooled")}
+    assert names == {"chunks 0-2 of pooled", "chunks 3-5 of pooled"}
 
 
 @contextmanager
