@@ -132,6 +132,7 @@ class CheckedStitcher(VideoStitcher, ABC):
 
     verify: Verify = Field(
         default=Verify.PACKETS,
+        title="Verify",
         description=(
             "How thoroughly chunks are checked. packets: the time of every frame; decode: also "
             "decode every frame, which takes about as long as playing it; header: trust the "
@@ -140,6 +141,7 @@ class CheckedStitcher(VideoStitcher, ABC):
     )
     audio: AudioMode = Field(
         default=AudioMode.AUTO,
+        title="Audio",
         description=(
             "Source and treatment of the film's audio. auto: the job's track, if it has one; else "
             "the chunks' PCM, copied where the film's container plays it (mov, mkv) and otherwise "
