@@ -23,6 +23,9 @@ def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None
     prefect_schema: Any = Block.model_config["json_schema_extra"]
     prefect_schema(schema, model)
     schema["required"] = [*schema.get("required", []), "block_type_slug"]
+    for field in schema.get("properties", {}).values():
+        if "description" in field:  # of several lines
+            field["description"] = " ".join(field["description"].split())
 
 
 class FarmBlock(Block, ABC):
@@ -35,6 +38,7 @@ class FarmBlock(Block, ABC):
         extra="forbid",
         json_schema_extra=_require_block_type_slug,
         hide_input_in_errors=True,  # input may be a secret
+        use_attribute_docstrings=True,  # as the fields' descriptions
     )
 
     _logo_url: ClassVar[Any] = HttpUrl(LOGO_URL)

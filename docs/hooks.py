@@ -46,7 +46,17 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
     markdown = relink(markdown, folder)
     markdown = re.sub(r"<!-- fields of (\w+) -->", lambda match: fields(match[1]), markdown)
+    markdown = re.sub(
+        r"^::: prefect_renderfarm\.blocks\.(\w+)$", without_fields, markdown, flags=re.M
+    )
     return re.sub(r"<!-- include ([\w./]+)(?:#([\w-]+))? -->", include, markdown)
+
+
+def without_fields(match: re.Match[str]) -> str:
+    """Leave a block's fields out of its reference: they are in the table."""
+    names = getattr(getattr(prefect_renderfarm.blocks, match[1]), "model_fields", {})
+    filters = ["!^_", "!^model_", *(f"!^{name}$" for name in names)]
+    return f"{match[0]}\n    options:\n      filters: {filters}"
 
 
 def fields(block: str) -> str:
@@ -57,6 +67,6 @@ def fields(block: str) -> str:
         if field.default is not PydanticUndefined:
             empty = field.default in (None, [], {})
             default = "" if empty else f"`{getattr(field.default, 'value', field.default)}`"
-        description = (field.description or "").replace("|", "\\|")
+        description = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{name}` | {field.title} | {default} | {description} |")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ MODULES = (
     "blocks/media/model.py",
     "blocks/storage/atomic_file.py",
     "blocks/processes/masking.py",
-    "blocks/processes/allowed_programs.py",
+    "blocks/processes/programs.py",
     "blocks/http/url_rules.py",
     "blocks/runtime/repeat.py",
     "flows/jobs/checks.py",

@@ -1,41 +1,86 @@
-"""Chunks and commands as invocations of an AWS Lambda function."""
+"""Chunks and commands as invocations of an AWS Lambda function.
+
+The function speaks the protocol of `remote`, or that of Helios: it renders one chunk of a job spec,
+and puts its file beside it.
+
+    payload  {"jobPath": "s3://bucket/…/job.json", "chunkIndex": 0}
+    answer   {"statusCode": 200, "body": {"exitCode": 0, "output": "…"}}
+
+`body` may also be a string of JSON, as an API gateway wants it. Such a function writes no manifest:
+after its answer, this side downloads the chunk's file from the storage, verifies and publishes it.
+"""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import re
 import threading
-from contextlib import closing
-from typing import Any, ClassVar, Literal
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
 
+from botocore import exceptions as boto
 from botocore.config import Config
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
 
-from prefect_renderfarm.blocks.adapters.aws_lambda_errors import (
-    LogTail,
-    function_error,
-    service_error,
-)
-from prefect_renderfarm.blocks.adapters.helios import (
-    helios_payload,
-    parse_helios_answer,
-    render_by_helios,
-)
-from prefect_renderfarm.blocks.adapters.protocol import parse_answer, payload_secrets
-from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
-from prefect_renderfarm.blocks.chunks.render import ChunkRequest
+from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, measure_output
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
-from prefect_renderfarm.blocks.errors import SetupError, WorkerError, WorkerLost, WorkerRefused
+from prefect_renderfarm.blocks.errors import (
+    ChunkFileError,
+    CommandTimeout,
+    FatalWorkerError,
+    SetupError,
+    StorageError,
+    StorageRefused,
+    WorkerBusy,
+    WorkerError,
+    WorkerLost,
+    WorkerRefused,
+)
 from prefect_renderfarm.blocks.http.client import call_until_stopped
-from prefect_renderfarm.blocks.processes.masking import Mask
+from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
 
 # A function that reaches its own time limit answers so; that answer takes a little longer.
 _MARGIN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 # For checks before a job, which render nothing and may be repeated.
 _CHECK_ATTEMPTS = 3
+_NAME = "adapter aws-lambda-adapter"
+_LAST_LINES = 8
+# A function that the kernel ends for lack of memory has often used a little less in the report.
+_FULL = 0.95
+_CONFLICT = 409  # Lambda API reference, Invoke, "Errors": a function that is being changed
+# Errors with status 502 that only a person can fix.
+_LASTING = frozenset(
+    {"InvalidRuntimeException", "InvalidZipFileException", "KMSAccessDeniedException",
+     "KMSDisabledException", "KMSNotFoundException", "InvalidSecurityGroupIDException",
+     "InvalidSubnetIDException"}
+)  # fmt: skip
+_CREDENTIALS = "check the adapter's credentials"
+_PERMISSION = "the credentials lack the permission lambda:InvokeFunction for it"
+_FIXES = {
+    "ResourceNotFoundException": (
+        "check the function's name, its qualifier and the region of the credentials"
+    ),
+    "AccessDeniedException": _PERMISSION,
+    "AccessDenied": _PERMISSION,
+    "InvalidSignatureException": _CREDENTIALS,
+    "UnrecognizedClientException": _CREDENTIALS,
+    "ExpiredTokenException": _CREDENTIALS,
+    "InvalidClientTokenId": _CREDENTIALS,
+    "MissingAuthenticationTokenException": _CREDENTIALS,
+}
 
 
 class AwsLambdaAdapter(RemoteAdapter):
@@ -58,64 +103,40 @@ class AwsLambdaAdapter(RemoteAdapter):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "AWS Lambda Adapter"
-    _block_type_slug: ClassVar[str | None] = "aws-lambda-adapter"
-    _description: ClassVar[str | None] = "Render chunks in an AWS Lambda function."
+    _block_type_name = "AWS Lambda Adapter"
+    _block_type_slug = "aws-lambda-adapter"
+    _description = "Render chunks in an AWS Lambda function."
 
-    credentials: AwsCredentials = Field(
-        default_factory=AwsCredentials,
-        title="AWS credentials",
-        description=(
-            "Credentials, region and endpoint for invoking the function. Empty: those of the "
-            "machine that runs the flow."
-        ),
-    )
-    function_name: str = Field(
-        min_length=1, title="Function", description="Name or ARN of the function."
-    )
-    qualifier: str | None = Field(
-        default=None,
-        title="Version or alias",
-        description="The version of the function to invoke. Empty: the latest one.",
-    )
-    protocol: Literal["renderfarm", "helios"] = Field(
-        default="renderfarm",
-        title="Protocol",
-        description=(
-            "The payload that the function understands: that of deployments/lambda, or that of a "
-            "Helios function, which puts a chunk's file beside the job spec."
-        ),
-    )
-    job_path: str = Field(
-        default="s3://{bucket}/{key}",
-        title="Path of the job",
-        description=(
-            "The path of the job spec in the payload of a Helios function; {bucket} and {key} "
-            "stand for its bucket and key in the storage."
-        ),
-    )
-    timeout: float = Field(
-        default=900.0,
-        gt=0,
-        title="Timeout",
-        # AWS Lambda quotas, "Function timeout".
-        description="The function's own time limit, in seconds; AWS allows up to 900.",
-    )
+    credentials: AwsCredentials = Field(default_factory=AwsCredentials, title="AWS credentials")
+    """Credentials, region and endpoint for invoking the function. Empty: those of the machine that
+    runs the flow."""
+    function_name: str = Field(min_length=1, title="Function")
+    """Name or ARN of the function."""
+    qualifier: str | None = Field(default=None, title="Version or alias")
+    """The version of the function to invoke. Empty: the latest one."""
+    protocol: Literal["renderfarm", "helios"] = Field(default="renderfarm", title="Protocol")
+    """The payload that the function understands: that of deployments/lambda, or that of a Helios
+    function, which puts a chunk's file beside the job spec."""
+    job_path: str = Field(default="s3://{bucket}/{key}", title="Path of the job")
+    """The path of the job spec in the payload of a Helios function; {bucket} and {key} stand for
+    its bucket and key in the storage."""
+    timeout: float = Field(default=900.0, gt=0, title="Timeout")
+    """The function's own time limit, in seconds; AWS allows up to 900."""
 
-    _client: Any = PrivateAttr(default=None)
-    _client_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _clients: dict[int, Any] = PrivateAttr(default_factory=dict)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def check(self) -> None:
         """Ask AWS Lambda whether these credentials may invoke the function. See `WorkerAdapter`."""
         try:
-            self._ask_service("invoke", InvocationType="DryRun", Payload=b"{}")
+            self._call("invoke", InvocationType="DryRun", Payload=b"{}")
         except WorkerError as error:
             raise SetupError(str(error)) from None
 
     def digest_inputs(self) -> dict[str, Any]:
         """Return the function's name and, if these credentials may read it, its code's hash."""
         try:
-            code = self._ask_service("get_function_configuration")["CodeSha256"]
+            code = self._call("get_function_configuration")["CodeSha256"]
         except WorkerRefused:  # lambda:GetFunctionConfiguration is not needed to render
             code = ""
         except WorkerError as error:
@@ -148,16 +169,43 @@ class AwsLambdaAdapter(RemoteAdapter):
         stop: threading.Event,
         worker: str | None = None,
     ) -> WorkerResult:
-        """Render a chunk in the function. See `WorkerAdapter`."""
+        """Render a chunk in the function. See `WorkerAdapter`.
+
+        The file of a Helios function is the object `output_file` beside the job spec. One that an
+        earlier run left there is removed first. If the answer is lost, but the file is there, the
+        chunk is done: it is not rendered twice.
+        """
         if self.protocol == "renderfarm":
             return super().render(request, storage, stop, worker)
-
-        def ask() -> WorkerResult:
-            payload = helios_payload(request, storage, self.job_path)
-            return self.ask_until_free(payload, f"chunk {request.chunk_id}", self.timeout, stop)
-
-        with self._limit.slot(stop):
-            return render_by_helios(request, storage, ask, worker or self.function)
+        started, worker = time.monotonic(), worker or self.function
+        bucket = BucketStore(storage)
+        store = JobStore(bucket, request.key)
+        if (done := store.manifest(request.chunk_id, request.identity)) is not None:
+            return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+        file_key = f"{store.root}/{request.output_file}"
+        bucket.delete([file_key])
+        job_key = bucket.absolute(f"{store.root}/job.json")
+        path = self.job_path.replace("{bucket}", bucket.bucket).replace("{key}", job_key)
+        payload, name = {"jobPath": path, "chunkIndex": request.index}, f"chunk {request.chunk_id}"
+        lost: WorkerError | None = None
+        try:
+            answer = self.ask_until_free(payload, name, self.timeout, stop)
+            result = dataclasses.replace(answer, worker=worker)
+        except FatalWorkerError:
+            raise
+        except WorkerError as error:
+            lost, said = error, f"its answer was lost: {error}"
+            result = WorkerResult(exit_code=0, stdout=said, worker=worker)
+        if result.exit_code != 0:
+            store.keep_log(request.chunk_id, result.stdout.encode())
+            return result
+        try:
+            _publish(request, store, file_key, result, started)
+        except ChunkFileError as error:
+            raise (lost or error) from None
+        if lost is not None:
+            run_log().warning("%s: done, but its answer was lost: %s", name, lost)
+        return result
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -166,26 +214,17 @@ class AwsLambdaAdapter(RemoteAdapter):
 
         The function keeps the time limit itself; `stop` ends the waiting, not the invocation.
         """
-
-        def invoke() -> tuple[dict[str, Any], bytes]:
-            try:
-                answer = self._shared_client().invoke(
-                    **self._function_parameters,
-                    InvocationType="RequestResponse",
-                    LogType="Tail",
-                    Payload=json.dumps(payload).encode(),
-                )
-                return answer, answer["Payload"].read()
-            except Exception as error:
-                raise service_error(error, name, self.function) from None
-
-        answer, body = call_until_stopped(invoke, stop, name)
+        invoke = partial(
+            self._call, "invoke", name, 1, InvocationType="RequestResponse", LogType="Tail",
+            Payload=json.dumps(payload).encode(),
+        )  # fmt: skip
+        answer = call_until_stopped(invoke, stop, name)
         mask = Mask(payload_secrets(payload))  # errors quote what the function answers
         log = LogTail.decode(answer.get("LogResult"), mask)
         try:
-            parsed = mask.parsed(json.loads(body))
+            parsed = mask.parsed(json.loads(answer["Payload"]))
         except ValueError:
-            shown = mask(body.decode(errors="replace"))[:200]
+            shown = mask(answer["Payload"].decode(errors="replace"))[:200]
             raise WorkerLost(
                 f"{name}: function {self.function!r} answered {shown!r}, which is no JSON{log}"
             ) from None
@@ -196,36 +235,168 @@ class AwsLambdaAdapter(RemoteAdapter):
             parse(parsed, name), billed_seconds=log.billed_seconds, memory_mb=log.memory_mb
         )
 
-    @property
-    def _function_parameters(self) -> dict[str, str]:
-        qualifier = {"Qualifier": self.qualifier} if self.qualifier else {}
-        return {"FunctionName": self.function_name, **qualifier}
-
-    def _ask_service(self, operation: str, **parameters: Any) -> Any:
-        """Call an operation of AWS Lambda that may be repeated. Raises: WorkerError."""
+    def _call(
+        self, operation: str, name: str = _NAME, attempts: int = _CHECK_ATTEMPTS, **parameters: Any
+    ) -> Any:
+        """Call an operation of AWS Lambda on the function. Raises: WorkerError."""
+        if self.qualifier:
+            parameters["Qualifier"] = self.qualifier
         try:
-            with closing(self._new_client(_CHECK_ATTEMPTS)) as client:
-                return getattr(client, operation)(**self._function_parameters, **parameters)
+            call = getattr(self._client(attempts), operation)
+            answer = call(FunctionName=self.function_name, **parameters)
+            if "Payload" in answer:
+                answer["Payload"] = answer["Payload"].read()
         except Exception as error:
-            name = f"adapter {self.get_block_type_slug()}"
             raise service_error(error, name, self.function) from None
+        return answer
 
-    def _shared_client(self) -> Any:
-        with self._client_lock:
-            if self._client is None:
-                self._client = self._new_client(1)
-            return self._client
+    def _client(self, attempts: int) -> Any:
+        """Return the client that makes so many attempts at a call."""
+        with self._lock:  # sessions of boto3 are not safe to use from several threads
+            if attempts not in self._clients:
+                config = Config(
+                    connect_timeout=_CONNECT_SECONDS,
+                    read_timeout=self.timeout + _MARGIN_SECONDS,
+                    retries={"total_max_attempts": attempts, "mode": "standard"},
+                    max_pool_connections=self.max_in_flight,
+                    # Routers on the way forget a connection that is silent for minutes.
+                    tcp_keepalive=True,
+                )
+                parameters = self.credentials.aws_client_parameters.get_params_override()
+                parameters["config"] = parameters.get("config", Config()).merge(config)
+                session = self.credentials.get_boto3_session()
+                self._clients[attempts] = session.client("lambda", **parameters)
+            return self._clients[attempts]
 
-    def _new_client(self, attempts: int) -> Any:
-        parameters = self.credentials.aws_client_parameters.get_params_override()
-        config = Config(
-            connect_timeout=_CONNECT_SECONDS,
-            read_timeout=self.timeout + _MARGIN_SECONDS,
-            retries={"total_max_attempts": attempts, "mode": "standard"},
-            max_pool_connections=self.max_in_flight,
-            # Routers on the way forget a connection that is silent for minutes.
-            tcp_keepalive=True,
+
+def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
+    """Return the result in a Helios function's answer.
+
+    Raises:
+        WorkerLost: Its status is 429 or at least 500, or it is not an answer of Helios' protocol.
+        WorkerRefused: Its status is another one of at least 400.
+    """
+    try:
+        status = int(answer["statusCode"])
+        body = answer.get("body")
+        if status < 400:
+            body = json.loads(body) if isinstance(body, str) else body
+            output = str(body.get("output") or "")
+            return WorkerResult(exit_code=int(body["exitCode"]), stdout=output)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise WorkerLost(
+            f"{name}: the function's answer is none of Helios' protocol: {str(answer)[:200]!r}"
+        ) from None
+    kind = WorkerLost if status == 429 or status >= 500 else WorkerRefused
+    raise kind(f"{name}: the function answered with status {status}: {str(body)[:500]}")
+
+
+def _publish(
+    request: ChunkRequest, store: JobStore, key: str, result: WorkerResult, started: float
+) -> None:
+    with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / Path(request.output_file).name
+        try:
+            store.store.download(key, path)
+        except StorageRefused:
+            raise
+        except (StorageError, OSError) as error:
+            raise ChunkFileError(
+                f"chunk {request.chunk_id}: its command succeeded, but its output file could not "
+                f"be downloaded: {error}; a Helios function has to put it beside the job spec"
+            ) from None
+        done = measure_output(request, path, result.worker, started)
+        store.publish(done.model_copy(update={"stored_as": key}), result.stdout.encode())
+
+
+@dataclass(frozen=True)
+class LogTail:
+    """The last 4 KB of an invocation's log: the function's own lines, and what Lambda reports.
+
+    Memory is in units of 1,048,576 bytes. None means that the log does not say.
+    """
+
+    lines: tuple[str, ...] = ()
+    billed_seconds: float | None = None
+    memory_mb: int | None = None
+    used_mb: int | None = None
+
+    @classmethod
+    def decode(cls, encoded: str | None, mask: Mask = NO_SECRETS) -> Self:
+        """Return the log tail of an answer, which is Base64, without secrets; empty if none."""
+        try:
+            lines = mask(base64.b64decode(encoded or "").decode(errors="replace")).splitlines()
+        except ValueError:
+            return cls()
+        report = next((line for line in reversed(lines) if line.startswith("REPORT ")), "")
+        billed, memory, used = (
+            int(found[1]) if (found := re.search(rf"{name}: (\d+)", report)) else None
+            # Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
+            for name in ("Billed Duration", "Memory Size", "Max Memory Used")
         )
-        parameters["config"] = parameters.get("config", Config()).merge(config)
-        session = self.credentials.get_boto3_session()
-        return session.client("lambda", **parameters)
+        added = ("START ", "END ", "REPORT ", "INIT_")
+        own = (line.rstrip() for line in lines if line.strip() and not line.startswith(added))
+        return cls(tuple(own), None if billed is None else billed / 1000, memory, used)
+
+    @property
+    def full(self) -> bool | None:
+        """Whether the function used all its memory; None if the log does not say."""
+        if self.memory_mb is None or self.used_mb is None:
+            return None
+        return self.used_mb >= _FULL * self.memory_mb
+
+    def __str__(self) -> str:
+        last = " / ".join(self.lines[-_LAST_LINES:])
+        return f"; the end of its log: {last}" if last else ""
+
+
+def function_error(payload: Any, log: LogTail, name: str, function: str) -> WorkerError:
+    """Return the error for an invocation whose function failed, by its parsed answer and log."""
+    given = payload if isinstance(payload, dict) else {"errorMessage": str(payload)}
+    kind, message = str(given.get("errorType") or ""), str(given.get("errorMessage") or "")
+    what = f"{name}: function {function!r}"
+    if kind == "Sandbox.Timedout" or "timed out after" in message:
+        return CommandTimeout(
+            f"{what} ran into its time limit ({message}): give chunks fewer frames, or the "
+            f"function a higher limit, up to 900 s{log}"
+        )
+    killed = "signal: killed" in message and log.full is not False
+    if kind == "Runtime.OutOfMemory" or (kind == "Runtime.ExitError" and (killed or log.full)):
+        size = f"of {log.memory_mb:,} MB" if log.memory_mb else "that it has"
+        return WorkerError(
+            f"{what} was ended, most likely because it used all the memory {size} ({message}): "
+            f"give the function more memory{log}"
+        )
+    if kind == "Function.ResponseSizeTooLarge":
+        return FatalWorkerError(
+            f"{what} answered with more than the 6 MB that AWS Lambda takes ({message}): let it "
+            "answer with the last lines of its output only"
+        )
+    return WorkerLost(f"{what} failed with {kind or 'an error'}: {message}{log}")
+
+
+def service_error(error: Exception, name: str, function: str) -> WorkerError:
+    """Return the error for what boto3 raised: AWS Lambda did not invoke a function, or not answer.
+
+    It is a `FatalWorkerError` unless another attempt may succeed.
+    """
+    what = f"{name}: function {function!r}"
+    if isinstance(error, boto.ClientError):
+        answer: Any = error.response
+        given = answer.get("Error", {})
+        code = str(given.get("Code", ""))
+        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        shown = f"{code}: {given.get('Message') or f'HTTP status {status}'}"
+        if status == 413 or code == "RequestTooLargeException":
+            return FatalWorkerError(f"{what} cannot be asked, the request is too large ({shown})")
+        if status == 429:  # AWS Lambda developer guide, "Invoke errors"
+            return WorkerBusy(f"{what} is busy ({shown})")
+        if (status == _CONFLICT or status >= 500) and code not in _LASTING:
+            return WorkerLost(f"{what} gave no answer ({shown})")
+        fix = _FIXES.get(code, "check the function's configuration")
+        return WorkerRefused(f"{what} cannot be invoked ({shown}): {fix}")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
+        return WorkerLost(f"{what} gave no answer: {error}")
+    if isinstance(error, boto.BotoCoreError):
+        return WorkerRefused(f"{what} cannot be invoked: {error}; {_CREDENTIALS}")
+    return WorkerLost(f"{what} gave no answer: {type(error).__name__}: {error}")

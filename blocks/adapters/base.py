@@ -55,27 +55,17 @@ class WorkerAdapter(FarmBlock, ABC):
         """Return the adapter's part of the inputs digest: what determines the pictures.
 
         Process variables, an image, a version, but no secrets. After a change, chunks are rendered
-        again. Called after `check`.
-
-        Raises:
-            SetupError: It cannot be read now; another attempt may succeed.
+        again. Called after `check`. Raises SetupError if it cannot be read now.
         """
         return {}
 
     def check(self) -> None:
-        """Refuse a block that cannot work, such as one without credentials; before any chunk.
-
-        Raises:
-            SetupError: What is wrong, and the fix.
-        """
+        """Raise SetupError if the block cannot work, such as without credentials."""
 
     def check_command(self, command: str) -> None:
-        """Refuse a command that this adapter would not run; before any chunk is rendered.
+        """Raise FatalWorkerError for a command that would not be run; before any chunk.
 
         An adapter whose workers decide for themselves accepts all commands here.
-
-        Raises:
-            FatalWorkerError: What is wrong, and the fix.
         """
 
     def render(

@@ -6,7 +6,12 @@ import dataclasses
 import ipaddress
 import json
 import threading
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, Self
 
 import httpx
 from pydantic import (
@@ -19,8 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_renderfarm.blocks.adapters.protocol import parse_answer, payload_secrets
-from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter
+from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
 from prefect_renderfarm.blocks.command import WorkerResult
 from prefect_renderfarm.blocks.errors import (
     CommandTimeout,
@@ -32,12 +36,9 @@ from prefect_renderfarm.blocks.errors import (
     WorkStopped,
 )
 from prefect_renderfarm.blocks.http.client import (
-    HttpConnections,
-    Status,
     call_until_stopped,
-    describe,
-    retry_after,
-    status_of,
+    error_kind,
+    wait_until_stopped,
 )
 from prefect_renderfarm.blocks.processes.masking import MASKED, Mask, query_secrets, warn_of_short
 from prefect_renderfarm.blocks.runtime.text import one_line
@@ -47,6 +48,15 @@ GOOGLE_EXTRA = "pip install 'prefect-renderfarm[google]'"
 _HEADER_NAME = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
 # A provider that has no instance running starts one for the first request.
 _CHECK_SECONDS = 60.0
+# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
+_IDLE_SECONDS = 4.0
+_FIXES: dict[int, str] = {  # RFC 9110, 15.5
+    HTTPStatus.UNAUTHORIZED: "check the token or key",
+    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",
+    HTTPStatus.NOT_FOUND: "check the path of the URL",
+    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the worker's limit, or shorten the command",
+}
 
 
 class HttpAdapter(RemoteAdapter):
@@ -65,80 +75,39 @@ class HttpAdapter(RemoteAdapter):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "HTTP Adapter"
-    _block_type_slug: ClassVar[str | None] = "http-adapter"
-    _description: ClassVar[str | None] = (
-        "Render chunks on workers at an address, such as a Cloud Run service."
-    )
+    _block_type_name = "HTTP Adapter"
+    _block_type_slug = "http-adapter"
+    _description = "Render chunks on workers at an address, such as a Cloud Run service."
 
-    url: str = Field(
-        repr=False,
-        title="URL",
-        description=(
-            "The worker's address. https, unless it is on this machine. A key in its query is "
-            "kept out of logs, errors and runs, but whoever may see this block sees it: a header "
-            "is safer."
-        ),
-    )
-    token: SecretStr | None = Field(
-        default=None, title="Token", description="Sent as a bearer token. Empty: none."
-    )
-    header_name: str | None = Field(
-        default=None,
-        pattern=_HEADER_NAME,
-        title="Header",
-        description="Name of a further header with a key, such as x-functions-key of Azure.",
-    )
-    header_value: SecretStr | None = Field(
-        default=None, title="Value of the header", description="Value of the further header."
-    )
-    audience: str | None = Field(
-        default=None,
-        title="Audience of a Google ID token",
-        description=(
-            "Sends an ID token for this audience, for Cloud Run usually the service's address. "
-            "Needs the extra `google`. Empty: none."
-        ),
-    )
-    connect_timeout: float = Field(
-        default=10.0,
-        gt=0,
-        title="Connect timeout",
-        description="Longest time to open a connection, in seconds.",
-    )
-    health_path: str = Field(
-        default="/health",
-        title="Path of the health check",
-        description="Requested, below the URL, before any chunk. Empty: no check.",
-    )
-    allow_http: bool = Field(
-        default=False,
-        title="Allow http",
-        description="Also send secrets and jobs unencrypted to other machines.",
-    )
+    url: str = Field(repr=False, title="URL")
+    """The worker's address. https, unless it is on this machine. A key in its query is kept out of
+    logs, errors and runs, but whoever may see this block sees it: a header is safer."""
+    token: SecretStr | None = Field(default=None, title="Token")
+    """Sent as a bearer token. Empty: none."""
+    header_name: str | None = Field(default=None, pattern=_HEADER_NAME, title="Header")
+    """Name of a further header with a key, such as x-functions-key of Azure."""
+    header_value: SecretStr | None = Field(default=None, title="Value of the header")
+    """Value of the further header."""
+    audience: str | None = Field(default=None, title="Audience of a Google ID token")
+    """Sends an ID token for this audience, for Cloud Run usually the service's address. Needs the
+    extra `google`. Empty: none."""
+    connect_timeout: float = Field(default=10.0, gt=0, title="Connect timeout")
+    """Longest time to open a connection, in seconds."""
+    health_path: str = Field(default="/health", title="Path of the health check")
+    """Requested, below the URL, before any chunk. Empty: no check."""
+    allow_http: bool = Field(default=False, title="Allow http")
+    """Also send secrets and jobs unencrypted to other machines."""
 
-    _connections: HttpConnections = PrivateAttr()
-    _google: _GoogleToken | None = PrivateAttr(default=None)
+    _client: httpx.AsyncClient = PrivateAttr()
+    _google: Any = PrivateAttr(default=None)
+    _google_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def model_post_init(self, context: Any) -> None:
-        """Set up the connections, and the token's source."""
+        """Set up the connections, which are kept for the next request."""
         super().model_post_init(context)
-        self._connections = HttpConnections(self.max_in_flight, self.connect_timeout)
-        self._google = _GoogleToken(self.audience) if self.audience else None
-
-    @field_validator("url")
-    @classmethod
-    def _is_whole_address(cls, address: str) -> str:
-        try:
-            url = httpx.URL(address)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"is no URL: {error}") from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("give the whole address, such as https://worker.example.com")
-        # RFC 9110, section 4.2.4: deprecated, since they are shown wherever an address is.
-        if url.userinfo:
-            raise ValueError("holds a name or password: use the fields for tokens and headers")
-        return address
+        timeout = httpx.Timeout(None, connect=self.connect_timeout)
+        limits = httpx.Limits(max_connections=self.max_in_flight, keepalive_expiry=_IDLE_SECONDS)
+        self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
 
     @field_validator("token", "header_value")
     @classmethod
@@ -160,23 +129,29 @@ class HttpAdapter(RemoteAdapter):
         return f"{address}{mark}{MASKED if mark else ''}"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        url = httpx.URL(self.url)
+    def _can_work(self) -> Self:
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"url: is no URL: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("url: give the whole address, such as https://worker.example.com")
+        # RFC 9110, section 4.2.4: deprecated, since they are shown wherever an address is.
+        if url.userinfo:
+            raise ValueError("url: holds a name or password: use the fields for tokens and headers")
         if url.scheme == "http" and not (self.allow_http or _is_loopback(url.host)):
             raise ValueError(
                 "url: http to another machine is not encrypted: use https, or allow_http"
             )
         if (self.header_name is None) != (self.header_value is None):
             raise ValueError("header_name and header_value: give both or none")
-        names = [(self.header_name or "").lower()]
-        names += ["authorization" for given in (self.token, self.audience) if given]
-        if names.count("authorization") > 1:
+        own = (self.header_name or "").lower() == "authorization"
+        if sum(map(bool, (self.token, self.audience, own))) > 1:
             raise ValueError("token, audience and an Authorization header: give one of them")
         return self
 
     def check(self) -> None:
         """Request the worker's health, with the token or key. See `WorkerAdapter`."""
-        super().check()
         secrets = {"token": self.token, "header_value": self.header_value}
         warn_of_short({name: key.get_secret_value() for name, key in secrets.items() if key})
         base = httpx.URL(self.url)
@@ -188,8 +163,8 @@ class HttpAdapter(RemoteAdapter):
             response = self._send("GET", url, "health check", _CHECK_SECONDS, threading.Event())
         except WorkerError as error:
             raise SetupError(f"adapter http-adapter: {error}") from None
-        if status_of(response) not in (Status.ANSWER, Status.BUSY):
-            raise SetupError(f"adapter http-adapter: {_worker_at(url)} {describe(response)}")
+        if error_kind(response) not in (None, WorkerBusy):
+            raise SetupError(f"adapter http-adapter: {_worker_at(url)} {_describe(response)}")
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -197,14 +172,11 @@ class HttpAdapter(RemoteAdapter):
         """POST a payload to the worker and wait for its answer. See `RemoteAdapter`."""
         url = httpx.URL(self.url)
         response = self._send("POST", url, name, timeout, stop, payload)
-        message = f"{name}: {_worker_at(url)} {describe(response)}"
-        match status_of(response):
-            case Status.BUSY:
-                raise WorkerBusy(message, retry_after(response.headers))
-            case Status.REFUSED:
-                raise WorkerRefused(message)
-            case Status.LOST:
-                raise WorkerLost(message)
+        message, kind = f"{name}: {_worker_at(url)} {_describe(response)}", error_kind(response)
+        if kind is WorkerBusy:
+            raise WorkerBusy(message, retry_after(response.headers))
+        if kind is not None:
+            raise kind(message)
         result = parse_answer(self._parsed(response, payload_secrets(payload)), name)
         return dataclasses.replace(result, worker=result.worker or _worker_at(url))
 
@@ -213,12 +185,11 @@ class HttpAdapter(RemoteAdapter):
         payload: Any = None,
     ) -> httpx.Response:  # fmt: skip
         """Send a request. Raises: WorkerError, if there is no answer."""
-        # To fetch Google's token cannot be interrupted.
-        headers = call_until_stopped(self._headers, stop, name) if self._google else self._headers()
+        get = self._headers  # which cannot be interrupted while it fetches Google's token
+        headers = call_until_stopped(get, stop, name) if self.audience else get()
         try:
-            return self._connections.send(
-                method, url, headers=headers, timeout=timeout, stop=stop, json=payload
-            )
+            answer = self._client.request(method, url, headers=headers, json=payload)
+            return wait_until_stopped(answer, timeout, stop)
         except TimeoutError:
             raise CommandTimeout(
                 f"{name}: given up after {timeout:g} s, the longest it may take at "
@@ -238,9 +209,38 @@ class HttpAdapter(RemoteAdapter):
             headers[self.header_name] = self.header_value.get_secret_value()
         if self.token:
             headers["Authorization"] = f"Bearer {self.token.get_secret_value()}"
-        if self._google:
-            headers["Authorization"] = f"Bearer {self._google.value()}"
+        if self.audience:
+            headers["Authorization"] = f"Bearer {self._google_token(self.audience)}"
         return headers
+
+    def _google_token(self, audience: str) -> str:
+        """Return an ID token by which Google Cloud Run knows who asks, valid for some minutes."""
+        try:
+            # Only here: google-auth is an extra.
+            from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+            from google.auth.transport.requests import Request
+            from google.oauth2 import id_token
+        except ImportError:
+            raise SetupError(
+                f"a Google ID token for {audience!r} needs google-auth: {GOOGLE_EXTRA}"
+            ) from None
+        try:
+            with self._google_lock:
+                if self._google is None:
+                    fetch: Any = id_token.fetch_id_token_credentials  # has no types
+                    self._google = fetch(audience, Request())
+                if not self._google.valid:
+                    self._google.refresh(Request())
+                return str(self._google.token)
+        except DefaultCredentialsError as error:
+            raise SetupError(
+                f"there are no Google credentials for an ID token for {audience!r}: "
+                f"{one_line((*error.args, error)[0])}; set GOOGLE_APPLICATION_CREDENTIALS to a "
+                "service account's file, or run where Google gives one"
+            ) from None
+        except GoogleAuthError as error:
+            reason = one_line((*error.args, error)[0])
+            raise WorkerLost(f"Google gave no ID token for {audience!r}: {reason}") from None
 
     def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
         """Return the answer's JSON, or its text if it is none, without the secrets of the request.
@@ -258,44 +258,28 @@ class HttpAdapter(RemoteAdapter):
             return mask(response.text)
 
 
-class _GoogleToken:
-    """An ID token by which Google Cloud Run knows who asks; safe to use from several threads."""
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    with suppress(ValueError):
+        date = parsedate_to_datetime(text)
+        date = date.replace(tzinfo=date.tzinfo or UTC)  # RFC 9110, 5.6.7: some forms do not say so
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return None
 
-    def __init__(self, audience: str) -> None:
-        self._audience = audience
-        self._lock = threading.Lock()
-        self._credentials: Any = None
 
-    def value(self) -> str:
-        """Return a token that is valid for some minutes. Raises: SetupError, WorkerLost."""
-        try:
-            # Only here: google-auth is an extra.
-            from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-            from google.auth.transport.requests import Request
-            from google.oauth2 import id_token
-        except ImportError:
-            raise SetupError(
-                f"a Google ID token for {self._audience!r} needs google-auth: {GOOGLE_EXTRA}"
-            ) from None
-        with self._lock:
-            try:
-                if self._credentials is None:
-                    fetch: Any = id_token.fetch_id_token_credentials  # has no types
-                    self._credentials = fetch(self._audience, Request())
-                if not self._credentials.valid:
-                    self._credentials.refresh(Request())
-            except GoogleAuthError as error:
-                reason = one_line((*error.args, error)[0])
-                if isinstance(error, DefaultCredentialsError):
-                    raise SetupError(
-                        f"there are no Google credentials for an ID token for {self._audience!r}: "
-                        f"{reason}; set GOOGLE_APPLICATION_CREDENTIALS to a service account's "
-                        "file, or run where Google gives one"
-                    ) from None
-                raise WorkerLost(
-                    f"Google gave no ID token for {self._audience!r}: {reason}"
-                ) from None
-            return str(self._credentials.token)
+def _describe(response: httpx.Response) -> str:
+    """Return an answer's status and the fix, in one line."""
+    code = response.status_code
+    text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
+    if response.is_redirect:
+        return f"{text}: give the address that it leads to"
+    fix = _FIXES.get(code)
+    if fix is None and error_kind(response) is WorkerRefused:
+        fix = "check that the URL is that of a worker of the same version"
+    return f"{text}: {fix}" if fix else text
 
 
 def _worker_at(url: httpx.URL) -> str:

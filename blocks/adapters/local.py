@@ -6,26 +6,25 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from prefect.types import SecretDict
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import CommandNotRunnable
-from prefect_renderfarm.blocks.processes.command_line import (
+from prefect_renderfarm.blocks.processes.masking import Mask, warn_of_short
+from prefect_renderfarm.blocks.processes.process_group import run_program
+from prefect_renderfarm.blocks.processes.programs import (
     check_programs,
     find_program,
+    path_with_ffmpeg,
     require_allowed,
     split_command,
 )
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import path_with_ffmpeg
-from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS, Mask, warn_of_short
-from prefect_renderfarm.blocks.processes.process_group import run_program
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 
 # What programs need to find themselves, their libraries, their language and their scratch space.
@@ -33,6 +32,7 @@ PASSED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TERM",
     "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR",
 )  # fmt: skip
+_NOT_EXECUTABLE = (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG)
 
 
 class LocalAdapter(WorkerAdapter):
@@ -48,67 +48,37 @@ class LocalAdapter(WorkerAdapter):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "Local Adapter"
-    _block_type_slug: ClassVar[str | None] = "local-adapter"
-    _description: ClassVar[str | None] = (
+    _block_type_name = "Local Adapter"
+    _block_type_slug = "local-adapter"
+    _description = (
         "Run render and merge commands as subprocesses of the machine that runs the flow."
     )
 
-    timeout: float | None = Field(
-        default=None,
-        gt=0,
-        title="Timeout",
-        description="Longest time a command may run, in seconds. Empty: no limit.",
-    )
-    grace: float = Field(
-        default=5.0,
-        ge=0,
-        title="Grace period",
-        description="Seconds a command gets to end itself after SIGTERM, before SIGKILL.",
-    )
-    pass_variables: list[str] = Field(
-        default=[],
-        title="Variables to pass on",
-        description=(
-            "Names of further environment variables of the worker to pass to commands. "
-            f"Always passed: {', '.join(PASSED_VARIABLES)}."
-        ),
-    )
-    environment: dict[str, str] = Field(
-        default={}, title="Environment", description="Environment variables to set for commands."
-    )
+    timeout: float | None = Field(default=None, gt=0, title="Timeout")
+    """Longest time a command may run, in seconds. Empty: no limit."""
+    grace: float = Field(default=5.0, ge=0, title="Grace period")
+    """Seconds a command gets to end itself after SIGTERM, before SIGKILL."""
+    pass_variables: list[str] = Field(default=[], title="Variables to pass on")
+    """Names of further environment variables of the worker to pass to commands. Always passed:
+    HOME, LANG, LC_ALL, LC_CTYPE, LD_LIBRARY_PATH, LOGNAME, PATH, SHELL, TERM, TMPDIR, TZ, USER,
+    XDG_RUNTIME_DIR."""
+    environment: dict[str, str] = Field(default={}, title="Environment")
+    """Environment variables to set for commands."""
     secret_environment: SecretDict = Field(
-        default_factory=lambda: SecretDict({}),
-        title="Secret environment",
-        description=(
-            "Environment variables to set for commands whose values are kept secret. Logs, errors "
-            f"and kept output show {MASKED} in their place, unless they have fewer than "
-            f"{MIN_CHARACTERS} characters. Files that a command writes are not searched."
-        ),
+        default_factory=lambda: SecretDict({}), title="Secret environment"
     )
-    ffmpeg: Path | None = Field(
-        default=None,
-        title="FFmpeg",
-        description=(
-            "The program that `ffmpeg` means inside commands. "
-            "Empty: the one on PATH, else the one that imageio-ffmpeg carries."
-        ),
+    """Environment variables to set for commands whose values are kept secret. Logs, errors and kept
+    output show *** in their place, unless they have fewer than 4 characters. Files that a command
+    writes are not searched."""
+    ffmpeg: Path | None = Field(default=None, title="FFmpeg")
+    """The program that `ffmpeg` means inside commands. Empty: the one on PATH, else the one that
+    imageio-ffmpeg carries."""
+    programs: Annotated[list[str], AfterValidator(check_programs)] = Field(
+        default=[], title="Allowed programs"
     )
-    programs: list[str] = Field(
-        default=[],
-        title="Allowed programs",
-        description=(
-            "What commands may begin with, word for word: a name such as ffmpeg, which is looked "
-            "up on PATH, or an absolute path. Empty: any program. A program that starts others, "
-            "such as env, sh, xargs or python, lets a job run anything."
-        ),
-    )
-
-    @field_validator("programs")
-    @classmethod
-    def _programs_are_names(cls, programs: list[str]) -> list[str]:
-        check_programs(programs)
-        return programs
+    """What commands may begin with, word for word: a name such as ffmpeg, which is looked up on
+    PATH, or an absolute path. Empty: any program. A program that starts others, such as env, sh,
+    xargs or python, lets a job run anything."""
 
     def check(self) -> None:
         """Warn of secrets that are too short to be masked."""
@@ -125,42 +95,48 @@ class LocalAdapter(WorkerAdapter):
         A program that does not exist ends with exit code 127, one that may not be executed with
         126, as in a POSIX shell.
         """
-        arguments = split_command(job.command)
-        program = self._program(arguments[0], job.name)
         started = time.monotonic()
-
-        def ended(exit_code: int, stdout: str, stderr: str) -> WorkerResult:
-            return WorkerResult(
-                exit_code=exit_code,
-                stdout=stdout,
-                stderr=stderr,
-                duration=time.monotonic() - started,
-                worker=socket.gethostname(),
-            )
-
-        if program is None:
-            return ended(127, "", f"{arguments[0]}: {os.strerror(errno.ENOENT)}")
         try:
-            with _line_logger(job) as on_line:
-                return ended(
-                    *run_program(
-                        [program, *arguments[1:]],
-                        name=job.name,
-                        cwd=job.cwd,
-                        environment=self.child_environment(job),
-                        on_line=on_line,
-                        stop=job.stop,
-                        timeout=job.timeout or self.timeout,
-                        grace=self.grace,
-                        mask=Mask(self._secrets().values()),
-                    )
-                )
+            exit_code, stdout, stderr = self._run(job)
         except FileNotFoundError as error:
-            return ended(127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}")
+            exit_code, stdout, stderr = 127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}"
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG):
+            if error.errno not in _NOT_EXECUTABLE:
                 raise
-            return ended(126, "", f"{error.filename}: {error.strerror}")
+            exit_code, stdout, stderr = 126, "", f"{error.filename}: {error.strerror}"
+        return WorkerResult(
+            exit_code=exit_code,
+            stdout=stdout,
+            stderr=stderr,
+            duration=time.monotonic() - started,
+            worker=socket.gethostname(),
+        )
+
+    def _run(self, job: WorkerJob) -> tuple[int, str, str]:
+        program, *arguments = split_command(job.command)
+        program = self._find(program, job.name)
+        log = run_log()  # here: the threads that read the output have no run
+        file = (job.log_file or Path(os.devnull)).open("w", encoding="utf-8")
+
+        def on_line(line: str) -> None:
+            log.info("%s | %s", job.name, line)
+            file.write(f"{line}\n")
+
+        try:
+            return run_program(
+                [program, *arguments],
+                name=job.name,
+                cwd=job.cwd,
+                environment=self.child_environment(job),
+                on_line=on_line,
+                stop=job.stop,
+                timeout=job.timeout or self.timeout,
+                grace=self.grace,
+                mask=Mask(self._secrets().values()),
+            )
+        finally:
+            with suppress(OSError):  # a disk that the command has filled; its end matters more
+                file.close()
 
     def child_environment(self, job: WorkerJob) -> dict[str, str]:
         """Return all variables of a command's process."""
@@ -168,21 +144,20 @@ class LocalAdapter(WorkerAdapter):
         environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
         return environment
 
-    def _program(self, word: str, name: str) -> str | None:
-        """Return the path or name by which to start a command's program; None: it does not exist.
-
-        Raises:
-            CommandNotRunnable: It is not allowed.
-        """
+    def _find(self, program: str, name: str) -> str:
+        """Return the path or name by which to start a program, if it is allowed and exists."""
         if not self.programs:
-            return word
+            return program
         try:
-            require_allowed(word, self.programs)
+            require_allowed(program, self.programs)
         except CommandNotRunnable as error:
             raise CommandNotRunnable(f"{name}: {error}") from None
         # The job's own PATH, if it has one, does not count.
         search_path = self._environment().get("PATH", os.defpath)
-        return find_program(word, path_with_ffmpeg(search_path, self.ffmpeg))
+        found = find_program(program, path_with_ffmpeg(search_path, self.ffmpeg))
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+        return found
 
     def _environment(self) -> dict[str, str]:
         names = (*PASSED_VARIABLES, *self.pass_variables)
@@ -207,23 +182,3 @@ class LocalAdapter(WorkerAdapter):
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-
-
-@contextmanager
-def _line_logger(job: WorkerJob) -> Iterator[Callable[[str], None]]:
-    """Yield a function that writes a line of output to the run's log, and to the job's file."""
-    log = run_log()  # here: the threads that read the output have no run
-    if job.log_file is None:
-        yield lambda line: log.info("%s | %s", job.name, line)
-        return
-    file = job.log_file.open("w", encoding="utf-8")
-
-    def on_line(line: str) -> None:
-        log.info("%s | %s", job.name, line)
-        file.write(f"{line}\n")
-
-    try:
-        yield on_line
-    finally:
-        with suppress(OSError):  # a disk that the command has filled; its end matters more
-            file.close()

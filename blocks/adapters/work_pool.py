@@ -36,83 +36,40 @@ class WorkPoolAdapter(WorkerAdapter):
         from prefect_renderfarm.flows import render_job
 
         adapter = WorkPoolAdapter.load("BLOCK_NAME")
-        render_job(
-            "/renders/film.json",
-            adapter=adapter,
-            storage="s3-bucket/renders",
-            stitcher="remux-stitcher/default",
-            output_file="film.mp4",
-        )
+        render_job("/renders/film.json", adapter=adapter, storage="s3-bucket/renders")
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "Work Pool Adapter"
-    _block_type_slug: ClassVar[str | None] = "work-pool-adapter"
-    _description: ClassVar[str | None] = (
+    _block_type_name = "Work Pool Adapter"
+    _block_type_slug = "work-pool-adapter"
+    _description = (
         "Render chunks in batches, as flow runs on any Prefect work pool: "
         "Docker, Kubernetes, ECS, Cloud Run, or processes."
     )
     runs_commands: ClassVar[bool] = False
 
-    deployment: str = Field(
-        default=f"{FLOW}/cloud",
-        title="Deployment",
-        description="The deployment of the flow render-chunks that renders the batches.",
-    )
-    worker_adapter: str = Field(
-        default="local-adapter/default",
-        title="Adapter of the runs",
-        description="The saved adapter, type-slug/name, with which a run renders its chunks.",
-    )
-    max_runs: int = Field(
-        default=10, ge=1, title="Most runs at once", description="Number of flow runs at once."
-    )
-    chunks_at_once: int = Field(
-        default=1,
-        ge=1,
-        title="Chunks at once in a run",
-        description="Number of chunks that a run renders at once on its machine.",
-    )
-    chunks_per_run: int | None = Field(
-        default=None,
-        ge=1,
-        title="Chunks in a run",
-        description="Number of chunks in a batch. Empty: as many as fit the length of a batch.",
-    )
-    target_minutes: float = Field(
-        default=5.0,
-        gt=0,
-        title="Length of a batch",
-        description=(
-            "Planned minutes of a batch, estimated from finished chunks. The start of a machine "
-            "should be a small part of it."
-        ),
-    )
-    lost_after: float | None = Field(
-        default=None,
-        gt=0,
-        title="Lost after",
-        description=(
-            "Seconds without a finished chunk after which a run counts as lost: it is cancelled, "
-            "and its unfinished chunks are rendered by another run. Empty: "
-            f"{_LOST_FACTOR:g} times as long as the longest finished chunk took, at least "
-            f"{_MIN_LOST_SECONDS:g} s. A machine has {_MIN_LOST_SECONDS:g} s to start in any case."
-        ),
-    )
-    job_variables: dict[str, Any] = Field(
-        default={},
-        title="Job variables",
-        description=(
-            "Job variables that differ from the deployment's: image, cpu, memory. Not for secrets: "
-            "Prefect shows them with each run."
-        ),
-    )
-    poll_seconds: float = Field(
-        default=1.0,
-        gt=0,
-        title="Poll interval",
-        description="Seconds between two checks of the runs and of finished chunks.",
-    )
+    deployment: str = Field(default=f"{FLOW}/cloud", title="Deployment")
+    """The deployment of the flow render-chunks that renders the batches."""
+    worker_adapter: str = Field(default="local-adapter/default", title="Adapter of the runs")
+    """The saved adapter, type-slug/name, with which a run renders its chunks."""
+    max_runs: int = Field(default=10, ge=1, title="Most runs at once")
+    """Number of flow runs at once."""
+    chunks_at_once: int = Field(default=1, ge=1, title="Chunks at once in a run")
+    """Number of chunks that a run renders at once on its machine."""
+    chunks_per_run: int | None = Field(default=None, ge=1, title="Chunks in a run")
+    """Number of chunks in a batch. Empty: as many as fit the length of a batch."""
+    target_minutes: float = Field(default=5.0, gt=0, title="Length of a batch")
+    """Planned minutes of a batch, estimated from finished chunks. The start of a machine should be
+    a small part of it."""
+    lost_after: float | None = Field(default=None, gt=0, title="Lost after")
+    """Seconds without a finished chunk after which a run counts as lost: it is cancelled, and its
+    unfinished chunks are rendered by another run. Empty: 10 times as long as the longest finished
+    chunk took, at least 600 s. A machine has 600 s to start in any case."""
+    job_variables: dict[str, Any] = Field(default={}, title="Job variables")
+    """Job variables that differ from the deployment's: image, cpu, memory. Not for secrets: Prefect
+    shows them with each run."""
+    poll_seconds: float = Field(default=1.0, gt=0, title="Poll interval")
+    """Seconds between two checks of the runs and of finished chunks."""
 
     def check(self) -> None:
         """Refuse a block whose deployment or adapter does not exist. See `WorkerAdapter`."""
@@ -168,9 +125,8 @@ class WorkPoolAdapter(WorkerAdapter):
     def lost_seconds(self, longest_chunk: float | None, *, starting: bool) -> float | None:
         """Return the seconds without a finished chunk after which a run is lost; None: unknown.
 
-        Args:
-            longest_chunk: Seconds that the longest finished chunk took; None if none is finished.
-            starting: Whether a worker has taken the run, but its machine has not started yet.
+        `longest_chunk` is None if no chunk is finished; `starting` says that a worker has taken the
+        run, but its machine has not started yet.
         """
         if starting:
             return max(self.lost_after or 0.0, _MIN_LOST_SECONDS)

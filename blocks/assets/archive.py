@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from prefect_renderfarm.blocks.assets.workspace import AssetCache, disk_errors, inside, require_room
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
-from prefect_renderfarm.blocks.http.download import Download, DownloadFailed, open_download
+from prefect_renderfarm.blocks.http.client import Download, DownloadFailed, open_download
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file

@@ -1,85 +1,60 @@
-"""Requests that can be given up at any moment, and what their answers mean."""
+"""Requests that can be given up at any moment, and downloads of files that a job names.
+
+A download is fetched within limits, and only from hosts that `url_rules` allows. A host's addresses
+are looked up once, checked, and connected to as they are: a name that leads elsewhere a moment
+later (DNS rebinding) makes no difference. Redirects are checked like the URL.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import logging
+import socket
 import threading
-import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from enum import Enum, auto
-from functools import cache
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from prefect_renderfarm.blocks.errors import WorkStopped
+from prefect_renderfarm.blocks.errors import (
+    WorkerBusy,
+    WorkerError,
+    WorkerLost,
+    WorkerRefused,
+    WorkStopped,
+)
+from prefect_renderfarm.blocks.http.url_rules import HOSTS_VARIABLE, UrlRefused, UrlRules
+from prefect_renderfarm.blocks.runtime.text import one_line
 
 Value = TypeVar("Value")
 
 _POLL_SECONDS = 0.1
-# Servers keep an idle connection for 5 s and longer; one that they just closed costs an attempt.
-_IDLE_SECONDS = 4.0
-
-
-class Status(Enum):
-    """What to do about an answer."""
-
-    ANSWER = auto()  # read it
-    BUSY = auto()  # ask again in a while
-    LOST = auto()  # another attempt may succeed
-    REFUSED = auto()  # another attempt would end in the same way
-
-
 # Client errors that pass without a change: RFC 9110, 15.5.9, and RFC 8470, section 5.2.
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
-_FIXES: dict[int, str] = {  # RFC 9110, 15.5
-    HTTPStatus.UNAUTHORIZED: "check the token or key",
-    HTTPStatus.FORBIDDEN: "check the token or key, and what it may do",
-    HTTPStatus.NOT_FOUND: "check the path of the URL",
-    HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the worker's limit, or shorten the command",
-}
+_MAX_REDIRECTS = 5
+_CONNECT_SECONDS = 10.0
+# Longest silence of a server.
+_SILENCE_SECONDS = 60.0
+_CLOSE_SECONDS = 5.0
+_PART_BYTES = 1 << 20
+
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
 
 
-def status_of(response: httpx.Response) -> Status:
-    """Return what to do about an answer."""
+def error_kind(response: httpx.Response) -> type[WorkerError] | None:
+    """Return the error that an answer stands for; None if it is a success."""
     code = response.status_code
     if response.is_success:
-        return Status.ANSWER
-    if code == HTTPStatus.TOO_MANY_REQUESTS:  # RFC 6585, section 4
-        return Status.BUSY
-    return Status.LOST if code >= 500 or code in _PASSING else Status.REFUSED
-
-
-def describe(response: httpx.Response) -> str:
-    """Return an answer's status and the fix, in one line."""
-    code = response.status_code
-    text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
-    if response.is_redirect:
-        return f"{text}: give the address that it leads to"
-    fix = _FIXES.get(code)
-    if fix is None and status_of(response) is Status.REFUSED:
-        fix = "check that the URL is that of a worker of the same version"
-    return f"{text}: {fix}" if fix else text
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
         return None
-    # RFC 9110, 5.6.7: dates are in UTC, also those whose form does not say so.
-    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    if code == HTTPStatus.TOO_MANY_REQUESTS:  # RFC 6585, section 4
+        return WorkerBusy
+    return WorkerLost if code >= 500 or code in _PASSING else WorkerRefused
 
 
 class _WithoutQueries(logging.Filter):
@@ -97,72 +72,22 @@ class _WithoutQueries(logging.Filter):
 logging.getLogger("httpx").addFilter(_WithoutQueries())
 
 
-class HttpConnections:
-    """Up to `width` connections to a worker, which are kept; safe to use from several threads."""
+def wait_until_stopped(step: Awaitable[Value], timeout: float, stop: threading.Event) -> Value:
+    """Await a step in the event loop of all requests; give it up within 0.1 s of a stop.
 
-    def __init__(self, width: int, connect_timeout: float) -> None:
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=connect_timeout),
-            limits=httpx.Limits(
-                max_connections=width,
-                max_keepalive_connections=width,
-                keepalive_expiry=_IDLE_SECONDS,
-            ),
-        )
-        weakref.finalize(self, _close, self._client).atexit = False
-
-    def send(
-        self, method: str, url: httpx.URL, *, timeout: float, stop: threading.Event, **request: Any
-    ) -> httpx.Response:
-        """Send a request and wait for the whole answer, whatever its status.
-
-        When a request is given up, its connection is closed, so that the server notices.
-
-        Args:
-            method: Such as POST.
-            url: The whole address.
-            timeout: Longest time until the answer is complete, in seconds.
-            stop: Gives the request up when set.
-            request: Headers and body, as httpx takes them.
-
-        Raises:
-            TimeoutError: The answer was not complete in time.
-            httpx.HTTPError: There was no connection, or no answer.
-            WorkStopped: `stop` was set.
-        """
-
-        async def send() -> httpx.Response:
-            async with asyncio.timeout(timeout):
-                return await self._client.request(method, url, **request)
-
-        return wait_until_stopped(send(), stop)
-
-
-def wait_until_stopped(request: Coroutine[Any, Any, Value], stop: threading.Event) -> Value:
-    """Run a request in the event loop of all requests; give it up within 0.1 s of a stop.
-
-    Returns:
-        Its result; its error is raised here.
-
-    Raises:
-        WorkStopped: `stop` was set.
+    The connection of a request that is given up is closed, so that the server notices. Raises the
+    step's error, TimeoutError after `timeout` seconds, or WorkStopped.
     """
-    future = asyncio.run_coroutine_threadsafe(request, _loop())
+    waiting = asyncio.wait_for(step, timeout)
+    future = asyncio.run_coroutine_threadsafe(waiting, _event_loop())
     return _result(future, stop, "a request was given up, because its job was stopped")
 
 
 def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
     """Make a call that cannot be interrupted; wait no longer for it within 0.1 s of a stop.
 
-    It then runs to its end in its thread, for which a process that ends does not wait.
-
-    Args:
-        call: Returns the result; its error is raised here.
-        stop: Ends the waiting when set.
-        name: What the call is for, in the error.
-
-    Raises:
-        WorkStopped: `stop` was set.
+    It then runs to its end in its thread, for which a process that ends does not wait. Raises the
+    call's error, or WorkStopped.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not requested, because its job was stopped")
@@ -192,22 +117,159 @@ def _result(future: concurrent.futures.Future[Value], stop: threading.Event, mes
     raise WorkStopped(message)
 
 
-_starting = threading.Lock()
-
-
-def _loop() -> asyncio.AbstractEventLoop:
+def _event_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop, in a thread of its own, of all requests of this process."""
-    with _starting:
-        return _started_loop()
+    global _loop
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="renderfarm-http", daemon=True).start()
+        return _loop
 
 
-@cache
-def _started_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="renderfarm-http", daemon=True).start()
-    return loop
+class DownloadFailed(Exception):
+    """A file could not be fetched; `again`: another attempt may succeed.
+
+    The message holds nothing of the URL's query.
+    """
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(message)
+        self.again = again
 
 
-def _close(client: httpx.AsyncClient) -> None:
-    loop = _loop()
-    loop.call_soon_threadsafe(lambda: loop.create_task(client.aclose()))
+class Download:
+    """An answer whose body is still to be read; `size` is 0 if the server does not say."""
+
+    def __init__(
+        self, response: httpx.Response, max_bytes: int, wait: Callable[[Awaitable[Any]], Any]
+    ) -> None:
+        self.headers = response.headers
+        self.size = int(response.headers.get("content-length", 0))
+        self._response, self._max_bytes, self._wait = response, max_bytes, wait
+        if (kind := error_kind(response)) is not None:
+            raise DownloadFailed(
+                f"the server answered {response.status_code}", again=kind is not WorkerRefused
+            )
+        # A small compressed answer may hold gigabytes, and none was asked for.
+        encoding = self.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise DownloadFailed(
+                f"the server compresses it ({one_line(encoding, 20)}): serve it as it is"
+            )
+        self._require_size(self.size)
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield the file's parts. Raises: DownloadFailed, WorkStopped."""
+        parts = self._response.aiter_raw(_PART_BYTES)
+        size = 0
+        while part := self._wait(anext(parts, b"")):
+            size += len(part)
+            self._require_size(size)
+            yield part
+
+    def _require_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise DownloadFailed(f"it has more than {self._max_bytes:,} bytes")
+
+
+@contextmanager
+def open_download(
+    url: str, max_bytes: int, seconds: float, stop: threading.Event | None = None
+) -> Iterator[Download]:
+    """Begin to fetch a file of at most `max_bytes`, in at most `seconds` up to its last part.
+
+    Raises:
+        DownloadFailed: It cannot be fetched, or `url_rules` does not allow its URL.
+        SetupError: The variables of `url_rules` are not valid.
+        WorkStopped: `stop` was set.
+    """
+    deadline, stopped = time.monotonic() + seconds, stop or threading.Event()
+
+    def wait(step: Awaitable[Any]) -> Any:
+        try:
+            return wait_until_stopped(step, deadline - time.monotonic(), stopped)
+        except UrlRefused as error:
+            raise DownloadFailed(str(error)) from None
+        except TimeoutError:
+            raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            text = one_line(str(error) or type(error).__name__)
+            raise DownloadFailed(text, again=isinstance(error, httpx.HTTPError)) from None
+
+    # Without the environment: the transport reads its proxies.
+    client = httpx.AsyncClient(
+        transport=_CheckedTransport(UrlRules.of()),
+        timeout=httpx.Timeout(min(_SILENCE_SECONDS, seconds), connect=_CONNECT_SECONDS),
+        headers={"Accept-Encoding": "identity"},
+        trust_env=False,
+    )
+    try:
+        yield Download(wait(_send(client, url)), max_bytes, wait)
+    finally:
+        with suppress(Exception):
+            wait_until_stopped(client.aclose(), _CLOSE_SECONDS, threading.Event())
+
+
+class _CheckedTransport(httpx.AsyncBaseTransport):
+    """Connects to checked addresses only; each request over a connection of its own.
+
+    The connection is made to an address, but the certificate has to be the name's. It is not kept:
+    another name at the same address needs a certificate of its own.
+    """
+
+    def __init__(self, rules: UrlRules) -> None:
+        self._rules = rules
+        self._used: list[httpx.AsyncHTTPTransport] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        host = self._rules.host_of(request.url)
+        proxy = getproxies().get("https")
+        if proxy and not proxy_bypass(host):
+            if not self._rules.names_host(host):
+                raise UrlRefused(
+                    "behind a proxy, which looks up hosts itself, only hosts are allowed that "
+                    f"{HOSTS_VARIABLE} lists by name"
+                )
+            return await self._transport(proxy).handle_async_request(request)
+        failure: httpx.HTTPError = httpx.ConnectError("its host has no address")
+        loop, port = asyncio.get_running_loop(), request.url.port or 443
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpx.ConnectError(f"its host is not found: {error}") from None
+        for address in self._rules.allowed(host, [str(place[0]) for *_, place in found]):
+            try:
+                return await self._transport().handle_async_request(
+                    httpx.Request(
+                        request.method,
+                        request.url.copy_with(host=address),
+                        headers=request.headers,  # with the name as Host
+                        stream=request.stream,
+                        extensions=request.extensions | {"sni_hostname": host},
+                    )
+                )
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    async def aclose(self) -> None:
+        for transport in self._used:
+            await transport.aclose()
+
+    def _transport(self, proxy: str | None = None) -> httpx.AsyncHTTPTransport:
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._used.append(httpx.AsyncHTTPTransport(limits=limits, proxy=proxy))
+        return self._used[-1]
+
+
+async def _send(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Send a request, and follow redirects without reading their bodies."""
+    request = client.build_request("GET", url)
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = await client.send(request, stream=True)
+        if response.next_request is None:
+            return response
+        request = response.next_request
+        await response.aclose()
+    raise UrlRefused(f"it is redirected more than {_MAX_REDIRECTS} times")

@@ -21,6 +21,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Self
@@ -72,11 +73,7 @@ class UrlRules:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables.
-
-        Raises:
-            SetupError: One of them is not valid.
-        """
+        """Read the variables. Raises SetupError if one of them is not valid."""
         schemes = frozenset(_entries(environment.get(SCHEMES_VARIABLE, ""))) or frozenset(SCHEMES)
         if unknown := schemes - frozenset(SCHEMES):
             raise SetupError(
@@ -117,11 +114,7 @@ class UrlRules:
             raise UrlRefused(f"bucket {excerpt(bucket)} is not among those of {HOSTS_VARIABLE}")
 
     def host_of(self, url: httpx.URL) -> str:
-        """Return the host of a URL that may be looked up.
-
-        Raises:
-            UrlRefused: It is no https URL, holds a password, or its host is not allowed.
-        """
+        """Return the host of a URL that may be looked up. Raises UrlRefused if none may be."""
         self.require_scheme("https")
         if url.scheme != "https" or not url.host:
             raise UrlRefused("it leads to an address without https")
@@ -145,14 +138,9 @@ class UrlRules:
         )
 
     def allowed(self, host: str, found: Iterable[str]) -> list[str]:
-        """Return those addresses of a host that may be connected to.
+        """Return those addresses of a host that may be connected to, of those that were found.
 
-        Args:
-            host: The host.
-            found: Its addresses, as they were looked up: connect to these, and look up no others.
-
-        Raises:
-            UrlRefused: None may be.
+        Connect to these, and look up no others. Raises UrlRefused if none may be.
         """
         found = list(dict.fromkeys(found))
         allowed = [text for text in found if self._allows(host, ipaddress.ip_address(text))]
@@ -202,10 +190,9 @@ def _embedded_v4(address: Address) -> Address:
 
 
 def _network(entry: str) -> Network | None:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_network(entry.strip("[]"))
-    except ValueError:
-        return None
+    return None
 
 
 def _entries(text: str) -> list[str]:

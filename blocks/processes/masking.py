@@ -21,10 +21,8 @@ class Mask:
     """Replaces secrets in texts with `***`.
 
     Each line of a secret, such as those of a private key, is a secret of its own. A secret is also
-    found as JSON, Python and URLs write it; not in other encodings, such as Base64.
-
-    Args:
-        secrets: The secrets; lines of less than `MIN_CHARACTERS` are not masked.
+    found as JSON, Python and URLs write it; not in other encodings, such as Base64. Lines of less
+    than `MIN_CHARACTERS` are not masked.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:

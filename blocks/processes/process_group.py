@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
-import signal
+import select
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections import deque
@@ -12,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
 from prefect_renderfarm.blocks.processes import reaper
@@ -20,35 +24,62 @@ from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
 from prefect_renderfarm.blocks.runtime.text import printable
 
 _POLL_SECONDS = 0.05
+# How long a reader waits for output before it looks whether the program has ended.
+_SILENT_SECONDS = 0.5
 _TAIL_LINES = 400
-# After a program's end, its output is read until nothing comes for so long; at most so long.
-_SILENT_SECONDS = 10.0
-_READ_SECONDS = 120.0
 _LINE_CHARACTERS = 8192
 
 
-class OutputTail:
-    """The last lines of an output stream; each line is also passed to `on_line` as it comes."""
+class _Pipe(io.RawIOBase):
+    """A program's output: ends with its end, also if another process still holds the pipe open.
+
+    Once the program's group has ended, all that it wrote is in the pipe. That is read, however
+    long its reader takes. What a process outside of the group writes later is not.
+    """
+
+    def __init__(self, pipe: IO[bytes], ended: threading.Event) -> None:
+        self._pipe, self._ended = pipe, ended
+        self._left: int | None = None  # bytes that are to be read after the program's end
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._left is None:
+            if self._ended.is_set():
+                waiting = fcntl.ioctl(self._pipe, termios.FIONREAD, bytes(4))
+                self._left = int.from_bytes(waiting, sys.byteorder)
+            elif self._poll.poll(_SILENT_SECONDS * 1000):
+                break
+        count = os.readv(self._pipe.fileno(), [memoryview(buffer)[: self._left]])
+        if self._left is not None:
+            self._left -= count
+        return count
+
+
+class _Reader(threading.Thread):
+    """Passes each line of a program's output to `on_line` as it comes, and keeps the last ones."""
 
     def __init__(
-        self, stream: IO[str], on_line: Callable[[str], None], mask: Mask = NO_SECRETS
+        self, pipe: IO[bytes], ended: threading.Event, on_line: Callable[[str], None], mask: Mask
     ) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._ended, self._on_line, self._mask = pipe, ended, on_line, mask
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._mask = mask
-        self._count = 0
-        self._thread = threading.Thread(target=self._read, args=(stream, on_line), daemon=True)
-        self._thread.start()
+        self.start()
 
-    def _read(self, stream: IO[str], on_line: Callable[[str], None]) -> None:
-        with stream:
+    def run(self) -> None:
+        buffer = io.BufferedReader(_Pipe(self._pipe, self._ended))
+        with self._pipe, io.TextIOWrapper(buffer, encoding="utf-8", errors="replace") as stream:
             for text in map(printable, self._masked(stream)):
                 self._lines.append(text)
-                self._count += 1
                 if text.strip():
                     # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
                     # program whose output is no longer read would wait for ever.
                     with suppress(Exception, SystemExit):
-                        on_line(text)
+                        self._on_line(text)
 
     def _masked(self, stream: IO[str]) -> Iterator[str]:
         """Yield the lines without secrets; long lines in parts."""
@@ -65,13 +96,9 @@ class OutputTail:
             yield held
 
     def text(self) -> str:
-        """Return the lines kept so far; call after the program has ended."""
-        # The pipe ends, unless a process has left the program's group and still holds it.
-        deadline, count = time.monotonic() + _READ_SECONDS, -1
-        while self._thread.is_alive() and self._count > count and time.monotonic() < deadline:
-            count = self._count
-            self._thread.join(_SILENT_SECONDS)
-        return "\n".join(self._lines.copy())
+        """Return the last lines, once the program has ended."""
+        self.join()
+        return "\n".join(self._lines)
 
 
 def run_program(
@@ -88,19 +115,9 @@ def run_program(
 ) -> tuple[int, str, str]:
     """Run a program to its end, with no shell and nothing on standard input.
 
-    Whatever ends the call, no process of the program's group is alive afterwards; if this process
-    is killed, the reaper ends the group.
-
-    Args:
-        arguments: The program and its arguments.
-        name: What the program is for, in errors.
-        cwd: Folder to run in.
-        environment: The program's whole environment.
-        on_line: Called with each line of standard output and standard error, from other threads.
-        stop: Ends the program when set.
-        timeout: Seconds after which the program is ended; None means unlimited.
-        grace: Seconds between SIGTERM and SIGKILL.
-        mask: Removes secrets from the output.
+    Whatever ends the call, no process of the program's group is alive afterwards: it gets SIGTERM,
+    and SIGKILL after `grace` seconds. If this process is killed, the reaper ends the group. Each
+    line of output goes to `on_line`, from other threads, without the secrets of `mask`.
 
     Returns:
         The exit code (128 + N if signal N ended the program), and the last lines of standard
@@ -108,58 +125,46 @@ def run_program(
 
     Raises:
         OSError: The program could not be started.
-        CommandTimeout: The timeout passed.
-        WorkStopped: `stop` was set.
+        CommandTimeout, WorkStopped: It was ended after `timeout` seconds, or because of `stop`.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not started, because its job was stopped")
+    starting: Future[subprocess.Popen[bytes]] = Future()
+    ended = threading.Event()
+
+    def start() -> None:
+        try:
+            reaper.begin()
+            process = subprocess.Popen(
+                arguments, bufsize=0, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+            reaper.watch(process.pid)
+            starting.set_result(process)
+        except Exception as error:
+            starting.set_exception(error)
+
     # An exception that a signal handler raises, such as Prefect's for SIGTERM, comes in the main
     # thread only. There it could hit `Popen` after the start and lose the process.
-    starting: Future[subprocess.Popen[str]] = Future()
-    starter = threading.Thread(target=_start, args=(starting, arguments, cwd, environment))
+    starter = threading.Thread(target=start)
     try:
         starter.start()
         process = starting.result()
         assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
-        stdout = OutputTail(process.stdout, on_line, mask)
-        stderr = OutputTail(process.stderr, on_line, mask)
+        stdout = _Reader(process.stdout, ended, on_line, mask)
+        stderr = _Reader(process.stderr, ended, on_line, mask)
         _wait(process, name, stop, timeout)
     finally:
         if starter.ident is not None and starting.exception() is None:
             end_group(starting.result(), grace)
+            ended.set()
             reaper.forget(starting.result().pid)
     code = process.returncode
     return (code if code >= 0 else 128 - code), stdout.text(), stderr.text()
 
 
-def _start(
-    starting: Future[subprocess.Popen[str]],
-    arguments: Sequence[str],
-    cwd: Path,
-    environment: Mapping[str, str],
-) -> None:
-    try:
-        reaper.begin()
-        process = subprocess.Popen(
-            arguments,
-            cwd=cwd,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        reaper.watch(process.pid)
-        starting.set_result(process)
-    except Exception as error:
-        starting.set_exception(error)
-
-
 def _wait(
-    process: subprocess.Popen[str], name: str, stop: threading.Event, timeout: float | None
+    process: subprocess.Popen[bytes], name: str, stop: threading.Event, timeout: float | None
 ) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -172,24 +177,7 @@ def _wait(
             raise CommandTimeout(f"{name}: ended after {timeout:g} s, the longest it may run")
 
 
-def end_group(process: subprocess.Popen[str], grace: float) -> None:
+def end_group(process: subprocess.Popen[bytes], grace: float) -> None:
     """End what is left of a program's process group: SIGTERM, then after `grace` s SIGKILL."""
-    deadline = time.monotonic() + grace
-    if _signal_group(process.pid, signal.SIGTERM):
-        while time.monotonic() < deadline and _group_exists(process):
-            time.sleep(_POLL_SECONDS)
-        _signal_group(process.pid, signal.SIGKILL)
+    reaper.end_groups({process.pid}, grace, process.poll)
     process.wait()
-
-
-def _group_exists(process: subprocess.Popen[str]) -> bool:
-    process.poll()  # reap it: a group exists as long as a zombie is in it
-    return _signal_group(process.pid, 0)
-
-
-def _signal_group(group: int, number: int) -> bool:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True

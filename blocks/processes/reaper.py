@@ -16,17 +16,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import IO
 
 _GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 _lock = threading.Lock()
 _reaper: subprocess.Popen[str] | None = None
 
 
 def begin() -> None:
     """Start the reaper, unless it runs; call before a child is started."""
-    with _lock:
-        _running()
+    _send("")
 
 
 def watch(group: int) -> None:
@@ -40,27 +41,43 @@ def forget(group: int) -> None:
 
 
 def _send(line: str) -> None:
-    with _lock:
-        pipe = _running().stdin
-        assert pipe is not None  # noqa: S101
-        pipe.write(line)
-        pipe.flush()
-
-
-def _running() -> subprocess.Popen[str]:
     global _reaper
-    if _reaper is None or _reaper.poll() is not None:
-        _reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        )
-    return _reaper
+    with _lock:
+        if _reaper is None or _reaper.poll() is not None:
+            _reaper = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__], text=True, cwd="/", env={},
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        assert _reaper.stdin is not None  # noqa: S101
+        _reaper.stdin.write(line)
+        _reaper.stdin.flush()
+
+
+def reap(lines: IO[str]) -> None:
+    """Keep the list that comes as lines; when they end, end the groups on it."""
+    groups: set[int] = set()
+    for line in lines:
+        number = int(line)
+        if number > 0:
+            groups.add(number)
+        else:
+            groups.discard(-number)
+    end_groups(groups, _GRACE_SECONDS)
+
+
+def end_groups(groups: set[int], grace: float, poll: Callable[[], object] = lambda: None) -> None:
+    """End process groups: SIGTERM, then after `grace` seconds SIGKILL.
+
+    A group exists as long as a zombie is in it: `poll` reaps children of this process.
+    """
+    deadline = time.monotonic() + grace
+    left = _signal_all(groups, signal.SIGTERM)
+    while left and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        poll()
+        left = _signal_all(left, 0)
+    _signal_all(left, signal.SIGKILL)
 
 
 def _signal_all(groups: set[int], number: int) -> set[int]:
@@ -73,23 +90,6 @@ def _signal_all(groups: set[int], number: int) -> set[int]:
             continue
         reached.add(group)
     return reached
-
-
-def reap(lines: IO[str]) -> None:
-    """Keep the list that comes as lines; when they end, end the groups on it."""
-    groups: set[int] = set()
-    for line in lines:
-        number = int(line)
-        if number > 0:
-            groups.add(number)
-        else:
-            groups.discard(-number)
-    left = _signal_all(groups, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while left and time.monotonic() < deadline:
-        time.sleep(0.05)
-        left = _signal_all(left, 0)
-    _signal_all(left, signal.SIGKILL)
 
 
 if __name__ == "__main__":

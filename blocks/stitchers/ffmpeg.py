@@ -24,8 +24,8 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     numbered,
 )
 from prefect_renderfarm.blocks.media.model import Media
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
 from prefect_renderfarm.blocks.processes.process_group import run_program
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan, join_audio
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress

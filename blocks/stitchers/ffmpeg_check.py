@@ -16,7 +16,7 @@ from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.media.reader import decoded_frames, open_media, read_media
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import is_carried
+from prefect_renderfarm.blocks.processes.programs import is_carried
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode
 from prefect_renderfarm.blocks.stitchers.film_check import check_figures, read_figures
 

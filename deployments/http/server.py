@@ -1,6 +1,6 @@
 """A worker of the HTTP adapter: runs commands and chunks on this machine, one at a time.
 
-    POST /          a payload (see `blocks/adapters/protocol.py`): its answer
+    POST /          a payload (see `blocks/adapters/remote.py`): its answer
     GET /health     whether the caller may send payloads, and how many commands run
     GET /live       whether the worker runs; for the platform's probes, needs no token
 
@@ -45,9 +45,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from prefect_renderfarm.blocks import LocalAdapter, SetupError
-from prefect_renderfarm.blocks.adapters.protocol import WorkerAnswer, WorkerFailure, answer_payload
+from prefect_renderfarm.blocks.adapters.remote import WorkerAnswer, WorkerFailure, answer_payload
 from prefect_renderfarm.blocks.http.url_rules import UrlRules
-from prefect_renderfarm.blocks.processes.command_line import listed_programs
+from prefect_renderfarm.blocks.processes.programs import listed_programs
 
 LOG = logging.getLogger("renderfarm.http")
 _POLL_SECONDS = 0.2

@@ -11,8 +11,8 @@ import os
 from typing import Any
 
 from prefect_renderfarm.blocks import LocalAdapter
-from prefect_renderfarm.blocks.adapters.protocol import answer_payload
-from prefect_renderfarm.blocks.processes.command_line import PROGRAMS_VARIABLE, listed_programs
+from prefect_renderfarm.blocks.adapters.remote import answer_payload
+from prefect_renderfarm.blocks.processes.programs import PROGRAMS_VARIABLE, listed_programs
 
 # Reserved of the function's remaining time, so that the handler ends a command that takes too long,
 # and answers so: this part of it, at most so many seconds.
@@ -24,7 +24,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Do what a payload of `AwsLambdaAdapter` asks for.
 
     Args:
-        event: The payload; see `prefect_renderfarm.blocks.adapters.protocol`.
+        event: The payload; see `prefect_renderfarm.blocks.adapters.remote`.
         context: The invocation, from AWS Lambda.
 
     Returns:

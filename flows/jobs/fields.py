@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 
 from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.media.frame_grid import parse_fps
-from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.processes.programs import split_command
 from prefect_renderfarm.blocks.runtime.text import excerpt
 
 # RFC 8259, section 6: beyond these, programs that read JSON do not agree about a whole number.

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 
 from prefect_renderfarm.blocks.errors import JobError
-from prefect_renderfarm.blocks.http.download import DownloadFailed, open_download
+from prefect_renderfarm.blocks.http.client import DownloadFailed, open_download
 from prefect_renderfarm.blocks.http.url_rules import UrlRefused, UrlRules, public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.bucket import BucketStore

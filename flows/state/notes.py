@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from prefect_renderfarm.blocks.adapters.protocol import WorkerFailure
+from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.flows.results import FailedAttempt
 from prefect_renderfarm.flows.state.job_state import JobState
 

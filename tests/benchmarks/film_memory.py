@@ -19,7 +19,7 @@ from farm_client import PORT, FarmClient
 from stitching import FPS
 from storage_samples import serving
 
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 from prefect_renderfarm.deployments.farm import Farm
 from prefect_renderfarm.flows import plan_job
 

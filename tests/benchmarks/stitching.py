@@ -15,7 +15,7 @@ from pathlib import Path
 from comparing import measure, show
 
 from prefect_renderfarm.blocks import FfmpegStitcher, RemuxStitcher
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
 
 FPS = 24

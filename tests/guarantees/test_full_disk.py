@@ -21,7 +21,7 @@ from media_samples import Recipe, frame_hashes, write_clip
 from prefect_renderfarm import blocks
 from prefect_renderfarm.blocks import AssemblyError, RemuxStitcher
 from prefect_renderfarm.blocks.media.reader import read_media
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 from prefect_renderfarm.blocks.stitchers import remux as remux_stitcher
 from prefect_renderfarm.blocks.stitchers.ffmpeg import write_playlist
 from prefect_renderfarm.blocks.storage.atomic_file import scratch_folder

@@ -12,7 +12,7 @@ from lambda_server import LambdaServer
 from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import CommandNotRunnable, JobError, LocalAdapter, WorkerJob
-from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.processes.programs import split_command
 from prefect_renderfarm.flows import merge_job, render_chunks, render_job
 
 

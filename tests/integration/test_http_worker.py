@@ -20,7 +20,7 @@ from prefect_renderfarm.blocks import (
     WorkerJob,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.http.client import retry_after
+from prefect_renderfarm.blocks.adapters.http import retry_after
 
 
 def test_commands_see_no_secret_of_the_worker(http_worker: HttpWorker, s3: S3Server) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import av
 from media_samples import Recipe, write_chunks, write_clip
 
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 
 COUNT = 6
 # From a good chunk and an empty folder to a bad chunk.

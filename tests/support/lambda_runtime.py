@@ -25,7 +25,7 @@ from typing import Any
 import boto3  # noqa: F401 -- loaded once, before the forks
 from prefect.plugins import load_prefect_collections
 
-import prefect_renderfarm.blocks.adapters.protocol  # noqa: F401
+import prefect_renderfarm.blocks.adapters.remote  # noqa: F401
 
 
 def run_function(order: dict[str, Any]) -> None:

@@ -25,12 +25,12 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkerRefused,
 )
-from prefect_renderfarm.blocks.adapters.aws_lambda_errors import (
+from prefect_renderfarm.blocks.adapters.aws_lambda import (
     LogTail,
     function_error,
+    parse_helios_answer,
     service_error,
 )
-from prefect_renderfarm.blocks.adapters.helios import parse_helios_answer
 from prefect_renderfarm.blocks.errors import WorkerBusy
 
 SIGNATURE = "0123456789abcdef"
@@ -66,7 +66,7 @@ def encoded(log: str) -> str:
 def ask(client: Client, **fields: Any) -> Any:
     """Invoke a function that has been given the URL of input files, with a secret in it."""
     adapter = AwsLambdaAdapter(function_name="worker", **fields)
-    adapter._client = client
+    adapter._clients = {1: client}
     return adapter.ask(PAYLOAD, "chunk 3", 60.0, threading.Event())
 
 

@@ -13,7 +13,7 @@ from faulty_proxy import Answer, FaultyProxy, Request, faulty_proxy
 from pydantic import SecretStr, ValidationError
 
 from prefect_renderfarm.blocks import HttpAdapter, WorkerJob, WorkerLost
-from prefect_renderfarm.blocks.http.client import retry_after
+from prefect_renderfarm.blocks.adapters.http import retry_after
 
 TOKEN, KEY, CODE = "t0ken-of-the-worker", "azure-k3y", "code-of-the-url"
 

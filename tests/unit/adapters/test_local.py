@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.adapters import local
-from prefect_renderfarm.blocks.processes import ffmpeg_binary
+from prefect_renderfarm.blocks.processes import programs
+from prefect_renderfarm.blocks.processes.masking import MASKED, MIN_CHARACTERS
 
 
 def test_group_ends_with_its_leader(tmp_path: Path) -> None:
@@ -254,13 +255,13 @@ def test_ffmpeg_is_found_by_many_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     """Threads that look for ffmpeg at the same time all get a folder that stays."""
     threads_count = 8
     for _ in range(20):
-        monkeypatch.setattr(ffmpeg_binary, "_links", {})
+        monkeypatch.setattr(programs, "_links", {})
         barrier = threading.Barrier(threads_count)
         paths: list[str] = []
 
         def look(barrier: threading.Barrier = barrier, paths: list[str] = paths) -> None:
             barrier.wait()
-            paths.append(ffmpeg_binary.path_with_ffmpeg("/nowhere"))
+            paths.append(programs.path_with_ffmpeg("/nowhere"))
 
         threads = [threading.Thread(target=look) for _ in range(threads_count)]
         for thread in threads:
@@ -294,3 +295,13 @@ def test_unknown_field_is_refused() -> None:
     """A mistyped field is an error, not a default."""
     with pytest.raises(ValidationError, match="timout"):
         LocalAdapter(timout=3)
+
+
+def test_form_names_what_is_always_passed() -> None:
+    """The descriptions of fields that repeat a constant are true, and one line in the form."""
+    fields = LocalAdapter.model_json_schema()["properties"]
+    described = fields["pass_variables"]["description"]
+    assert described.endswith(f"Always passed: {', '.join(local.PASSED_VARIABLES)}.")
+    secret = fields["secret_environment"]["description"]
+    assert f"show {MASKED} in their place" in secret
+    assert f"fewer than {MIN_CHARACTERS} characters" in secret

@@ -21,11 +21,10 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkerResult,
 )
-from prefect_renderfarm.blocks.adapters.protocol import (
+from prefect_renderfarm.blocks.adapters.remote import (
+    RemoteAdapter,
     WorkerFailure,
     answer_payload,
-    chunk_payload,
-    command_payload,
     parse_answer,
     payload_secrets,
 )
@@ -70,13 +69,40 @@ class Recorder(WorkerAdapter):
         return self.result
 
 
+class Sender(RemoteAdapter):
+    """An adapter that keeps the payload that it was to send."""
+
+    payload: Any = None
+
+    def ask(
+        self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
+    ) -> WorkerResult:
+        """Keep the payload."""
+        self.payload = payload
+        return WorkerResult(exit_code=0)
+
+
+def payload_of(job: WorkerJob) -> dict[str, Any]:
+    """Return what a worker gets of a command."""
+    sender = Sender()
+    sender.execute(job)
+    return sender.payload  # type: ignore[no-any-return]
+
+
+def payload_of_chunk() -> dict[str, Any]:
+    """Return what a worker gets of the chunk."""
+    sender = Sender()
+    sender.render(REQUEST, None, threading.Event())  # type: ignore[arg-type]
+    return sender.payload  # type: ignore[no-any-return]
+
+
 def test_payload_of_a_command() -> None:
     """A command travels with its name, variables and limit, and without its folder."""
     job = WorkerJob(command="render", name="x", environment={"A": "1"}, timeout=3.0, cwd=Path("/"))
-    assert command_payload(job) == {
+    assert payload_of(job) == {
         "command": {"command": "render", "name": "x", "environment": {"A": "1"}, "timeout": 3.0}
     }
-    assert payload_secrets(command_payload(job)) == []
+    assert payload_secrets(payload_of(job)) == []
 
 
 def test_command_runs_in_an_empty_folder() -> None:
@@ -86,7 +112,7 @@ def test_command_runs_in_an_empty_folder() -> None:
         exit_code=7, stdout="o" * 20_000, stderr="e" * 20_000, duration=1.5, worker="inner"
     )
     job = WorkerJob(command="render", name="chunk 3", environment={"A": "1"}, timeout=3.0)
-    answer = answer_payload(command_payload(job), adapter, "worker-1", stop)
+    answer = answer_payload(payload_of(job), adapter, "worker-1", stop)
     [(seen, there, content)] = adapter.seen
     assert (seen.command, seen.name, seen.environment, seen.timeout) == (
         "render", "chunk 3", {"A": "1"}, 3.0,
@@ -107,7 +133,7 @@ def test_payload_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk travels as `order`; the worker opens the storage itself and renders it."""
     opened: list[StorageAddress] = []
     monkeypatch.setattr(StorageAddress, "open", lambda self: opened.append(self) or "storage")
-    payload = chunk_payload(REQUEST)
+    payload = payload_of_chunk()
     assert list(payload) == ["order"]
     assert payload["order"]["verify"] == Verify.PACKETS.value
     adapter, stop = Recorder(), threading.Event()
@@ -121,7 +147,7 @@ def test_payload_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_payload_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fields that a worker does not know are left out; those that it misses have defaults."""
     monkeypatch.setattr(StorageAddress, "open", lambda self: "storage")
-    order = chunk_payload(REQUEST)["order"]
+    order = REQUEST.model_dump(mode="json")
     adapter = Recorder()
     older = {name: value for name, value in order.items() if name not in ("index", "timeout")}
     answer_payload({"order": older | {"place": 3, "new": [1]}}, adapter, "worker-1")
@@ -177,7 +203,7 @@ def test_errors_of_a_chunk_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StorageRefused("no such bucket")
 
     monkeypatch.setattr(StorageAddress, "open", refuse)
-    answer = answer_payload(chunk_payload(REQUEST), Recorder(), "worker-1")
+    answer = answer_payload(payload_of_chunk(), Recorder(), "worker-1")
     assert answer.failure == WorkerFailure(
         kind="StorageRefused", message="chunk 3: worker worker-1: no such bucket"
     )

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.processes.programs import split_command
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.runs.names import job_label

@@ -14,7 +14,7 @@ from job_samples import all_ways, changed, refusal, set_chunk
 from jobs import small_job
 
 from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.processes.command_line import MAX_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks.processes.programs import MAX_COMMAND_BYTES, split_command
 from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs.spec import job_file_path, require_inside

@@ -10,7 +10,7 @@ import pytest
 from job_samples import refusal
 
 from prefect_renderfarm.blocks import CommandNotRunnable, LocalAdapter, WorkerJob
-from prefect_renderfarm.blocks.processes.command_line import (
+from prefect_renderfarm.blocks.processes.programs import (
     find_program,
     listed_programs,
     require_allowed,

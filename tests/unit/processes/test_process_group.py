@@ -229,25 +229,37 @@ def test_secret_across_parts_is_masked(tmp_path: Path) -> None:
         assert joined == "y" * before + "***" + "z" * 9000
 
 
-def test_process_that_keeps_the_pipe_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that leaves its group and keeps the output open is not waited for for ever."""
-    monkeypatch.setattr(process_group, "_SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(process_group, "_READ_SECONDS", 2.0)
-    for left in ("import time; time.sleep(60)", "import time\nwhile True: print(); time.sleep(.1)"):
-        code = (
-            "import subprocess, sys\n"
-            f"child = subprocess.Popen([sys.executable, '-uc', {left!r}], start_new_session=True)\n"
-            "print(child.pid, flush=True)"
-        )
-        started = time.monotonic()
-        _, stdout, _ = run(code, tmp_path)
-        psutil.Process(int(stdout)).kill()
-        assert time.monotonic() - started < 15
+# Starts a process that leaves the group, holds the output open and runs {code}; prints its pid.
+LEAVER = (
+    "import subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)\n"
+    "print(child.pid, flush=True)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import time; time.sleep(60)",
+     "import os, time\nwhile True: os.write(1, b'later\\n'); time.sleep(0.01)"],
+    ids=["silent", "busy"],
+)  # fmt: skip
+def test_process_that_keeps_the_pipe_open(tmp_path: Path, code: str) -> None:
+    """A process that leaves its group and keeps the output open is not waited for.
+
+    What the program itself wrote is read to its end, though its log is slow.
+    """
+    program = LEAVER.format(code=code) + "for n in range(50): print('own', n, flush=True)"
+    started = time.monotonic()
+    _, stdout, _ = run(program, tmp_path, on_line=lambda line: time.sleep(0.02 * ("own" in line)))
+    assert time.monotonic() - started < 20
+    pid, *lines = [line for line in stdout.splitlines() if "later" not in line]
+    psutil.Process(int(pid)).kill()
+    assert lines == [f"own {number}" for number in range(50)]
 
 
 def test_slow_log_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output that is still being logged after the program's end is waited for."""
-    monkeypatch.setattr(process_group, "_SILENT_SECONDS", 0.3)
-    code = "[print(n) for n in range(30)]"
-    _, stdout, _ = run(code, tmp_path, on_line=lambda _: time.sleep(0.05))
-    assert stdout.splitlines() == [str(number) for number in range(30)]
+    """Output that is still being logged after the program's end is waited for, however long."""
+    monkeypatch.setattr(process_group, "_SILENT_SECONDS", 0.05)
+    code = "[print(n) for n in range(10)]"
+    _, stdout, _ = run(code, tmp_path, on_line=lambda _: time.sleep(0.2))
+    assert stdout.splitlines() == [str(number) for number in range(10)]

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_renderfarm.blocks import FfmpegStitcher, JobError
 from prefect_renderfarm.blocks.media.model import Audio, Media
-from prefect_renderfarm.blocks.processes.command_line import split_command
+from prefect_renderfarm.blocks.processes.programs import split_command
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan
 from prefect_renderfarm.blocks.stitchers.ffmpeg import write_playlist
 

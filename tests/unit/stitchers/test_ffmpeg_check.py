@@ -15,7 +15,7 @@ from media_samples import Recipe, frame_hashes, frame_times, write_chunks
 from repository import ROOT
 
 from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, SetupError, WorkerJob
-from prefect_renderfarm.blocks.processes.ffmpeg_binary import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 
 # The arguments of a command are "$@"; `swap` writes others into `new`.
 _WRAPPER = """#!{python}

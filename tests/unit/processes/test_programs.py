@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.blocks.processes.command_line import MAX_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks.processes.programs import MAX_COMMAND_BYTES, split_command
 
 
 @settings(max_examples=2_000, deadline=None, database=None, derandomize=True)

@@ -1,4 +1,4 @@
-"""Command lines: how they are split into words, and which programs they may start."""
+"""Programs of commands: their words, which programs are allowed, and which one `ffmpeg` is."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
+import threading
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from prefect_renderfarm.blocks.errors import CommandNotRunnable, JobError
+import imageio_ffmpeg
+
+from prefect_renderfarm.blocks.errors import CommandNotRunnable, JobError, SetupError
 from prefect_renderfarm.blocks.runtime.text import excerpt
 
 # The kernel takes no longer word: 32 pages of 4,096 bytes with the NUL at the end (Linux,
@@ -19,7 +23,6 @@ MAX_COMMAND_BYTES = 131_071
 PROGRAMS_VARIABLE = "RENDERFARM_PROGRAMS"
 _SHOWN_PROGRAMS = 8
 
-_QUOTING = re.compile(r"['\"\\]")
 _LINE_END = re.compile(r"(\\[^\n])|\\\n")
 # A word as it is written. `shlex` gets only the quoted ones: it takes 0.2 ms for a whole command,
 # which is 20 s for a job of 100,000 chunks.
@@ -27,40 +30,44 @@ _WORD = re.compile(
     r"""(?:[^ \t\r\n'"\\]++ | '[^']*+' | "(?:[^"\\]++|\\.)*+" | \\.)+""", re.VERBOSE | re.DOTALL
 )
 
+_links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+_links_lock = threading.Lock()
+
 
 def split_command(command: str) -> list[str]:
-    r"""Split a command line into words with `shlex`, in its POSIX mode.
+    """Split a command line into words as `shlex` does in its POSIX mode, or raise JobError.
 
     Variables, patterns, pipes and comments are plain text: no shell ever sees the command. A
     backslash at the end of a line joins it with the next one.
-
-    Raises:
-        JobError: The quoting is not closed, there is no program, there is a NUL character, or the
-            command is longer than an operating system takes.
     """
-    size = len(command.encode(errors="replace"))
+    name, size = f"command {excerpt(command)}", len(command.encode(errors="replace"))
     if size > MAX_COMMAND_BYTES:
         raise JobError(
-            f"command {excerpt(command)} has {size:,} bytes, and {MAX_COMMAND_BYTES:,} are "
-            "the most that can be run: put arguments into a file or a script"
+            f"{name} has {size:,} bytes, and {MAX_COMMAND_BYTES:,} are the most that can be run: "
+            "put arguments into a file or a script"
         )
     if "\0" in command:
-        raise JobError(f"command {excerpt(command)} has a NUL character: remove it")
+        raise JobError(f"{name} has a NUL character: remove it")
     joined = _LINE_END.sub(lambda found: found[1] or "", command)
     try:
         if _WORD.sub("", joined).strip():  # the quoting is not closed
             shlex.split(joined)
         written = _WORD.findall(joined)
-        words = [shlex.split(word)[0] if _QUOTING.search(word) else word for word in written]
+        words = [shlex.split(word)[0] if re.search(r"['\"\\]", word) else word for word in written]
     except ValueError as error:
-        raise JobError(f"command {excerpt(command)} cannot be split: {error}") from None
+        raise JobError(f"{name} cannot be split: {error}") from None
     if not words or not words[0]:
-        raise JobError(f"command {excerpt(command)} is empty: begin it with a program")
+        raise JobError(f"{name} is empty: begin it with a program")
     return words
 
 
-def check_programs(programs: Sequence[str]) -> None:
-    """Raise ValueError if an allowed program is neither a plain name nor an absolute path."""
+def listed_programs(text: str) -> list[str]:
+    """Return the programs of a list such as `ffmpeg,/opt/blender/blender`. Raises: ValueError."""
+    return check_programs([entry.strip() for entry in text.split(",")] if text.strip() else [])
+
+
+def check_programs(programs: list[str]) -> list[str]:
+    """Return allowed programs if each is a plain name or an absolute path. Raises: ValueError."""
     for program in programs:
         plain = "/" not in program and program not in ("", ".", "..")
         path = PurePosixPath(program)
@@ -71,12 +78,6 @@ def check_programs(programs: Sequence[str]) -> None:
                 f"allowed program {excerpt(program)}: give a name, such as 'ffmpeg', or an "
                 "absolute path, such as '/usr/bin/ffmpeg'"
             )
-
-
-def listed_programs(text: str) -> list[str]:
-    """Return the programs of a list such as `ffmpeg,/opt/blender/blender`. Raises: ValueError."""
-    programs = [entry.strip() for entry in text.split(",")] if text.strip() else []
-    check_programs(programs)
     return programs
 
 
@@ -104,3 +105,45 @@ def find_program(program: str, search_path: str) -> str | None:
         return program
     folders = [folder for folder in search_path.split(os.pathsep) if folder.startswith("/")]
     return shutil.which(program, path=os.pathsep.join(folders))
+
+
+def find_ffmpeg(named: Path | None = None) -> Path:
+    """Return the absolute path of an ffmpeg program: the named one, or the carried one.
+
+    The one that the imageio-ffmpeg package carries is of the release that this package is tested
+    with, whatever is on PATH. Raises SetupError if the program is not there or not executable.
+    """
+    try:
+        found = shutil.which(named or imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:  # no wheel of imageio-ffmpeg for this machine, and no other program
+        found = None
+    if found is None:
+        raise SetupError(
+            f"ffmpeg {str(named or '')!r} does not exist or is not executable: name another in the "
+            "block's 'ffmpeg' field, or leave the field empty"
+        )
+    return Path(found).absolute()
+
+
+def is_carried(program: Path) -> bool:
+    """Return whether an ffmpeg program is the one in the imageio-ffmpeg package."""
+    return program.is_relative_to(Path(imageio_ffmpeg.__file__).absolute().parent)
+
+
+def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
+    """Return a PATH for commands: `ffmpeg` is the named one, else the first, else the carried."""
+    if named is None and find_program("ffmpeg", search_path):
+        return search_path
+    program = find_ffmpeg(named)
+    folder = program.parent if program.name == "ffmpeg" else _folder_with_link(program)
+    return os.pathsep.join(filter(None, [str(folder), search_path]))
+
+
+def _folder_with_link(program: Path) -> Path:
+    """Make a folder, for as long as this process lasts, with a link `ffmpeg` to `program`."""
+    with _links_lock:
+        if program not in _links:
+            folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
+            (Path(folder.name) / "ffmpeg").symlink_to(program)
+            _links[program] = folder
+        return Path(_links[program].name)
