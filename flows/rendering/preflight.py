@@ -1,4 +1,4 @@
-"""What a job asks of an adapter before it renders: that it can, and a slot of its provider's."""
+"""What a job needs of an adapter before it renders: that it can, and a slot of its limit."""
 
 from __future__ import annotations
 
