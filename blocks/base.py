@@ -14,8 +14,8 @@ LOGO_URL = (
 )
 
 
-def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None:
-    """Extend Prefect's block schema so that no reference to a saved block is valid as a block.
+def _complete_schema(schema: dict[str, Any], model: type[Block]) -> None:
+    """Require a block's slug in Prefect's block schema, and put descriptions on one line.
 
     The server checks a flow run's parameter against `oneOf: [block, reference]`. A block without a
     required field would match both, and the server would refuse the run.
@@ -24,7 +24,7 @@ def _require_block_type_slug(schema: dict[str, Any], model: type[Block]) -> None
     prefect_schema(schema, model)
     schema["required"] = [*schema.get("required", []), "block_type_slug"]
     for field in schema.get("properties", {}).values():
-        if "description" in field:  # of several lines
+        if "description" in field:
             field["description"] = " ".join(field["description"].split())
 
 
@@ -36,9 +36,9 @@ class FarmBlock(Block, ABC):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra=_require_block_type_slug,
+        json_schema_extra=_complete_schema,
         hide_input_in_errors=True,  # input may be a secret
-        use_attribute_docstrings=True,  # as the fields' descriptions
+        use_attribute_docstrings=True,  # they are the fields' descriptions
     )
 
     _logo_url: ClassVar[Any] = HttpUrl(LOGO_URL)
