@@ -64,8 +64,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_answer_after_errors(clock: Clock) -> None:
-    """The pauses double, and the answer is returned as soon as there is one."""
+def test_answer_after_errors(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """The pauses double, each is logged, and the answer is returned as soon as there is one."""
+    caplog.set_level("INFO")
     errors: Iterator[Exception] = iter([StorageError("away"), answered(503), StorageError("away")])
 
     def call() -> str:
@@ -73,18 +74,20 @@ def test_answer_after_errors(clock: Clock) -> None:
             raise error
         return "answer"
 
-    assert retry(call, "it", sleep=clock.sleep) == "answer"
+    assert retry(call, "the list", sleep=clock.sleep) == "answer"
     assert clock.pauses == [1, 2, 4]
+    assert caplog.messages[0] == "the list: tried again in 1 s: away"
+    assert len(caplog.messages) == 3
 
 
 def test_last_error_counts(clock: Clock) -> None:
-    """After the time given, the function's own error is raised."""
+    """After 15 s, or the time given, the function's own error is raised."""
 
     def call() -> None:
         raise StorageError(f"away at {clock.now:g}")
 
     with pytest.raises(StorageError, match="away at 15"):
-        retry(call, "it", seconds=15, sleep=clock.sleep)
+        retry(call, "it", sleep=clock.sleep)
     assert clock.pauses == [1, 2, 4, 8]
     clock.pauses.clear()
     with pytest.raises(StorageError):
