@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -17,10 +18,13 @@ from prefect_renderfarm.blocks import AssemblyError, StitchInputError
 from prefect_renderfarm.blocks.storage.atomic_file import (
     atomic_file,
     create_atomic,
+    exchange,
+    is_temporary,
     link_atomic,
     publishing,
     remove_all_leftovers,
     remove_leftovers,
+    scratch_folder,
     temporary_name,
     write_atomic,
 )
@@ -211,3 +215,92 @@ def test_created_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bo
     assert not create_atomic(final, b"second")
     assert final.read_bytes() == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_scratch_folder(tmp_path: Path) -> None:
+    """A folder beside a film, which nobody takes for a leftover, goes with all that is in it."""
+    film = tmp_path / "new" / "film.mp4"
+    with scratch_folder(film) as folder:
+        assert folder.parent == film.parent
+        assert is_temporary(folder.name)
+        assert list(folder.iterdir()) == []
+        (folder / "part").mkdir()
+        (folder / "part" / "list.txt").touch()
+        os.utime(folder, (0, 0))
+        remove_leftovers(film)
+        remove_all_leftovers(film.parent)
+        assert folder.is_dir()
+    assert list(film.parent.iterdir()) == []
+
+
+def test_long_names(tmp_path: Path) -> None:
+    """A temporary name begins with 100 bytes of the film's, in whole characters, and its end."""
+    film = tmp_path / f"{'ä' * 49}aäa.mp4"
+    name = temporary_name(film).name
+    assert name.startswith(f".{'ä' * 49}a.")
+    assert name.endswith(".part.mp4")
+    assert temporary_name(tmp_path / "\udcff-film.mp4").name.startswith(".-film.")
+
+
+def test_interrupted_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal while a temporary file is removed is raised when it has been removed."""
+    unlink, interrupts = Path.unlink, [KeyboardInterrupt]
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        unlink(path, missing_ok)
+
+    def no_space(_: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "film.mp4", b"half of it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not remove a file is told so."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError, match="not yours"), atomic_file(tmp_path / "film.mp4"):
+        pass
+
+
+def folders(folder: Path) -> tuple[Path, Path]:
+    """Make two folders with a file each."""
+    for name in ("new", "old"):
+        (folder / name).mkdir()
+        (folder / name / name).touch()
+    return folder / "new", folder / "old"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_folders_change_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Two folders change places, in one step where the system can, and nothing else is left."""
+    new, old = folders(tmp_path)
+    if at_once:
+        monkeypatch.setattr(Path, "rename", None)
+    else:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    exchange(new, old)
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert [path.name for path in new.iterdir()] == ["old"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_folder_that_cannot_take_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the new folder cannot be moved, the old one is where it was."""
+    _, old = folders(tmp_path)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "missing", old)
+    assert [path.name for path in old.iterdir()] == ["old"]
+    assert len(list(tmp_path.iterdir())) == 2
