@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -39,7 +40,7 @@ from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import file_sha256
-from prefect_renderfarm.blocks.storage.objects import ObjectStore
+from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 
 ASSETS = f"{BucketStore.root}/assets"
 ASSET_LIST = "assets.json"
@@ -159,16 +160,14 @@ def send_assets(
     """Send a job's input files to its storage: those that it does not have, then their list.
 
     A folder inside the job folder keeps its relative path in the workspace. The files of another
-    folder go to the top of the workspace. Links inside it are sent as what they lead to.
-
-    Files are left out for whose absolute paths `skip` is true.
+    folder go to the top of the workspace. Links inside it are sent as what they lead to. Files are
+    left out for whose absolute paths `skip` is true.
 
     Raises:
         JobError: A link leads out of the folder, a name is not UTF-8, or something is no regular
             file, cannot be read, or changes meanwhile.
-        StorageError: The storage did not answer.
     """
-    found = _look_at(folder, job_dir, skip)
+    found = _describe_files(folder, job_dir, skip)
     files = AssetList(files=tuple(local.file for local in found))
     listed = files.model_dump_json().encode()
     # For clean-storage, which then keeps the files of this list that were sent before.
@@ -191,7 +190,7 @@ def list_assets(
     folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
 ) -> AssetList:
     """Return what `send_assets` would send. Raises: JobError."""
-    return AssetList(files=tuple(local.file for local in _look_at(folder, job_dir, skip)))
+    return AssetList(files=tuple(local.file for local in _describe_files(folder, job_dir, skip)))
 
 
 def assets_version(assets: str, storage: BucketStore) -> str:
@@ -203,12 +202,12 @@ def assets_version(assets: str, storage: BucketStore) -> str:
     return read_list(storage, assets).model_dump_json()
 
 
-def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> list[_LocalFile]:
+def _describe_files(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> list[_LocalFile]:
     paths = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
     top = next((path.relative_to(job) for path, job in paths if path.is_relative_to(job)), Path())
     folder = folder.resolve()
 
-    def look_at(path: Path) -> _LocalFile:
+    def describe(path: Path) -> _LocalFile:
         try:
             before = path.stat()
             file = AssetFile(
@@ -221,7 +220,7 @@ def _look_at(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> list[
             raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
         return _LocalFile(path, before.st_mtime_ns, file)
 
-    found = in_parallel(look_at, list(_files_in(folder, folder, skip)))
+    found = in_parallel(describe, list(_files_in(folder, folder, skip)))
     return sorted(found, key=lambda local: local.file.path)
 
 
@@ -266,37 +265,35 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     worker those are the worker's own. Raises FatalWorkerError if there is nothing, or too much, or
     jobs may not read this bucket.
     """
-    parts = urlsplit(url)
+    parts, name = urlsplit(url), name_of_url(url)
     try:
         UrlRules.of().require_bucket(parts.netloc)
     except UrlRefused as error:
-        raise FatalWorkerError(f"assetsUrl {excerpt(url)}: {error}") from None
+        raise FatalWorkerError(f"{name}: {error}") from None
     prefix = parts.path.strip("/")
     block = S3Bucket(bucket_name=parts.netloc)
     if isinstance(storage.block, S3Bucket):
         block = S3Bucket(bucket_name=parts.netloc, credentials=storage.block.credentials)
     store = BucketStore(block)
-    files: list[WantedFile] = []
-    for found in store.objects(prefix):
-        if found.key.endswith("/"):  # what consoles write for an empty folder
-            continue
-        if len(files) >= _MAX_OBJECTS:
-            raise FatalWorkerError(f"assetsUrl {excerpt(url)} has more than {_MAX_OBJECTS:,} files")
+    # Consoles write a key with a slash at its end for an empty folder.
+    stored = (found for found in store.objects(prefix) if not found.key.endswith("/"))
+    objects = list(islice(stored, _MAX_OBJECTS + 1))
+    if not objects:
+        raise FatalWorkerError(f"{name}: nothing is there: check the bucket and prefix")
+    if len(objects) > _MAX_OBJECTS:
+        raise FatalWorkerError(f"{name} has more than {_MAX_OBJECTS:,} files")
+
+    def wanted(found: StoredObject) -> WantedFile:
         identity = f"{url} {found.key} {found.size} {found.modified.isoformat()}"
-        files.append(
-            WantedFile(
-                path=found.key.removeprefix(f"{prefix}/"),
-                size=found.size,
-                name=hashlib.sha256(identity.encode()).hexdigest(),
-                get=partial(store.download, found.key),
-                source=f"{found.key!r} in {store.name}",
-            )
+        return WantedFile(
+            path=found.key.removeprefix(f"{prefix}/"),
+            size=found.size,
+            name=hashlib.sha256(identity.encode()).hexdigest(),
+            get=partial(store.download, found.key),
+            source=f"{found.key!r} in {store.name}",
         )
-    if not files:
-        raise FatalWorkerError(
-            f"assetsUrl {excerpt(url)}: nothing is there: check the bucket and prefix"
-        )
-    return files
+
+    return [wanted(found) for found in objects]
 
 
 def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
