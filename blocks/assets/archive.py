@@ -29,11 +29,9 @@ from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
 
-_MAX_SHOWN = 200  # characters of a URL
 ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".tar")
 _MAX_ARCHIVE_BYTES = 20_000_000_000
-# For an archive of that size: 5.6 MB a second.
-_ARCHIVE_SECONDS = 3600.0
+_ARCHIVE_SECONDS = 3600.0  # for an archive of that size 5.6 MB a second
 # The size of the cache of fetched files; a farm's largest scenes have some 10,000 files.
 MAX_UNPACKED_BYTES = 20_000_000_000
 MAX_FILES = 200_000
@@ -56,7 +54,7 @@ class DamagedArchive(FatalWorkerError):
 
 def name_of_url(url: str) -> str:
     """Return an `assetsUrl` for messages, without what may be secret in it."""
-    return f"assetsUrl {excerpt(public_part(url), _MAX_SHOWN)}"
+    return f"assetsUrl {excerpt(public_part(url), 200)}"
 
 
 def lay_out_archive(url: str, folder: Path, cache: AssetCache, stop: threading.Event) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.utilities.dispatch import lookup_type
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from prefect_renderfarm.blocks.assets.inputs import lay_out
 from prefect_renderfarm.blocks.assets.workspace import MIN_FREE_BYTES, disk_errors, require_room
@@ -43,8 +43,8 @@ class StorageAddress(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: str = Field(description="The block type's slug, such as s3-bucket.")
-    fields: dict[str, str | int | bool] = Field(description="The block's plain fields.")
+    kind: str  # the block type's slug, such as s3-bucket
+    fields: dict[str, str | int | bool]
 
     @classmethod
     def of(cls, block: ObjectStorageBlock) -> Self:
@@ -75,24 +75,20 @@ class ChunkRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    job: str = Field(description="Name of the job, for messages.")
-    key: str = Field(description="The job's key: the name of its folder in the storage.")
+    job: str  # its name, for messages
+    key: str  # the job's key: the name of its folder in the storage
     chunk_id: int
     start_frame: int
     frame_count: int
-    output_file: str = Field(description="The file that the command writes, in its workspace.")
-    command: str = Field(description="The command line; split into words and run without a shell.")
-    fps: str = Field(description="Frames a second, as a fraction.")
+    output_file: str  # what the command writes, in its workspace
+    command: str
+    fps: str  # as a fraction
     verify: Verify = Verify.PACKETS
     storage: StorageAddress
-    assets: str | None = Field(
-        default=None, description="The key of the list of the job's input files, or their URL."
-    )
-    identity: str = Field(default="", description="Cache key of the chunk; see `ChunkResult`.")
-    timeout: float | None = Field(
-        default=None, description="Seconds after which the command is ended; None: no other limit."
-    )
-    index: int = Field(default=0, description="Position of the chunk in the job spec, from 0.")
+    assets: str | None = None  # the key of the list of the job's input files, or their URL
+    identity: str = ""  # the chunk's cache key
+    timeout: float | None = None  # seconds after which the command is ended
+    index: int = 0  # position of the chunk in the job spec
 
 
 class ChunkReader:
@@ -153,10 +149,8 @@ def render_here(
                 timeout=request.timeout, stop=stop,
             )
         )  # fmt: skip
-        if log_file.exists():
-            log = log_file.read_bytes()
-        else:
-            log = f"{result.stdout}\n{result.stderr}".strip().encode()
+        last_output = f"{result.stdout}\n{result.stderr}".strip().encode()
+        log = log_file.read_bytes() if log_file.exists() else last_output
         if result.exit_code != 0:
             store.keep_log(request.chunk_id, log)
             if result.exit_code not in (126, 127):  # no program ran that a full disk could end

@@ -80,7 +80,7 @@ class BucketStore(ObjectStore):
         """Return whether an object exists."""
         with suppress(ObjectMissing), self._errors("look for", key):
             if (s3 := self._s3) is None:
-                return self.read(key) is not None
+                return super().has(key)
             s3.head_object(Bucket=self.bucket, Key=self.absolute(key))
             return True
         return False

@@ -63,9 +63,9 @@ class ObjectStore(ABC):
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object unless one exists; return whether it was written. Atomic."""
 
-    @abstractmethod
     def has(self, key: str) -> bool:
         """Return whether an object exists."""
+        return self.read(key) is not None
 
     @abstractmethod
     def objects(self, folder: str) -> Iterator[StoredObject]:
@@ -114,10 +114,6 @@ class FolderStore(ObjectStore):
     def create(self, key: str, data: bytes) -> bool:
         """Write a file unless one exists; return whether it was written."""
         return create_atomic(self.folder / key, data)
-
-    def has(self, key: str) -> bool:
-        """Return whether a file exists."""
-        return (self.folder / key).is_file()
 
     def objects(self, folder: str) -> Iterator[StoredObject]:
         """Give the files in a folder and below it, but for those that are being written."""
