@@ -88,6 +88,7 @@ def test_parsed_json() -> None:
         ("https://h/?code=123456789#part", ["123456789", "123456789"]),
         ("https://h/?123456789", []),
         ("https://h/a", []),
+        ("https://h/?a=1234?5678", ["1234?5678", "1234?5678"]),
     ],
 )
 def test_secrets_of_a_query(url: str, secrets: list[str]) -> None:
