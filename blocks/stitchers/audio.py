@@ -239,6 +239,13 @@ class FilmAudio(ABC):
         piece.pts = self.written
         self.written += samples
 
+    def _mux(self, data: bytes, samples: int, *, is_keyframe: bool = False) -> None:
+        packet: Any = av.Packet(data)
+        packet.stream, packet.duration, packet.is_keyframe = self._stream, samples, is_keyframe
+        self._stamp(packet, samples)
+        packet.dts = packet.pts
+        self._output.mux(packet)
+
 
 class CopiedPcm(FilmAudio):
     """PCM, sample for sample."""
@@ -269,12 +276,7 @@ class CopiedPcm(FilmAudio):
         ready = min(len(self._buffer) // self._block, self.due - self.written)
         for first in range(0, ready, _PACKET_SAMPLES):
             last = min(ready, first + _PACKET_SAMPLES)
-            packet = av.Packet(self._buffer[first * self._block : last * self._block])
-            packet.stream = self._stream
-            packet.duration = last - first
-            self._stamp(packet, packet.duration)
-            packet.dts = packet.pts
-            self._output.mux(packet)
+            self._mux(self._buffer[first * self._block : last * self._block], last - first)
             self._last = self._buffer[(last - 1) * self._block : last * self._block]
         self._buffer = self._buffer[ready * self._block :]
 
@@ -300,11 +302,7 @@ class CopiedPackets(FilmAudio):
         if primes or self.written + samples // 2 > self.due:
             return
         # Not the packet itself: its side data may tell to drop samples, which Matroska keeps.
-        copy = av.Packet(bytes(packet))
-        copy.stream, copy.is_keyframe, copy.duration = self._stream, packet.is_keyframe, samples
-        self._stamp(copy, samples)
-        copy.dts = copy.pts
-        self._output.mux(copy)
+        self._mux(bytes(packet), samples, is_keyframe=packet.is_keyframe)
 
 
 class EncodedAudio(FilmAudio):
