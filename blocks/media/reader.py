@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
 # ISO/IEC 14496-15: sample entries of H.264 and H.265 whose parameter sets may be among the frames.
 _IN_BAND = (b"avc3", b"hev1")
+_coding = attrgetter("description", "presentation", "timescale")
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,8 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
     # Without a header of the codec, only its frames tell the pixel format and the colours.
     if known is None or not first.signature["codec header"] or known.description[:4] in _IN_BAND:
         return None
-    if (track := _only_video_track(path)) is None:
-        return None
-    coding = (known.description, known.presentation, known.timescale)
-    if coding != (track.description, track.presentation, track.timescale):
+    track = _only_video_track(path)
+    if track is None or _coding(track) != _coding(known):
         return None
     rate = fps or first.fps
     try:

@@ -234,52 +234,6 @@ class FilmAudio(ABC):
         """Write what is buffered, up to the sample that is due."""
         return
 
-    def _stamp(self, piece: Any, samples: int) -> None:
-        piece.time_base = Fraction(1, self.rate)
-        piece.pts = self.written
-        self.written += samples
-
-    def _mux(self, data: bytes, samples: int, *, is_keyframe: bool = False) -> None:
-        packet: Any = av.Packet(data)
-        packet.stream, packet.duration, packet.is_keyframe = self._stream, samples, is_keyframe
-        self._stamp(packet, samples)
-        packet.dts = packet.pts
-        self._output.mux(packet)
-
-
-class CopiedPcm(FilmAudio):
-    """PCM, sample for sample."""
-
-    def __init__(self, output: OutputContainer, template: Any) -> None:
-        context = template.codec_context
-        size = pcm_bytes(context.name)
-        assert size is not None  # noqa: S101 -- chosen for PCM only
-        super().__init__(output, output.add_stream_from_template(template), context.sample_rate)
-        self._stream.time_base = Fraction(1, self.rate)
-        self._block = size * len(context.layout.channels)
-        self._stream.codec_context.layout = layout_of(context)
-        self._last = bytes(self._block)
-        self._buffer = b""
-
-    def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
-        """Write the packet's samples as far as the chunk's frames last; buffer the rest."""
-        self._buffer += bytes(packet)
-        self._write()
-
-    def end_chunk(self) -> None:
-        """Extend with the last sample, and drop what is longer than the frames."""
-        self._buffer += self._last * (self.due - self.written)
-        self._write()
-        self._buffer = b""
-
-    def _write(self) -> None:
-        ready = min(len(self._buffer) // self._block, self.due - self.written)
-        for first in range(0, ready, _PACKET_SAMPLES):
-            last = min(ready, first + _PACKET_SAMPLES)
-            self._mux(self._buffer[first * self._block : last * self._block], last - first)
-            self._last = self._buffer[(last - 1) * self._block : last * self._block]
-        self._buffer = self._buffer[ready * self._block :]
-
 
 class CopiedPackets(FilmAudio):
     """Compressed audio as it is, which clicks at the seams.
@@ -302,18 +256,23 @@ class CopiedPackets(FilmAudio):
         if primes or self.written + samples // 2 > self.due:
             return
         # Not the packet itself: its side data may tell to drop samples, which Matroska keeps.
-        self._mux(bytes(packet), samples, is_keyframe=packet.is_keyframe)
+        copy: Any = av.Packet(bytes(packet))
+        copy.stream, copy.is_keyframe, copy.duration = self._stream, packet.is_keyframe, samples
+        copy.time_base = Fraction(1, self.rate)
+        copy.pts = copy.dts = self.written
+        self.written += samples
+        self._output.mux(copy)
 
 
 class EncodedAudio(FilmAudio):
-    """Decoded, joined, and encoded once, without seams."""
+    """Decoded, joined, and encoded once, without seams: PCM comes out bit for bit."""
 
-    def __init__(self, output: OutputContainer, template: Any, plan: AudioPlan) -> None:
+    def __init__(self, output: OutputContainer, template: Any, codec: str, bitrate: int) -> None:
         context = template.codec_context
         rate, layout = context.sample_rate, layout_of(context)
-        stream: Any = output.add_stream(plan.codec, rate, layout=layout, bit_rate=plan.bitrate)
+        stream: Any = output.add_stream(codec, rate, layout=layout, bit_rate=bitrate)
         stream.codec_context.format = nearest_format(stream.codec_context.codec, context.format)
-        super().__init__(output, stream, context.sample_rate)
+        super().__init__(output, stream, rate)
         self._decoded = av.AudioFifo()
         self._format = (context.format.name, context.layout.name)
         self._last: list[bytes] = []
@@ -330,8 +289,7 @@ class EncodedAudio(FilmAudio):
                 self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
             frame.pts = None
             self._decoded.write(frame)
-            if self._skip and self._decoded.samples:
-                dropped = min(self._skip, self._decoded.samples)
+            if dropped := min(self._skip, self._decoded.samples):
                 self._decoded.read(dropped)
                 self._skip -= dropped
         self._write()
@@ -346,24 +304,22 @@ class EncodedAudio(FilmAudio):
             for plane, last in zip(frame.planes, lasts, strict=True):
                 plane.update((last * missing).ljust(plane.buffer_size, b"\0"))
             frame.sample_rate = self.rate
-            self._encode(frame)
+            self._decoded.write(frame)
+            self._write()
 
     def close(self) -> None:
         """Flush the encoder."""
         self._output.mux(self._stream.encode(None))
 
     def _write(self) -> None:
-        ready = min(self._decoded.samples, self.due - self.written)
-        if ready > 0:
+        while (ready := min(self._decoded.samples, self.due - self.written, _PACKET_SAMPLES)) > 0:
             frame: Any = self._decoded.read(ready)
             width = _sample_bytes(frame)
-            end = frame.samples * width
+            end = ready * width
             self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
-            self._encode(frame)
-
-    def _encode(self, frame: Any) -> None:
-        self._stamp(frame, frame.samples)
-        self._output.mux(self._stream.encode(frame))
+            frame.pts, frame.time_base = self.written, Fraction(1, self.rate)
+            self.written += ready
+            self._output.mux(self._stream.encode(frame))
 
 
 def _sample_bytes(frame: Any) -> int:
@@ -396,9 +352,8 @@ class TrackAudio:
         """Bring a film's audio to the sample that is due; the file may lack up to one frame."""
         while audio.written < audio.due and (packet := next(self._packets, None)) is not None:
             audio.add(packet)
-        if audio.written < audio.due:
-            missing = Fraction(audio.due - audio.written, audio.rate)
-            _refuse_short_track(self._path, missing, fps)
+        if (missing := audio.due - audio.written) > 0:
+            _refuse_short_track(self._path, Fraction(missing, audio.rate), fps)
             audio.end_chunk()
 
 
@@ -407,10 +362,9 @@ def open_film_audio(output: OutputContainer, template: Any, plan: AudioPlan) -> 
     encode = plan.mode is AudioMode.ENCODE
     codec = plan.codec if encode else template.codec_context.name
     try:
-        if encode:
-            return EncodedAudio(output, template, plan)
-        copied = CopiedPackets if pcm_bytes(codec) is None else CopiedPcm
-        return copied(output, template)
+        if encode or pcm_bytes(codec) is not None:
+            return EncodedAudio(output, template, codec, plan.bitrate)
+        return CopiedPackets(output, template)
     except ValueError:
         raise StitchInputError(
             f"a {output.format.name} film cannot hold {codec} audio: set the stitcher's 'audio' to "
@@ -427,10 +381,9 @@ def join_audio(chunks: Sequence[Media], plan: AudioPlan, output: Path) -> None:
         file = stack.enter_context(av.open(str(output), "w"))
         # Of the first chunk only the template is taken, if there is no track.
         source = TrackAudio(plan.track or chunks[0].path, stack)
-        pcm = pcm_bytes(source.template.codec_context.name) is not None
-        mode = AudioMode.COPY if pcm else plan.mode
-        written = replace(plan, mode=mode, codec="pcm_f32le", bitrate=0)
-        audio = open_film_audio(file, source.template, written)
+        name = source.template.codec_context.name
+        codec = "pcm_f32le" if pcm_bytes(name) is None else name
+        audio = open_film_audio(file, source.template, replace(plan, codec=codec))
         end = 0
         for chunk in chunks:
             end += chunk.frames

@@ -134,6 +134,23 @@ def test_pcm_is_kept_sample_for_sample(
     assert_exact(stitched(make(), takes(take), tmp_path / f"film{ending}", take.fps), take.fps)
 
 
+@pytest.mark.parametrize("ending", [".mov", ".mkv"])
+@pytest.mark.parametrize("codec", ["pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le"])
+def test_pcm_is_kept_byte_for_byte(
+    make: Callable[..., VideoStitcher], tmp_path: Path, codec: str, ending: str
+) -> None:
+    """Whatever its numbers and channels, PCM comes out as it went in."""
+    take = Take(codec, ending, fps=Fraction(30), layout="5.1")
+    chunks = write_takes(tmp_path / "chunks", take, [12, 12])
+    film = tmp_path / f"film{ending}"
+    make().stitch(chunks, film, fps=30)
+    made, given = (
+        b"".join(bytes(packet) for path in paths for packet in audio_packets(path))
+        for paths in ([film], chunks)
+    )
+    assert made == given
+
+
 @pytest.mark.parametrize(
     ("take", "ending", "codec"),
     [

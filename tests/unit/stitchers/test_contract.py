@@ -197,7 +197,7 @@ def test_film_with_lost_audio_is_not_published(
 ) -> None:
     """Audio that is lost while the film is written is noticed in the film."""
     chunks = write_chunks(tmp_path / "chunks", [6, 6], Recipe(".mov", audio="pcm_s16le"))
-    monkeypatch.setattr(audio.CopiedPcm, "_write", lambda _: None)
+    monkeypatch.setattr(audio.EncodedAudio, "_write", lambda _: None)
     with pytest.raises(AssemblyError, match="has no audio track"):
         way(RemuxStitcher(), chunks, tmp_path / "film.mov")
     assert [path.name for path in tmp_path.iterdir()] == ["chunks"]
