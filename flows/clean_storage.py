@@ -87,8 +87,7 @@ def clean_storage(
     if block is None:
         raise SetupError("storage: choose the storage to look through, such as 's3-bucket/renders'")
     store = BucketStore(block)
-    now = datetime.now(UTC)
-    limit = now - timedelta(days=older_than_days)
+    limit = datetime.now(UTC) - timedelta(days=older_than_days)
     found = _by_job(store)
     if job is not None and (job := job.strip()) not in found:
         raise JobError(f"job {job!r}: no such job was rendered through this storage")
@@ -97,8 +96,8 @@ def clean_storage(
     for key, objects in found.items():
         own = [item for item in objects if item.key.partition(f"{key}/")[2] not in _RECORDS]
         if own and job in (None, key):
-            age = now - max(item.modified for item in objects)
-            jobs.append(_leftover(key, own, age, now - limit, dry_run))
+            newest = max(item.modified for item in objects)
+            jobs.append(_leftover(key, own, newest, limit, dry_run))
             if jobs[-1].old:
                 doomed |= {item.key for item in own}
     candidates = [item for item in store.objects(ASSETS) if item.modified < limit]
@@ -117,11 +116,11 @@ def clean_storage(
     unused = [item for item in candidates if item.key not in needed]
     if not dry_run:
         store.delete(item.key for item in unused)
-    age = now - max((item.modified for item in unused), default=now)
+    newest = max((item.modified for item in unused), default=datetime.now(UTC))
     report = CleanReport(
         storage=store.name,
         jobs=tuple(sorted(jobs, key=lambda entry: -entry.age_days)),
-        assets=_leftover("assets", unused, age, now - limit, dry_run),
+        assets=_leftover("assets", unused, newest, limit, dry_run),
     )
     _publish(report)
     return report
@@ -145,15 +144,15 @@ def _input_files(store: ObjectStore, objects: Sequence[StoredObject]) -> set[str
 
 
 def _leftover(
-    key: str, objects: Sequence[StoredObject], age: timedelta, limit: timedelta, dry_run: bool
+    key: str, objects: Sequence[StoredObject], newest: datetime, limit: datetime, dry_run: bool
 ) -> Leftover:
     return Leftover(
         key=key,
         objects=len(objects),
         size=sum(item.size for item in objects),
-        age_days=max(age.total_seconds(), 0) / 86_400,
-        old=age > limit,
-        deleted=age > limit and not dry_run,
+        age_days=max((datetime.now(UTC) - newest) / timedelta(days=1), 0.0),
+        old=newest < limit,
+        deleted=newest < limit and not dry_run,
     )
 
 

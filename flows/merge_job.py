@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from prefect_renderfarm.blocks.media.image_sequence import has_number
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher, watching
-from prefect_renderfarm.flows.merging.assembly import plan_assembly
+from prefect_renderfarm.flows.merging.assembly import output_location, plan_assembly
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
 from prefect_renderfarm.flows.merging.merge_run import RELEASED
 from prefect_renderfarm.flows.parameters import (
@@ -47,9 +48,7 @@ from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
 from prefect_renderfarm.flows.runs.report import Progress, human_size
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, job_lock, using_chunks
-from prefect_renderfarm.flows.state.job_state import JobState
-from prefect_renderfarm.flows.state.open_job import open_job
-from prefect_renderfarm.flows.state.output_location import output_location
+from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
@@ -93,7 +92,6 @@ def merge_job(
         SetupError: A block is missing or of the wrong kind.
         AssemblyError: A chunk is missing or wrong, or the film could not be made.
     """
-    log = run_log()
     started = time.monotonic()
     state = open_job(job, storage, job_dir, rendered_before=True)
     state.tidy()
@@ -108,33 +106,38 @@ def merge_job(
     lock: AbstractContextManager[Any] = using_chunks(state)
     if inputs is None and not chunk_timeout:  # else render-job holds the lock
         lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_not)
+    stitch: StitchReport | None = None
     try:
         with ending_with_its_worker(), lock, state.copies():
             if assembly is Assembly.STITCHED and chosen is not None and film is not None:
                 if (track := state.audio_track()) is not None:
                     chosen = chosen.with_track(track)
-                report = _stitch(state, chunks, chosen, film)
+                stitch = _stitch(state, chunks, chosen, film)
             elif assembly is Assembly.MERGED:
                 name = "adapter" if merge_adapter is None else "merge_adapter"
                 runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
-                report = _run_merge_command(state, chunks, runner, film)
-            else:
-                report = MergeReport(assembly=assembly)
-            if location is not None and report.film is not None:
+                _run_merge_command(state, chunks, runner, film)
+            finished_at = datetime.now(UTC) if assembly.wanted else None
+            if location is not None:
                 location.deliver(state)
-                report = report.model_copy(update={"film": location.name})
     except RenderStopped as stopped:
         return Cancelled(name=RELEASED, message=str(stopped))
-    report = report.model_copy(update={"seconds": time.monotonic() - started})
+    report = MergeReport(
+        assembly=assembly,
+        film=location.name if location else None,
+        stitch=stitch,
+        seconds=time.monotonic() - started,
+        finished_at=finished_at,
+    )
     retry(partial(state.save_merge, report, str(flow_run.id)), "the report of the assembly")
-    log.info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
-             f": {report.film}" if report.film else "")  # fmt: skip
+    run_log().info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
+                   f": {report.film}" if report.film else "")  # fmt: skip
     return report
 
 
 def _stitch(
     state: JobState, fetcher: ChunkFetcher, stitcher: VideoStitcher, film: Path
-) -> MergeReport:
+) -> StitchReport:
     """Stitch the chunks, each as it comes where the stitcher can and not all are done already."""
     chunks = state.job.chunks
     inputs = [state.chunk_file(chunk) for chunk in chunks]
@@ -156,53 +159,44 @@ def _stitch(
                 except NotAppendableError as reason:
                     run_log().info("waiting for all chunks: %s", reason)
                 else:
-                    return _assembled(Assembly.STITCHED, film, grown.report)
+                    return grown.report
         for _ in fetcher:
             pass
-        before = _identity(film)
-        with watching(show):
+        with watching(show), _must_write(film, type(stitcher).__name__):
             report = stitcher.stitch(inputs, film, fps=fps, frame_counts=frame_counts)
-        _require_new(film, before, type(stitcher).__name__)
         show(report.frames, report.size)
-        return _assembled(Assembly.STITCHED, film, report)
+        return report
 
 
 def _run_merge_command(
     state: JobState, fetcher: ChunkFetcher, adapter: WorkerAdapter, film: Path | None
-) -> MergeReport:
+) -> None:
     command = state.job.merge_command or ""
     check_commands(adapter, [("the merge command", command)])
     for _ in fetcher:
         pass
-    before = _identity(film)
-    try:
-        result = adapter.execute(WorkerJob(command=command, cwd=state.path, name="merge"))
-        result.require_success("merge")
-    except WorkerError as error:
-        raise AssemblyError(str(error)) from error
-    if film is not None:
-        _require_new(film, before, "the merge command")
-    return _assembled(Assembly.MERGED, film)
+    with nullcontext() if film is None else _must_write(film, "the merge command"):
+        try:
+            result = adapter.execute(WorkerJob(command=command, cwd=state.path, name="merge"))
+            result.require_success("merge")
+        except WorkerError as error:
+            raise AssemblyError(str(error)) from error
 
 
-def _assembled(
-    assembly: Assembly, film: Path | None, stitch: StitchReport | None = None
-) -> MergeReport:
-    return MergeReport(assembly=assembly, film=film, stitch=stitch, finished_at=datetime.now(UTC))
+@contextmanager
+def _must_write(film: Path, who: str) -> Iterator[None]:
+    """Refuse the end of the block without an error if the film was not written anew."""
+    path = film.parent if has_number(film) else film
 
+    def identity() -> tuple[int, int, int] | None:
+        if not path.exists():
+            return None
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
-def _identity(film: Path | None) -> tuple[int, int, int] | None:
-    """Return what changes when a film is written anew; None: there is none."""
-    if film is not None and has_number(film):
-        film = film.parent
-    if film is None or not film.exists():
-        return None
-    status = film.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _require_new(film: Path, before: tuple[int, int, int] | None, who: str) -> None:
-    after = _identity(film)
+    before = identity()
+    yield
+    after = identity()
     if after is None:
         raise AssemblyError(
             f"{who} ended without an error, but film {str(film)!r} is not there: leave output_file "

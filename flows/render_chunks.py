@@ -14,9 +14,8 @@ from prefect_renderfarm.blocks.media.model import Verify
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
 from prefect_renderfarm.flows.jobs.load import file_of
-from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
+from prefect_renderfarm.flows.jobs.spec import Chunk, RenderJob, is_key
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -42,8 +41,7 @@ from prefect_renderfarm.flows.runs.orphans import (
     why_no_more_chunks,
 )
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, JobLock, job_lock, using_chunks
-from prefect_renderfarm.flows.state.notes import RunNotes
-from prefect_renderfarm.flows.state.open_job import open_job
+from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
@@ -105,15 +103,15 @@ def render_chunks(
     tag_run(state.job)
     if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
-    notes = RunNotes(state, str(flow_run.id))
+    run_id = str(flow_run.id)
 
     def tell(failed: Sequence[FailedAttempt]) -> None:
-        _write_note(partial(notes.write_failed_attempts, failed))
+        _write_note(partial(state.save_failed_attempts, failed, run_id))
 
     lock: AbstractContextManager[JobLock | None] = using_chunks(state)
     if inputs is None:  # else render-job holds the lock
         lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks())
-    with ending_with_its_worker(), _writing_failure(notes), lock as held, job_slot(runner):
+    with ending_with_its_worker(), _writing_failure(state, run_id), lock as held, job_slot(runner):
         if inputs is None:
             state.identify(runner, file_of(job))
         else:
@@ -144,9 +142,9 @@ def _write_note(write: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _writing_failure(notes: RunNotes) -> Iterator[None]:
+def _writing_failure(state: JobState, run_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _write_note(partial(notes.write_failure, error))
+        _write_note(partial(state.save_failure, error, run_id))
         raise

@@ -16,9 +16,8 @@ from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
 from prefect_renderfarm.flows.jobs.load import file_of
 from prefect_renderfarm.flows.merge_job import merge_job
-from prefect_renderfarm.flows.merging.assembly import plan_assembly
-from prefect_renderfarm.flows.merging.merge_ahead import starting_ahead
-from prefect_renderfarm.flows.merging.merge_run import MergeRun
+from prefect_renderfarm.flows.merging.assembly import output_location, plan_assembly
+from prefect_renderfarm.flows.merging.merge_run import MergeRun, starting_ahead
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
     Concurrency,
@@ -45,9 +44,7 @@ from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
 from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_with_its_worker
 from prefect_renderfarm.flows.runs.report import publish_report
 from prefect_renderfarm.flows.state.job_lock import job_lock
-from prefect_renderfarm.flows.state.job_state import JobState
-from prefect_renderfarm.flows.state.open_job import open_job
-from prefect_renderfarm.flows.state.output_location import output_location
+from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 # A merge run that waits longer than this for one chunk gives its slot on the work pool back.
 _LEAST_CHUNK_TIMEOUT = 60.0

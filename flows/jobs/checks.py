@@ -1,91 +1,115 @@
-"""Checks of all chunks of a job together: ids, commands, output files, frame ranges."""
+"""Which texts, commands and file names a job spec may have: it may come from anybody."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from prefect_renderfarm.blocks.errors import JobError
+from prefect_renderfarm.blocks.processes.programs import split_command
 from prefect_renderfarm.blocks.runtime.text import excerpt
-from prefect_renderfarm.flows.jobs.fields import (
-    JOINERS,
-    MOST_NUMBER,
-    Chunk,
-    require_command,
-    require_plain,
-)
 
 # The folder of records in the job folder.
 RECORDS = ".renderfarm"
+# ZERO WIDTH NON-JOINER and JOINER: Persian, Hindi and other scripts need them.
+_JOINERS = "\u200c\u200d"
+_WITHOUT_JOINERS = str.maketrans("", "", _JOINERS)
+# Control characters, surrogates, line and paragraph ends, and invisible characters that change how
+# others look (Unicode Standard, table 4-4).
+_INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp", "Cf"})
 # File systems take names of 255 bytes (NAME_MAX); a temporary file's name is up to 39 bytes longer.
 _MOST_NAME_BYTES = 200
 # Amazon S3 takes keys of 1,024 bytes, 65 of which are the job's folder; systems take paths of 4,096
 # (PATH_MAX) with the job folder's.
 _MOST_PATH_BYTES = 900
-_WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
 
 
-class _Claim(NamedTuple):
+def require_plain(text: str) -> None:
+    """Refuse a text that a log or a list of files would not show as it is. Raises: ValueError."""
+    if text.isascii() and text.isprintable():
+        return
+    for character in text:
+        if unicodedata.category(character) in _INVISIBLE and character not in _JOINERS:
+            name = unicodedata.name(character, "a control character")
+            raise ValueError(f"it has {name}, U+{ord(character):04X}: remove it")
+
+
+def require_command(command: str, name: str) -> None:
+    """Refuse a command, called so in the error, that no machine can run. Raises: JobError."""
+    try:
+        split_command(command)
+        command.encode()
+    except JobError as error:
+        raise JobError(f"{name}: {error}") from None
+    except UnicodeEncodeError:  # a lone surrogate
+        raise JobError(
+            f"{name}: {excerpt(command)} has half a character, which is no text: remove it"
+        ) from None
+
+
+class _File(NamedTuple):
     owner: str
     field: str
-    file: str
+    name: str
 
     def __str__(self) -> str:
-        return f"{self.owner} has {self.field} {excerpt(self.file)}"
+        return f"{self.owner} has {self.field} {excerpt(self.name)}"
 
     @property
     def parts(self) -> list[str]:
-        return [part for part in self.file.split("/") if part not in ("", ".")]
+        return [part for part in self.name.split("/") if part not in ("", ".")]
 
 
-class _JobFiles:
+class JobFiles:
     """The files of one job, each of which is a different file on any file system."""
 
     def __init__(self) -> None:
-        self._files: dict[str, _Claim] = {}
-        self._folders: dict[str, _Claim] = {}
+        self._files: dict[str, _File] = {}
+        self._folders: dict[str, _File] = {}
 
-    def add(self, claim: _Claim) -> None:
+    def add(self, owner: str, field: str, name: str) -> None:
         """Add a file. Raises JobError if it is invalid, or conflicts with an earlier one."""
-        key = _key(claim)
+        file = _File(owner, field, name)
+        key = _key(file)
         if (other := self._files.get(key)) is not None:
-            raise JobError(f"{_same(claim, other)}: give each its own")
+            raise JobError(f"{_same(file, other)}: give each its own")
         if (inner := self._folders.get(key)) is not None:
-            raise _also_a_folder(claim, inner)
-        self._files[key] = claim
+            raise _also_a_folder(file, inner)
+        self._files[key] = file
         folder = key.rpartition("/")[0]
         while folder and folder not in self._folders:
             if (other := self._files.get(folder)) is not None:
-                raise _also_a_folder(other, claim)
-            self._folders[folder] = claim
+                raise _also_a_folder(other, file)
+            self._folders[folder] = file
             folder = folder.rpartition("/")[0]
 
 
-def _key(claim: _Claim) -> str:
+def _key(file: _File) -> str:
     """Return the form of a path that is equal for paths that some file system takes for the same.
 
     Some file systems ignore case, or the difference between composed and decomposed letters, or
     dots and spaces at the end of a name (Windows' and macOS').
     """
-    file, parts = claim.file, claim.parts
-    if not parts or "\0" in file:
-        raise JobError(f"{claim}: name a file in the job folder")
-    if file.startswith("/") or ".." in parts:
+    name, parts = file.name, file.parts
+    if not parts or "\0" in name:
+        raise JobError(f"{file}: name a file in the job folder")
+    if name.startswith("/") or ".." in parts:
         raise JobError(
-            f"{claim}, which is outside the job folder: use a path relative to the job folder, "
+            f"{file}, which is outside the job folder: use a path relative to the job folder, "
             "without '..'"
         )
     try:
-        require_plain(file)
+        require_plain(name)
     except ValueError as error:
-        raise JobError(f"{claim}: {error}") from None
-    if len(file) * 4 > _MOST_NAME_BYTES:  # shorter ones cannot be too long
-        if len(file.encode()) > _MOST_PATH_BYTES:
-            raise JobError(f"{claim}: the longest path has {_MOST_PATH_BYTES} bytes, shorten it")
+        raise JobError(f"{file}: {error}") from None
+    if len(name) * 4 > _MOST_NAME_BYTES:  # shorter ones cannot be too long
+        if len(name.encode()) > _MOST_PATH_BYTES:
+            raise JobError(f"{file}: the longest path has {_MOST_PATH_BYTES} bytes, shorten it")
         if max(len(part.encode()) for part in parts) > _MOST_NAME_BYTES:
             raise JobError(
-                f"{claim}: the longest name of a file or folder has {_MOST_NAME_BYTES} bytes, "
+                f"{file}: the longest name of a file or folder has {_MOST_NAME_BYTES} bytes, "
                 "shorten it"
             )
     key = "/".join(parts)
@@ -96,67 +120,47 @@ def _key(claim: _Claim) -> str:
     if "./" in key or " /" in key or key.endswith((".", " ")):
         key = "/".join(part.rstrip(". ") or part for part in key.split("/"))
     if key == RECORDS or key.startswith(f"{RECORDS}/"):
-        raise JobError(f"{claim}: {RECORDS} is where the job's records are, use another folder")
+        raise JobError(f"{file}: {RECORDS} is where the job's records are, use another folder")
     return key
 
 
-def _same(claim: _Claim, other: _Claim) -> str:
-    if claim.parts != other.parts:
-        return f"{claim}, and {other}, which some file systems take for the same"
-    if claim.field == other.field:
-        file = excerpt(claim.file)
-        return f"{claim.owner} and {other.owner} write the same {claim.field} {file}"
-    return f"{claim}, and {other}, which is the same file"
+def _same(file: _File, other: _File) -> str:
+    if file.parts != other.parts:
+        return f"{file}, and {other}, which some file systems take for the same"
+    if file.field == other.field:
+        name = excerpt(file.name)
+        return f"{file.owner} and {other.owner} write the same {file.field} {name}"
+    return f"{file}, and {other}, which is the same file"
 
 
-def _also_a_folder(claim: _Claim, inner: _Claim) -> JobError:
+def _also_a_folder(file: _File, inner: _File) -> JobError:
     return JobError(
-        f"{claim}, which is also a folder, because {inner}: a file cannot be in another one, name "
+        f"{file}, which is also a folder, because {inner}: a file cannot be in another one, name "
         "another file"
     )
 
 
-def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
-    """Check every chunk, and that no file of the job conflicts with another.
+def require_inside(folder: Path, owner: str, name: str) -> None:
+    """Refuse a path, relative to the job folder, that a symbolic link leads out of it.
 
-    The chunks are in order of id. The JobError names the first chunk that is wrong.
+    Raises:
+        JobError: It does; the error says who has the path.
     """
-    files = _JobFiles()
-    previous: int | None = None
-    for chunk in chunks:
-        name = f"chunk {chunk.id}"
-        if chunk.id == previous:
-            raise JobError(f"{name} is there twice: give every chunk an id of its own")
-        previous = chunk.id
-        if chunk.id < 0:
-            raise JobError(f"{name} has a negative id: ids count from 0")
-        if chunk.frame_count < 1:
-            raise JobError(f"{name} has frameCount {chunk.frame_count}: it must be 1 or more")
-        if not chunk.command.strip():
-            raise JobError(f"{name} has an empty command: give the command that renders it")
-        require_command(chunk.command, name)
-        files.add(_Claim(name, "outputFile", chunk.output_file))
-    if audio_track is not None:
-        files.add(_Claim("the job", "audioTrack", audio_track))
-
-
-def check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
-    """Check that frame ranges follow each other and make up the film. Raises: JobError."""
-    first = expected = chunks[0].start_frame
-    previous = chunks[0]
-    for chunk in chunks:
-        if chunk.start_frame != expected:
-            what = "leaves a gap after" if chunk.start_frame > expected else "overlaps"
-            raise JobError(
-                f"chunk {chunk.id} {what} chunk {previous.id}: it starts at frame "
-                f"{chunk.start_frame}, not {expected}; make the ranges follow each other by id"
-            )
-        expected = chunk.end_frame
-        previous = chunk
-    if expected - first != total_frames:
+    if not _has_link(folder, name):
+        return
+    root = os.path.realpath(folder).rstrip("/")
+    if not os.path.realpath(folder / name).startswith(f"{root}/"):
         raise JobError(
-            f"the chunks have {expected - first} frames, but totalFrames is {total_frames}: the "
-            f"last, chunk {previous.id}, must end at frame {first + total_frames}"
+            f"{owner} {excerpt(name)}, which a symbolic link leads out of the job folder "
+            f"{excerpt(str(folder), 200)}: remove the link"
         )
-    if expected > MOST_NUMBER:
-        raise JobError(f"chunk {previous.id} ends at frame {expected}: {MOST_NUMBER} is the last")
+
+
+def _has_link(folder: Path, name: str) -> bool:
+    """Return whether a path has a symbolic link below the folder, or another part to resolve."""
+    path = str(folder)
+    for part in name.split("/"):
+        path = f"{path}/{part}"
+        if part in ("", "..") or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
+            return True
+    return False

@@ -22,8 +22,7 @@ from prefect_renderfarm.blocks.http.url_rules import UrlRefused, UrlRules, publi
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.flows.jobs.checks import RECORDS
-from prefect_renderfarm.flows.jobs.fields import require_plain
+from prefect_renderfarm.flows.jobs.checks import RECORDS, require_plain
 from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, parse_spec, require_size
 from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
 from prefect_renderfarm.flows.results import RenderReport
@@ -45,17 +44,14 @@ def file_of(source: Any) -> Path | None:
 
 
 def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
-    """Read and check a job spec, within limits of size and time.
+    """Return a job, checked and read within limits of size and time, and the folder of its file.
 
     Args:
         source: A `RenderJob`, its parsed JSON, its JSON text, the path of a file, or an `https://`
             or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says which
             URLs are read.
         deployed: Whether the run was started through a deployment, where a relative path would
-            mean the worker's folder.
-
-    Returns:
-        The job, and the folder of its file if it came from a file.
+            mean the worker's folder, and is refused.
 
     Raises:
         JobError: It cannot be read, or is no valid job spec; the message names it.
@@ -70,7 +66,7 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
 def load_earlier_job(
     source: Any, job_dir: Path | None, *, deployed: bool = False
 ) -> tuple[RenderJob, Path | None]:
-    """Read a job that was rendered before, and its folder, if that is known.
+    """Return a job that was rendered before, and its folder, if that is known.
 
     The source is one of `load_job`; or a `RenderReport`, its JSON or its file; or the id of a job
     that was rendered in `job_dir`.
@@ -137,21 +133,21 @@ def _read_file(path: Path, name: str) -> bytes:
     try:
         # Without waiting for a writer of a pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise JobError(f"{cannot}: it is no file")
+            require_size(found.st_size, name)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(MOST_BYTES + 1)  # it may grow meanwhile
+        finally:
+            os.close(descriptor)
+    except JobError:
+        raise
     except OSError as error:
         raise JobError(f"{cannot}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path, or half a character
         raise JobError(f"{cannot}: {one_line(error)}") from None
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise JobError(f"{cannot}: it is no file")
-        require_size(found.st_size, name)
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MOST_BYTES + 1)  # it may grow meanwhile
-    except OSError as error:
-        raise JobError(f"{cannot}: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
     require_size(len(data), name)
     return data
 
@@ -217,17 +213,16 @@ def _of_report(report: RenderReport, job_dir: Path | None) -> tuple[RenderJob, P
 
 
 def _find_by_id(name: str, folder: Path) -> RenderJob:
-    found = []
-    for path in (folder / RECORDS).glob("*/job.json"):
+    # An edited job has several keys: the one that was run last is meant.
+    records = (folder / RECORDS).glob("*/job.json")
+    for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
         job = _recorded(path, f"job {excerpt(name)}")
         if name in (job.id, job.key):
-            found.append((path.stat().st_mtime, path, job))
-    if not found:
-        raise JobError(
-            f"job {excerpt(name)}: no job with this id was rendered in {str(folder)!r}: give "
-            "another job_dir, or the absolute path of the job"
-        )
-    return max(found)[2]  # an edited job has several keys: the last one that was run is meant
+            return job
+    raise JobError(
+        f"job {excerpt(name)}: no job with this id was rendered in {str(folder)!r}: give another "
+        "job_dir, or the absolute path of the job"
+    )
 
 
 def _recorded(path: Path, name: str) -> RenderJob:

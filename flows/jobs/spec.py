@@ -3,33 +3,132 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import FailFast, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
 
 from prefect_renderfarm.blocks.errors import JobError
-from prefect_renderfarm.blocks.runtime.text import excerpt
-from prefect_renderfarm.flows.jobs.checks import check_each, check_ranges
-from prefect_renderfarm.flows.jobs.fields import (
-    AssetsUrl,
-    Chunk,
-    JobMetadata,
-    JobName,
-    SpecModel,
-    require_command,
-)
+from prefect_renderfarm.blocks.media.frame_grid import parse_fps
+from prefect_renderfarm.flows.jobs.checks import JobFiles, require_command, require_plain
 from prefect_renderfarm.flows.jobs.parse import one_line_errors, parse_spec, require_size
 
+# RFC 8259, section 6: beyond these, programs that read JSON do not agree about a whole number.
+MOST_NUMBER = 2**53 - 1
 # A film of 24 hours in chunks of 5 frames. They take 0.7 GB of memory, and a process some 12 s.
 _MOST_CHUNKS = 500_000
 
 
-class RenderJob(SpecModel):
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():  # as Python writes 240 / 8
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("give a whole number")  # noqa: TRY004 -- pydantic takes ValueError
+    if abs(value) > MOST_NUMBER:
+        raise ValueError(f"the largest number is {MOST_NUMBER:,}")
+    return value
+
+
+def _plain(most: int, what: str) -> AfterValidator:
+    """Return a validator: no invisible characters, at most so many characters, empty is None."""
+
+    def check(text: str | None) -> str | None:
+        if text is None or not text.strip():
+            return None
+        if len(text) > most:
+            raise ValueError(f"the longest {what} has {most:,} characters")
+        require_plain(text)
+        return text
+
+    return AfterValidator(check)
+
+
+_WholeNumber = Annotated[int, BeforeValidator(_whole)]
+_PositiveNumber = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+
+
+class _SpecModel(BaseModel):
+    """A part of a job spec: camelCase as Helios has it, or snake_case; ignores other keys."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _each_field_once(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, alias in _spellings(cls):
+                if name in data and alias in data:
+                    raise ValueError(f"{alias} is there as {name}, too: keep one of them")
+        return data
+
+
+@cache  # a job has many chunks
+def _spellings(model: type[BaseModel]) -> list[tuple[str, str | None]]:
+    """Return names and aliases of the fields that have two."""
+    fields = model.model_fields.items()
+    return [(name, field.alias) for name, field in fields if field.alias != name]
+
+
+class Chunk(_SpecModel):
+    """A frame range, the command that renders it, and the media file that the command writes."""
+
+    id: _WholeNumber = Field(description="Number of the chunk; the film is assembled by it.")
+    start_frame: _WholeNumber = Field(description="First frame of the range.")
+    frame_count: _WholeNumber = Field(description="Number of frames.")
+    output_file: str = Field(
+        description="The file that the command writes, relative to the job folder."
+    )
+    command: str = Field(
+        description="Command line that renders the range; run in the job folder, without a shell."
+    )
+
+    @property
+    def end_frame(self) -> int:
+        """The frame after the last one of the range."""
+        return self.start_frame + self.frame_count
+
+
+class JobMetadata(_SpecModel):
+    """Properties of the whole film."""
+
+    total_frames: _PositiveNumber = Field(description="Number of frames of the film.")
+    fps: int | float | str = Field(
+        description="Frames a second: a number, or a fraction such as 30000/1001 as a string."
+    )
+    width: _PositiveNumber | None = Field(default=None, description="Width in pixels.")
+    height: _PositiveNumber | None = Field(default=None, description="Height in pixels.")
+    duration: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Length in seconds."
+    )
+
+    @field_validator("fps", mode="plain")
+    @classmethod
+    def _fps_is_a_rate(cls, value: Any) -> int | float | str:
+        rate = parse_fps(value)
+        return value if isinstance(value, int | float | str) else str(rate)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second, exactly."""
+        return parse_fps(self.fps)
+
+
+class RenderJob(_SpecModel):
     """A film to render: its metadata, its chunks, and how it may be assembled.
 
     The JSON that `helios render --emit-job` writes is one. Every job is checked as a whole, and its
@@ -41,8 +140,12 @@ class RenderJob(SpecModel):
             chunk and the fix.
     """
 
-    id: JobName = Field(default=None, description="Name of the job.")
-    assets_url: AssetsUrl = Field(
+    # Every log line, tag and title has it.
+    id: Annotated[str | None, _plain(255, "name")] = Field(
+        default=None, description="Name of the job."
+    )
+    # As long as a browser's address line takes; presigned URLs of S3 have up to 2,000 characters.
+    assets_url: Annotated[str | None, _plain(8_000, "URL")] = Field(
         default=None,
         description=(
             "The job's input files, for workers that share no folder: a folder (a path or a "
@@ -51,7 +154,7 @@ class RenderJob(SpecModel):
     )
     metadata: JobMetadata
     chunks: Annotated[tuple[Chunk, ...], FailFast()]
-    audio_track: str | None = Field(
+    audio_track: Annotated[str | None, AfterValidator(lambda track: track or None)] = Field(
         default=None,
         description="A file with the audio of the whole film, relative to the job folder.",
     )
@@ -84,11 +187,6 @@ class RenderJob(SpecModel):
         require_command(command, "the merge command")
         return command
 
-    @field_validator("audio_track")
-    @classmethod
-    def _empty_audio_track_is_none(cls, track: str | None) -> str | None:
-        return track or None
-
     @field_validator("chunks", mode="before")
     @classmethod
     def _not_too_many_chunks(cls, chunks: Any) -> Any:
@@ -109,7 +207,7 @@ class RenderJob(SpecModel):
     def model_post_init(self, context: Any) -> None:
         """Check the job as a whole: here, since pydantic calls a model validator twice."""
         check_each(self.chunks, self.audio_track)
-        check_ranges(self.chunks, self.metadata.total_frames)
+        _check_ranges(self.chunks, self.metadata.total_frames)
         require_size(len(self.to_json().encode()), "the job spec")  # others have to read it
 
     def __init__(self, **data: Any) -> None:
@@ -133,40 +231,47 @@ def is_key(text: str) -> bool:
     return re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{12}", text) is not None
 
 
-def job_file_path(folder: Path, chunk: Chunk) -> Path:
-    """Return the absolute path of a chunk's file; see `require_inside`."""
-    require_inside(folder, [chunk])
-    return folder / chunk.output_file
+def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
+    """Check every chunk, and that no file of the job conflicts with another.
 
-
-def require_inside(folder: Path, chunks: Iterable[Chunk], others: Iterable[str] = ()) -> None:
-    """Check files of chunks, and other paths relative to the job folder.
-
-    Raises:
-        JobError: A symbolic link leads one of them out of the folder.
+    The chunks are in order of id. The JobError names the first chunk that is wrong.
     """
-    names = itertools.chain(
-        ((chunk.output_file, f"chunk {chunk.id} has outputFile") for chunk in chunks),
-        ((name, "the job folder has") for name in others),
-    )
-    for name, owner in names:
-        if _has_link(folder, name) and not _is_inside(folder, name):
+    files = JobFiles()
+    previous: int | None = None
+    for chunk in chunks:
+        name = f"chunk {chunk.id}"
+        if chunk.id == previous:
+            raise JobError(f"{name} is there twice: give every chunk an id of its own")
+        previous = chunk.id
+        if chunk.id < 0:
+            raise JobError(f"{name} has a negative id: ids count from 0")
+        if chunk.frame_count < 1:
+            raise JobError(f"{name} has frameCount {chunk.frame_count}: it must be 1 or more")
+        if not chunk.command.strip():
+            raise JobError(f"{name} has an empty command: give the command that renders it")
+        require_command(chunk.command, name)
+        files.add(name, "outputFile", chunk.output_file)
+    if audio_track is not None:
+        files.add("the job", "audioTrack", audio_track)
+
+
+def _check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
+    """Check that frame ranges follow each other and make up the film. Raises: JobError."""
+    first = expected = chunks[0].start_frame
+    previous = chunks[0]
+    for chunk in chunks:
+        if chunk.start_frame != expected:
+            what = "leaves a gap after" if chunk.start_frame > expected else "overlaps"
             raise JobError(
-                f"{owner} {excerpt(name)}, which a symbolic link leads out of the job folder "
-                f"{excerpt(str(folder), 200)}: remove the link"
+                f"chunk {chunk.id} {what} chunk {previous.id}: it starts at frame "
+                f"{chunk.start_frame}, not {expected}; make the ranges follow each other by id"
             )
-
-
-def _has_link(folder: Path, name: str) -> bool:
-    """Return whether a path has a symbolic link below the folder, or another part to resolve."""
-    path = str(folder)
-    for part in name.split("/"):
-        path = f"{path}/{part}"
-        if part in ("", "..") or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
-            return True
-    return False
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    root = os.path.realpath(folder).rstrip("/")
-    return os.path.realpath(folder / name).startswith(f"{root}/")
+        expected = chunk.end_frame
+        previous = chunk
+    if expected - first != total_frames:
+        raise JobError(
+            f"the chunks have {expected - first} frames, but totalFrames is {total_frames}: the "
+            f"last, chunk {previous.id}, must end at frame {first + total_frames}"
+        )
+    if expected > MOST_NUMBER:
+        raise JobError(f"chunk {previous.id} ends at frame {expected}: {MOST_NUMBER} is the last")

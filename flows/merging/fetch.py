@@ -19,11 +19,10 @@ from prefect_renderfarm.blocks.errors import (
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.state.job_state import JobState
 
 _SECONDS_BETWEEN_QUESTIONS = 2.0
-_STOPPED = "the assembly was stopped"
 
 
 class ChunkFetcher:
@@ -45,18 +44,12 @@ class ChunkFetcher:
         self._checked: dict[int, ChunkResult] = {}
 
     def all_here(self) -> bool:
-        """Return whether every chunk counts as done.
-
-        Raises:
-            StorageError: The storage does not say, and no chunk is waited for.
-        """
+        """Return whether every chunk counts as done; False if the storage does not say for now."""
         ask = partial(self._state.done, self._state.job.chunks)
         try:
             return len(retry(ask, "which chunks are done")) == len(self._state.job.chunks)
-        except StorageRefused:
-            raise
-        except StorageError:
-            if not self._timeout:
+        except StorageError as error:
+            if isinstance(error, StorageRefused) or not self._timeout:
                 raise
             return False
 
@@ -70,38 +63,31 @@ class ChunkFetcher:
         width = self._state.objects.store.parallel_fetches
         stop = threading.Event()
         with ThreadPoolExecutor(width, thread_name_prefix="fetch") as ahead:
+            left = (ahead.submit(self._next, chunk, stop) for chunk in self._state.job.chunks)
             try:
-                left = iter(self._state.job.chunks)
-                coming = deque(
-                    ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, width)
-                )
+                coming = deque(itertools.islice(left, width))
                 while coming:
                     result = coming.popleft().result()
-                    coming.extend(
-                        ahead.submit(self._next, chunk, stop) for chunk in itertools.islice(left, 1)
-                    )
+                    coming.extend(itertools.islice(left, 1))
                     yield result
             finally:
                 stop.set()
 
     def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
+        def sleep(seconds: float) -> None:
+            if stop.wait(seconds):
+                raise RenderStopped("the assembly was stopped")
+
         if chunk.id not in self._checked:
-            self._wait(chunk, stop)
-            self._checked[chunk.id] = self._fetch(chunk, stop)
+            self._wait(chunk, sleep)
+            fetch = partial(self._state.fetch_chunk, chunk)
+            try:
+                self._checked[chunk.id] = retry(fetch, f"chunk {chunk.id}", sleep=sleep)
+            except StorageError as error:
+                raise AssemblyError(f"chunk {chunk.id}: {error}") from None
         return self._checked[chunk.id]
 
-    def _fetch(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
-        def wait(seconds: float) -> None:
-            if stop.wait(seconds):
-                raise RenderStopped(_STOPPED)
-
-        fetch = partial(self._state.fetch_chunk, chunk)
-        try:
-            return retry(fetch, f"chunk {chunk.id}", sleep=wait)
-        except StorageError as error:
-            raise AssemblyError(f"chunk {chunk.id}: {error}") from None
-
-    def _wait(self, chunk: Chunk, stop: threading.Event) -> None:
+    def _wait(self, chunk: Chunk, sleep: Callable[[float], None]) -> None:
         since = asked = time.monotonic()
         while self._timeout and not self._is_there(chunk):
             now = time.monotonic()
@@ -111,15 +97,13 @@ class ChunkFetcher:
                     raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
             if now - since > self._timeout:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._timeout:g} s")
-            if stop.wait(self._state.objects.store.poll_seconds):
-                raise RenderStopped(_STOPPED)
+            sleep(self._state.objects.store.poll_seconds)
 
     def _is_there(self, chunk: Chunk) -> bool:
         try:
             return self._state.manifest(chunk) is not None
-        except StorageRefused:
-            raise
-        except StorageError as error:
-            # Who waits for a chunk waits for the storage, too.
+        except StorageError as error:  # who waits for a chunk waits for the storage, too
+            if isinstance(error, StorageRefused):
+                raise
             run_log().info("the storage does not say whether chunk %s is done: %s", chunk.id, error)
             return False

@@ -1,14 +1,17 @@
-"""A run of `merge-job` on another work pool: start it, wait for it, stop it with its parent."""
+"""A run of `merge-job` on another work pool: start it in time, wait for it, stop it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Scheduled
 
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.runtime.prefect_api import (
@@ -18,9 +21,10 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
     run_log,
     start_run,
 )
-from prefect_renderfarm.blocks.runtime.repeat import retry
+from prefect_renderfarm.blocks.runtime.repeat import periodic, retry
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.runs.names import job_label, job_tag
+from prefect_renderfarm.flows.state.finished import Eta
 from prefect_renderfarm.flows.state.job_state import JobState
 
 # Name of the state of a merge run that gave its slot on the work pool back.
@@ -30,6 +34,7 @@ _POLL_SECONDS, _SOON_SECONDS = 0.1, 10.0
 _SLOW_POLL_SECONDS = 0.5
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
+_AHEAD_POLL_SECONDS = 0.25
 _WAITING_SECONDS = 60.0
 _SERVER_AWAY_SECONDS = 120.0
 # A run whose worker was killed just after it took it stays Pending for ever; one whose container is
@@ -66,7 +71,7 @@ class MergeRun:
         asked_before, self._key = self._key is not None, self._key or uuid4().hex
         try:
             run = self._start()
-            if asked_before and _came_to_an_end(run):
+            if asked_before and _state(run).is_final() and not _state(run).is_completed():
                 self._key = uuid4().hex
                 run = self._start()
         except Exception as error:
@@ -92,11 +97,29 @@ class MergeRun:
         """
         if self._run is None:
             return False
-        with get_client(sync_client=True) as client:
-            self._run = client.read_flow_run(self._run.id)
-        if self._is_to_be_replaced(self._run):
+        self._run = _read(self._run)
+        if self._never_began(self._run):
+            declare_crashed(self._run.id, "its worker took it, and never began it")
+            self._run = _read(self._run)
+        state = _state(self._run)
+        if state.is_crashed():
+            self._lost += 1
+            run_log().warning("merge-job run %r was lost: %s", self._run.name, state.message)
+            replaced = self._lost < _MOST_LOST
+        else:
+            # One that was started after the last chunk gives its slot back for a reason that stays.
+            replaced = state.name == RELEASED and not self._all_done
+        if replaced:
             self._run = None
-        return self._run is not None
+        return not replaced
+
+    def _never_began(self, run: FlowRun) -> bool:
+        """Return whether a worker took the run so long ago that it will not begin any more."""
+        if not _state(run).is_pending():
+            self._pending_since = None
+            return False
+        self._pending_since = self._pending_since or time.monotonic()
+        return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def finish(self) -> MergeReport:
         """Wait for the end of the assembly, for which all chunks are done now.
@@ -109,9 +132,41 @@ class MergeRun:
         except BaseException:
             self.cancel("its render-job was stopped")
             raise
-        if ended.state is None or not ended.state.is_completed():
+        if not _state(ended).is_completed():
             raise AssemblyError(_failure(ended))
         return retry(partial(self._state.load_merge, str(ended.id)), "the merge run's report")
+
+    def _wait(self) -> FlowRun:
+        started = time.monotonic()
+        warned = False
+        while True:
+            # A server that is started again costs no film: the run goes on without it.
+            run = retry(self._look, "state of the merge run", seconds=_SERVER_AWAY_SECONDS)
+            if _state(run).is_final():
+                return run
+            waited = time.monotonic() - started
+            if run.start_time is None and waited > _WAITING_SECONDS and not warned:
+                warned = True
+                run_log().warning(
+                    "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
+                    run.name, _WAITING_SECONDS, run.work_pool_name,
+                )  # fmt: skip
+            time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
+
+    def _look(self) -> FlowRun:
+        """Return the run as it is now, all chunks being done; start it if there is none."""
+        alive = self.alive()
+        if not self._finishing and self._run is not None and _state(self._run).is_failed():
+            # What it met while it waited for chunks may be over, such as a storage that was away.
+            run_log().warning("it is started again: %s", _failure(self._run))
+            alive, self._run = False, None
+        self._finishing = True
+        if not alive:
+            self._all_done = True
+            self.start()
+        run = self._run
+        assert run is not None  # noqa: S101 -- just started
+        return run
 
     def cancel(self, reason: str) -> None:
         """End the run, if there is one: one that has not begun at once, others by their worker.
@@ -126,78 +181,54 @@ class MergeRun:
         except Exception as error:
             run_log().warning("a merge run may be left that could not be ended: %s", error)
 
-    def _is_to_be_replaced(self, run: FlowRun) -> bool:
-        state = run.state
-        if self._never_began(run):
-            declare_crashed(run.id, "its worker took it, and never began it")
-            self._lost += 1
-            run_log().warning("merge-job run %r was lost before it began", run.name)
-            if self._lost < _MOST_LOST:
-                return True
-            with get_client(sync_client=True) as client:
-                self._run = client.read_flow_run(run.id)
-            return False
-        if state is not None and state.is_crashed():
-            self._lost += 1
-            run_log().warning("merge-job run %r was lost: %s", run.name, state.message)
-            return self._lost < _MOST_LOST
-        # One that was started after the last chunk gives its place back for a reason that stays.
-        return state is not None and state.name == RELEASED and not self._all_done
 
-    def _never_began(self, run: FlowRun) -> bool:
-        """Return whether a worker took the run so long ago that it will not begin any more."""
-        if run.state is None or not run.state.is_pending():
-            self._pending_since = None
-            return False
-        self._pending_since = self._pending_since or time.monotonic()
-        return time.monotonic() - self._pending_since > _STARTING_SECONDS
-
-    def _wait(self) -> FlowRun:
-        started = time.monotonic()
-        warned = False
-        while True:
-            # A server that is started again costs no film: the run goes on without it.
-            run = retry(self._look, "state of the merge run", seconds=_SERVER_AWAY_SECONDS)
-            if run.state is not None and run.state.is_final():
-                return run
-            waited = time.monotonic() - started
-            if run.start_time is None and waited > _WAITING_SECONDS and not warned:
-                warned = True
-                run_log().warning(
-                    "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
-                    run.name, _WAITING_SECONDS, run.work_pool_name,
-                )  # fmt: skip
-            time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
-
-    def _look(self) -> FlowRun:
-        """Return the run as it is now, all chunks being done; start it if there is none."""
-        alive = self.alive()
-        if not self._finishing and self._run is not None and _has_failed(self._run):
-            # What it met while it waited for chunks may be over, such as a storage that was away.
-            run_log().warning("it is started again: %s", _failure(self._run))
-            alive, self._run = False, None
-        self._finishing = True
-        if not alive:
-            self._all_done = True
-            self.start()
-        run = self._run
-        assert run is not None  # noqa: S101 -- just started
-        return run
+def _read(run: FlowRun) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run.id)
 
 
-def _has_failed(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_failed()
-
-
-def _came_to_an_end(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_final() and not run.state.is_completed()
+def _state(run: FlowRun) -> State[Any]:
+    return run.state or Scheduled()
 
 
 def _failure(run: FlowRun) -> str:
-    state = run.state
-    message = (state.message if state else None) or ""
-    message = message.removeprefix("Flow run encountered an exception: ")
-    name = state.name if state else "unknown"
+    message = (_state(run).message or "").removeprefix("Flow run encountered an exception: ")
     return (
-        f"merge-job run {run.name!r} on work pool {run.work_pool_name!r} ended as {name}: {message}"
+        f"merge-job run {run.name!r} on work pool {run.work_pool_name!r} ended as "
+        f"{_state(run).name}: {message}"
     )
+
+
+@contextmanager
+def starting_ahead(
+    merge_run: MergeRun | None, eta: Callable[[], Eta], width: int, lead: float
+) -> Iterator[None]:
+    """Inside the block, in which chunks are rendered, start the merge run so that it is warm.
+
+    It is started once the rendering of the rest, `width` chunks at once, will take no longer than
+    `lead` seconds by its ETA; with a lead of 0 not ahead. If all chunks run at once there is no ETA
+    yet: then it is started at once. A merge run that gave its slot back, because chunks took
+    longer, is started again after the next chunk. If the block ends with an error, the merge run is
+    cancelled.
+    """
+    if merge_run is None:
+        yield
+        return
+    finished_at_start = -1
+
+    def look() -> None:
+        nonlocal finished_at_start
+        now = eta()
+        left = now.seconds_left(width)
+        due = now.waiting == 0 if left is None else left <= lead
+        if due and len(now.finished) > finished_at_start and not merge_run.alive():
+            finished_at_start = len(now.finished)  # a start that fails is not tried again at once
+            merge_run.start()
+
+    ahead = periodic(look, _AHEAD_POLL_SECONDS, "start of the merge run", wait=True)
+    try:
+        with ahead if lead > 0 else nullcontext():
+            yield
+    except BaseException:
+        merge_run.cancel("its render-job ended without all chunks")
+        raise

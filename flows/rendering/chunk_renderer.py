@@ -30,15 +30,14 @@ from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
     SlowChunks,
     worth_another_attempt,
 )
-from prefect_renderfarm.flows.state.consistency import Consistency
-from prefect_renderfarm.flows.state.eta import Eta
+from prefect_renderfarm.flows.state.finished import Consistency, Eta
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
 
@@ -140,7 +139,7 @@ class ChunkRenderer:
             del self._running[chunk.id]
         result = result.model_copy(update={"attempts": number})
         if self.state.block is None:
-            result = self.state.publish(result)
+            result = self.state.objects.publish(result)
         self.done[chunk.id] = result
         return result
 

@@ -34,14 +34,13 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
 )
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.report import Progress
-from prefect_renderfarm.flows.state.eta import Eta
-from prefect_renderfarm.flows.state.notes import RunNotes
+from prefect_renderfarm.flows.state.finished import Eta
 
 # A run that no worker has taken by then is worth a warning.
 _WAITING_SECONDS = 60.0
@@ -224,7 +223,7 @@ class ChunkRuns:
 
     def _take_failures(self, run: BatchRun) -> None:
         try:
-            failed = RunNotes(self.state, str(run.run.id)).failed_attempts()
+            failed = self.state.load_failed_attempts(str(run.run.id))
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
@@ -264,7 +263,7 @@ class ChunkRuns:
     def _reason_of_failure(self, run: BatchRun, instead: str) -> str:
         """Return why a run failed that counts as lost; raise the error of another one."""
         try:
-            error = RunNotes(self.state, str(run.run.id)).failure()
+            error = self.state.load_failure(str(run.run.id))
         except StorageRefused:
             raise
         except (StorageError, OSError) as unread:

@@ -12,8 +12,8 @@ from prefect_renderfarm.blocks.errors import ChunkFileError
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.state.consistency import Consistency
+from prefect_renderfarm.flows.jobs.spec import Chunk
+from prefect_renderfarm.flows.state.finished import Consistency
 from prefect_renderfarm.flows.state.job_state import JobState
 
 # While nothing is known of how long chunks take, a first batch is this part of a fair share.

@@ -21,14 +21,13 @@ from prefect_renderfarm.blocks.errors import WorkStopped
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
 from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer
 from prefect_renderfarm.flows.rendering.pool import ChunkRuns
 from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
 from prefect_renderfarm.flows.runs.report import Progress
-from prefect_renderfarm.flows.state.eta import Eta
-from prefect_renderfarm.flows.state.finished import finished_chunks
+from prefect_renderfarm.flows.state.finished import Eta, finished_chunks
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
 

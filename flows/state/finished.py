@@ -1,52 +1,70 @@
-"""Chunks that need not be rendered: what an earlier run, or another job, has rendered already."""
+"""Chunks that are finished: which need not be rendered, whether they agree, when all will be."""
 
 from __future__ import annotations
 
+import heapq
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import fmean
 
 from prefect_renderfarm.blocks.errors import ChunkFileError
+from prefect_renderfarm.blocks.media.model import Signature, difference
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.state.consistency import Consistency
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.state.job_state import JobState
 
 _ASKED_AT_ONCE = 8
 # More reasons than these are not read; how many there are is said in any case.
 _REASONS_TOLD = 20
+# Beyond this the order in which chunks are given out makes no difference to the estimate.
+_MANY = 1000
+
+
+class Consistency:
+    """Remembers how the first chunk is coded; safe to use from several threads."""
+
+    def __init__(self, rules: ChunkRules) -> None:
+        self._uniform = rules.uniform
+        self._first: tuple[int, Signature] | None = None
+        self._lock = threading.Lock()
+
+    def check(self, result: ChunkResult) -> None:
+        """Compare a chunk with the first one, if the stitcher asks. Raises: ChunkFileError."""
+        if not self._uniform:
+            return
+        with self._lock:
+            self._first = self._first or (result.id, result.signature)
+            first, expected = self._first
+        if odd := difference(expected, result.signature):
+            raise ChunkFileError(
+                f"chunk {result.id}: its command succeeded, but its file {result.output_file!r} "
+                f"differs from that of chunk {first}, which was done before it: {odd}"
+            )
 
 
 def finished_chunks(
     state: JobState, chunks: Sequence[Chunk], rules: ChunkRules, *, force: bool = False
 ) -> dict[int, ChunkResult]:
-    """Find the chunks that are done and whose files are still what was rendered.
+    """Return the manifests of chunks that are done and whose files are as rendered, by id.
 
-    Whatever else counts as done does so no more, and the log says why.
-
-    Args:
-        state: The job, whose inputs digest is known.
-        chunks: The chunks to look for.
-        rules: What the stitcher asks of chunks.
-        force: Whether none of them shall be good enough.
-
-    Returns:
-        Their manifests, by their ids.
-
-    Raises:
-        StorageError: The storage did not answer.
+    Whatever else counts as done, with `force` all, does so no more, and the log says why.
     """
     if force:
         state.forget_chunks(chunks)
         return {}
-    own = state.manifests(chunks)
+    own = state.objects.manifests(chunk.id for chunk in chunks)
     found = {
         chunk.id: own[chunk.id]
         for chunk in chunks
         if chunk.id in own and own[chunk.id].identity == state.identity(chunk)
     }
-    found |= _rendered_elsewhere(state, [chunk for chunk in chunks if chunk.id not in found])
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="known") as askers:
+        others = askers.map(state.take_over, [chunk for chunk in chunks if chunk.id not in found])
+        found |= {result.id: result for result in others if result is not None}
     reasons = dict.fromkeys(own.keys() - found.keys(), "its inputs or variables have changed")
     reasons |= state.faults(found.values())
     consistency = Consistency(rules)
@@ -57,21 +75,44 @@ def finished_chunks(
             reasons[number] = str(error)
     kept = {number: result for number, result in found.items() if number not in reasons}
     state.forget_chunks(chunk for chunk in chunks if chunk.id in reasons)
-    _tell(len(kept), len(chunks), reasons)
-    return kept
-
-
-def _rendered_elsewhere(state: JobState, chunks: Sequence[Chunk]) -> dict[int, ChunkResult]:
-    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="known") as askers:
-        found = zip(chunks, askers.map(state.take_over, chunks), strict=True)
-    return {chunk.id: result for chunk, result in found if result is not None}
-
-
-def _tell(kept: int, total: int, reasons: dict[int, str]) -> None:
     log = run_log()
     for number in sorted(reasons)[:_REASONS_TOLD]:
         log.info("chunk %s is rendered again: %s", number, reasons[number])
     if len(reasons) > _REASONS_TOLD:
         log.info("so are %d more chunks", len(reasons) - _REASONS_TOLD)
     if kept:
-        log.info("%d of %d chunks are done already, by an earlier run", kept, total)
+        log.info("%d of %d chunks are done already, by an earlier run", len(kept), len(chunks))
+    return kept
+
+
+@dataclass(frozen=True)
+class Eta:
+    """How far a rendering is, and how long it will still take.
+
+    Attributes:
+        finished: Seconds that each finished chunk took.
+        running: Seconds that each chunk under way has been so for.
+        waiting: Number of chunks that have not begun.
+    """
+
+    finished: Sequence[float]
+    running: Sequence[float]
+    waiting: int
+
+    def seconds_left(self, width: int) -> float | None:
+        """Return how long it will take until the last chunk is done; None: nothing to go by.
+
+        Every chunk is taken to last as long as the finished ones did on average, and `width` chunks
+        are rendered at once.
+        """
+        if not self.finished:
+            return None
+        each = fmean(self.finished)
+        left = [max(each - age, 0.0) for age in self.running]
+        if self.waiting > _MANY:
+            return (sum(left) + self.waiting * each) / width
+        ends = left + [0.0] * (width - len(left))
+        heapq.heapify(ends)
+        for _ in range(self.waiting):
+            heapq.heapreplace(ends, ends[0] + each)
+        return max(ends)

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 
 
 def inputs_digest(adapter: WorkerAdapter, assets: str) -> str:

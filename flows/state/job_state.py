@@ -7,15 +7,18 @@ own: the storage has the truth, and the folder has copies.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
-from pydantic import ValidationError
+from prefect.runtime import deployment
+from pydantic import TypeAdapter, ValidationError
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.blocks.assets.inputs import (
     ASSET_LIST,
     assets_version,
@@ -44,13 +47,15 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult, remove
 from prefect_renderfarm.blocks.storage.objects import FolderStore
-from prefect_renderfarm.flows.jobs.checks import RECORDS
-from prefect_renderfarm.flows.jobs.fields import Chunk
-from prefect_renderfarm.flows.jobs.spec import RenderJob, job_file_path, require_inside
-from prefect_renderfarm.flows.results import MergeReport, RenderReport
+from prefect_renderfarm.flows.jobs.checks import RECORDS, require_inside
+from prefect_renderfarm.flows.jobs.load import find_in_storage, load_earlier_job, load_job
+from prefect_renderfarm.flows.jobs.spec import Chunk, RenderJob
+from prefect_renderfarm.flows.parameters import absolute_in_deployment, load_storage
+from prefect_renderfarm.flows.results import FailedAttempt, MergeReport, RenderReport
 from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
 _TRACK = "track"
+_ATTEMPTS = TypeAdapter(tuple[FailedAttempt, ...])
 
 
 class JobState:
@@ -82,9 +87,9 @@ class JobState:
         self.job_file = self.records / "job.json"
         self.inputs = ""
         self._retry_known = True
-        self._assets = (
-            None if block is None else where_assets_are(job.assets_url, self.objects.root)
-        )
+        self._assets: str | None = None
+        if block is not None:
+            self._assets = where_assets_are(job.assets_url, self.objects.root)
 
     @property
     def name(self) -> str:
@@ -96,46 +101,42 @@ class JobState:
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make the folder, write the job spec into it, and send to a storage what workers need.
 
-        What the job itself makes is no input, even in the folder that its `assetsUrl` names.
-        Without a storage, commands find their input files in the folder; nothing is fetched.
-
-        Args:
-            film: The film that will be made, if its path is known.
-            sent: Whether another machine has sent it all, which this one need not have.
+        What the job itself makes, and its film, is no input, even in the folder that `assetsUrl`
+        names. Nothing is sent if another machine has sent it all.
 
         Raises:
             SetupError: The folder or the storage cannot be written to.
-            JobError: The input files are not there, or a symbolic link in the folder leads out of
-                it; nothing has been written.
+            JobError: The input files are not there, or a symbolic link leads out of the folder;
+                nothing has been written.
         """
-        require_inside(self.path, self.job.chunks, [RECORDS])
+        require_inside(self.path, "the job folder has", RECORDS)
+        for chunk in self.job.chunks:
+            self.chunk_file(chunk)
         url = public_part(self.job.assets_url or "")
         if self.block is None and "://" in url and not url.lower().startswith("file://"):
             run_log().warning("assetsUrl %r is not fetched: without a storage, commands find "
                               "their input files in the job folder", url)  # fmt: skip
+        spec = self.job.to_json().encode()
         try:
-            self.local.write("job.json", self.job.to_json().encode())
+            self.local.write("job.json", spec)
             for chunk in self.job.chunks:
-                _make_folder(chunk, self.path / chunk.output_file)
+                self._make_folder(chunk)
         except OSError as error:
             raise SetupError(
                 f"job folder {str(self.path)!r} cannot be written to: {error.strerror}"
             ) from None
         self.tidy()
-        if self.block is not None and not sent:
-            try:
-                self._send(film)
-            except StorageError as error:
-                raise SetupError(str(error)) from None
-
-    def _send(self, film: Path | None) -> None:
+        if self.block is None or sent:
+            return
         folder = local_folder(self.job.assets_url, self.path)
-        if folder is not None:
-            made = self._made_by_the_job(*[film] if film else [])
-            send_assets(self.objects, folder, self.path, made)
-        self.objects.write("job.json", self.job.to_json().encode())
-        if (track := self.audio_track()) is not None and track != self._track_copy:
-            self.objects.store.upload(track, self._track_key)
+        try:
+            if folder is not None:
+                send_assets(self.objects, folder, self.path, self._made_by_the_job(film))
+            self.objects.write("job.json", spec)
+            if (track := self.audio_track()) is not None and track != self._track_copy:
+                self.objects.store.upload(track, self._track_key)
+        except StorageError as error:
+            raise SetupError(str(error)) from None
 
     def tidy(self) -> None:
         """Remove what processes that were killed left unfinished an hour ago or earlier."""
@@ -147,10 +148,8 @@ class JobState:
     def identify(self, adapter: WorkerAdapter, *no_input: Path | None) -> None:
         """Find the inputs digest, and keep the list of the input files that it stands for.
 
-        Args:
-            adapter: Where commands run.
-            no_input: Files that are no input, wherever they lie: the film that will be made, the
-                job's own file. Nor are films that jobs of this name were assembled into before.
+        Files that are no input, wherever they lie, are the film that will be made, the job's own
+        file, and films that jobs of this name were assembled into before.
 
         Raises:
             JobError: The input files cannot be read.
@@ -178,14 +177,14 @@ class JobState:
     def _sends_files(self) -> bool:
         return self._assets == f"{self.objects.root}/{ASSET_LIST}"
 
-    def _assets_version(self, no_input: Iterable[Path | None]) -> str:
+    def _assets_version(self, no_input: Sequence[Path | None]) -> str:
         """Return what stands for the content of the job's input files."""
         if self._bucket is None:
             folder = local_folder(self.job.assets_url, self.path)
             if folder is None:
                 return (self.job.assets_url or "").partition("?")[0]
-            others = [path for path in [*no_input, *self._films()] if path]
-            return list_assets(folder, self.path, self._made_by_the_job(*others)).model_dump_json()
+            made = self._made_by_the_job(*no_input, *self._films())
+            return list_assets(folder, self.path, made).model_dump_json()
         if self._assets is None:
             return ""
         try:
@@ -208,11 +207,11 @@ class JobState:
                 found += [report.film] if report.film else []
         return found
 
-    def _made_by_the_job(self, *others: Path) -> Callable[[Path], bool]:
+    def _made_by_the_job(self, *others: Path | None) -> Callable[[Path], bool]:
         """Return what tells a file that the job makes, or one of the others, from its input."""
         outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
         files = {self.path.resolve() / RECORDS}
-        for output in [*outputs, *others]:
+        for output in [*outputs, *(path for path in others if path)]:
             files.add(output.parent.resolve() / output.name)
             if has_number(output):
                 with suppress(MediaFault):
@@ -222,18 +221,15 @@ class JobState:
     # Files
 
     def chunk_file(self, chunk: Chunk) -> Path:
-        """Return the absolute path of a chunk's file."""
-        return job_file_path(self.path, chunk)
+        """Return the absolute path of a chunk's file, which is inside. Raises: JobError."""
+        require_inside(self.path, f"chunk {chunk.id} has outputFile", chunk.output_file)
+        return self.path / chunk.output_file
 
     def audio_track(self) -> Path | None:
         """Return the absolute path of the whole film's audio, if the job has one.
 
         With a storage, of a fresh copy where the job folder has no such file. A copy lies among the
-        records, where no run takes it for the job's own file.
-
-        Raises:
-            JobError: It is not there, or a symbolic link leads out of the job folder.
-            SetupError: The storage does not give it.
+        records, where no run takes it for the job's own file. Raises: JobError, SetupError.
         """
         name = self.job.audio_track
         if name is None:
@@ -241,13 +237,13 @@ class JobState:
         path = self.path / name
         if self.block is not None and not path.is_file():
             fetch = partial(self.objects.store.download, self._track_key, self._track_copy)
-            with suppress(ObjectMissing):
-                try:
-                    retry(fetch, "the audio track")
-                except ObjectMissing:
-                    raise
-                except (StorageError, OSError) as error:
-                    raise SetupError(f"the job's audio track {name!r}: {error}") from None
+            try:
+                retry(fetch, "the audio track")
+            except ObjectMissing:
+                pass
+            except (StorageError, OSError) as error:
+                raise SetupError(f"the job's audio track {name!r}: {error}") from None
+            else:
                 return self._track_copy
         if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
             raise JobError(
@@ -278,16 +274,11 @@ class JobState:
         """Return a chunk's manifest; None: it is not done. Its file is not looked at."""
         return self.objects.manifest(chunk.id, self.identity(chunk) if self.inputs else None)
 
-    def manifests(self, chunks: Iterable[Chunk]) -> dict[int, ChunkResult]:
-        """Return the manifests of those chunks that are done, whatever their cache keys."""
-        return self.objects.manifests(chunk.id for chunk in chunks)
-
     def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
         """Return what is wrong with the files of finished chunks, by the chunks' ids."""
-        here = (
+        return self.objects.faults(
             result.model_copy(update={"path": self.path / result.output_file}) for result in results
         )
-        return self.objects.faults(here)
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this storage or folder."""
@@ -305,10 +296,6 @@ class JobState:
             self._retry_known = False
             return None
 
-    def publish(self, result: ChunkResult) -> ChunkResult:
-        """Let a chunk count as done whose file lies in the shared folder; return its manifest."""
-        return self.objects.publish(result)
-
     def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
         """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
         self.objects.forget({chunk.id: self.identity(chunk) for chunk in chunks})
@@ -316,17 +303,18 @@ class JobState:
     def drop_chunk(self, chunk: Chunk) -> None:
         """Remove a chunk's manifest, then its file or its images."""
         self.forget_chunks([chunk])
-        path = self.chunk_file(chunk)
-        remove(path)
-        _make_folder(chunk, path)
+        remove(self.chunk_file(chunk))
+        self._make_folder(chunk)
+
+    def _make_folder(self, chunk: Chunk) -> None:
+        """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
+        path = self.path / chunk.output_file
+        folder = path if chunk.output_file.endswith("/") else path.parent
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
 
     def fetch_chunk(self, chunk: Chunk) -> ChunkResult:
-        """Have a chunk's file on this machine, checked against its manifest.
-
-        Raises:
-            AssemblyError: The chunk is not done, or its file is not what was rendered.
-            StorageError: It cannot be fetched now.
-        """
+        """Have a chunk's file here, checked against its manifest. Raises: AssemblyError."""
         path = self.chunk_file(chunk)
         if (result := self.manifest(chunk)) is None:
             raise AssemblyError(
@@ -346,10 +334,7 @@ class JobState:
 
     @contextmanager
     def copies(self) -> Iterator[None]:
-        """Inside the block, have copies of the chunks on this machine; remove them if it ends well.
-
-        The storage keeps the chunks. Without one there are no copies.
-        """
+        """Remove the copies of a storage's chunks from this machine, if the block ends well."""
         yield
         if self.block is not None:
             remove(self._track_copy)
@@ -378,16 +363,12 @@ class JobState:
 
     def save_merge(self, report: MergeReport, run_id: str) -> None:
         """Write how a run assembled the film."""
-        for name in (_merge_record(run_id), "merge.json"):
+        for name in (f"runs/{run_id}-merge.json", "merge.json"):
             self.objects.write(name, report.model_dump_json().encode())
 
     def load_merge(self, run_id: str) -> MergeReport:
-        """Return how a run assembled the film.
-
-        Raises:
-            SetupError: It wrote to another storage or folder.
-        """
-        data = self.objects.read(_merge_record(run_id))
+        """Return how a run assembled the film. Raises: SetupError, if it wrote elsewhere."""
+        data = self.objects.read(f"runs/{run_id}-merge.json")
         if data is None:
             raise SetupError(
                 f"merge-job has left no report in {self.name}, as it is seen from here: let both "
@@ -395,13 +376,51 @@ class JobState:
             )
         return MergeReport.model_validate_json(data)
 
+    # Notes of a render-chunks run for the one that started it: of an error the server keeps a line.
 
-def _merge_record(run_id: str) -> str:
-    return f"runs/{run_id}-merge.json"
+    def save_failure(self, error: Exception, run_id: str) -> None:
+        """Write why a run failed."""
+        data = WorkerFailure.of(error).model_dump_json().encode()
+        self.objects.write(f"runs/{run_id}-failure.json", data)
+
+    def load_failure(self, run_id: str) -> Exception | None:
+        """Return why a run failed; None: it wrote nothing."""
+        data = self.objects.read(f"runs/{run_id}-failure.json")
+        return None if data is None else WorkerFailure.model_validate_json(data).as_error()
+
+    def save_failed_attempts(self, attempts: Sequence[FailedAttempt], run_id: str) -> None:
+        """Write which of a run's attempts have failed."""
+        data = _ATTEMPTS.dump_json(tuple(attempts))
+        self.objects.write(f"runs/{run_id}-attempts.json", data)
+
+    def load_failed_attempts(self, run_id: str) -> tuple[FailedAttempt, ...]:
+        """Return which of a run's attempts have failed, as far as it has written so."""
+        data = self.objects.read(f"runs/{run_id}-attempts.json")
+        return () if data is None else _ATTEMPTS.validate_json(data)
 
 
-def _make_folder(chunk: Chunk, path: Path) -> None:
-    """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""
-    folder = path if chunk.output_file.endswith("/") else path.parent
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+def open_job(
+    job: Any, storage: Any, job_dir: Path | None, *, rendered_before: bool = False
+) -> JobState:
+    """Return the job that the parameters of a flow name: what every flow does first.
+
+    Its folder is `job_dir`, or that of the job file; for a job from elsewhere, or with a storage
+    and a job that was rendered before, one under the run's working directory. A job that was
+    rendered before may be named by its key, its id or its report.
+
+    Raises:
+        JobError: The job cannot be read or is not valid.
+        SetupError: The storage is no saved block, or the folder is relative in a deployed run.
+    """
+    block = load_storage(storage)
+    deployed = deployment.id is not None
+    folder: Path | None = None
+    if not rendered_before:
+        spec, folder = load_job(job, deployed=deployed)
+    elif (stored := find_in_storage(job, block)) is not None:
+        spec = stored
+    else:
+        spec, folder = load_earlier_job(job, job_dir, deployed=deployed)
+        folder = folder if block is None else None
+    path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
+    return JobState(absolute_in_deployment(path, "job_dir", deployed), spec, block)

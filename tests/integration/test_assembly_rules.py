@@ -135,6 +135,15 @@ def test_stitcher_without_output_file_or_merge_command(tmp_path: Path) -> None:
     assert not NotingAdapter.ran
 
 
+def test_output_file_that_nobody_would_write(tmp_path: Path) -> None:
+    """An output file with neither stitcher nor merge command is an error, before any chunk runs."""
+    with pytest.raises(JobError, match=r"output_file .*film.mp4.*: choose a stitcher"):
+        render_job(
+            small_job(), adapter=NotingAdapter(), output_file=Path("film.mp4"), job_dir=tmp_path
+        )
+    assert not NotingAdapter.ran
+
+
 def test_merge_alone_keeps_the_rules(tmp_path: Path) -> None:
     """`merge-job` by itself refuses a stitcher without an output file, too."""
     job_file = save_job(tmp_path, small_job())

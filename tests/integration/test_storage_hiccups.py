@@ -27,7 +27,7 @@ from prefect_renderfarm.blocks.runtime import repeat as retrying
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.blocks.storage.objects import FolderStore
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
 from prefect_renderfarm.flows.rendering.pool import _LEAST_LOST, BatchRun, ChunkRuns

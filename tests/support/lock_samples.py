@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,13 +65,12 @@ def hold(pipe: Connection, kind: str, folder: Path, known: bool = True) -> None:
         folder: Where.
         known: Whether other processes can tell whether this one has ended.
     """
-    lock = lock_of(kind, folder)
-    if not known:  # as on a system without /proc, or another machine
-        lock._record = lock._record.model_copy(update={"process": None})
-    with lock:
+    if not known:  # as on another machine
+        tempfile.tempdir = str(folder / "elsewhere")
+    with lock_of(kind, folder) as lock:
         pipe.send("held")
         while pipe.recv() != "release":
-            pipe.send(lock.is_held() if isinstance(lock, StorageLock) else True)
+            pipe.send(lock.is_held())
     pipe.send("released")
 
 

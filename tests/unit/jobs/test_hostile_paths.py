@@ -17,7 +17,7 @@ from prefect_renderfarm.blocks import JobError, LocalAdapter, SetupError, Worker
 from prefect_renderfarm.blocks.processes.programs import MAX_COMMAND_BYTES, split_command
 from prefect_renderfarm.blocks.storage.atomic_file import write_atomic
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.jobs.spec import job_file_path, require_inside
+from prefect_renderfarm.flows.jobs.checks import require_inside
 from prefect_renderfarm.flows.state.job_state import JobState
 
 NAME = "x" * 201
@@ -145,21 +145,24 @@ def test_links_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_every_look_at_a_chunk_is_inside(tmp_path: Path) -> None:
     """A link that a command put there later is found, too; one that stays inside leads there."""
-    chunk = small_job(output_template="chunks/{id}.mp4").chunks[0]
+    job = small_job(output_template="chunks/{id}.mp4")
     folder, outside = tmp_path / "job", tmp_path / "job-2"
+    state, chunk = JobState(folder, job), job.chunks[0]
     for path in (folder / "inside", outside):
         path.mkdir(parents=True)
-    assert job_file_path(folder, chunk) == folder / "chunks" / "0.mp4"
+    assert state.chunk_file(chunk) == folder / "chunks" / "0.mp4"
     (folder / "chunks").symlink_to("inside")
-    assert job_file_path(folder, chunk) == folder / "chunks" / "0.mp4"
+    assert state.chunk_file(chunk) == folder / "chunks" / "0.mp4"
     (folder / "chunks").unlink()
     (folder / "chunks").symlink_to(outside)  # its path begins like the job folder's
-    message = refusal(lambda: job_file_path(folder, chunk))
+    message = refusal(lambda: state.chunk_file(chunk))
     assert "chunk 0 has outputFile 'chunks/0.mp4', which a symbolic link leads out" in message
-    require_inside(folder, [], ["inside", "none"])
-    assert "the job folder has 'chunks'" in refusal(lambda: require_inside(folder, [], ["chunks"]))
+    require_inside(folder, "it has", "inside")
+    require_inside(folder, "it has", "none")
+    message = refusal(lambda: require_inside(folder, "the job folder has", "chunks"))
+    assert "the job folder has 'chunks'" in message
     for name in ("inside/../../job-2", str(outside), "/etc"):
-        assert "leads out" in refusal(lambda: require_inside(folder, [], [name]))  # noqa: B023
+        assert "leads out" in refusal(lambda: require_inside(folder, "it has", name))  # noqa: B023
 
 
 def test_link_to_itself_is_refused(tmp_path: Path) -> None:

@@ -11,10 +11,8 @@ from job_samples import HELIOS, changed, refusal, set_chunk
 
 from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs import parse
-from prefect_renderfarm.flows.jobs.checks import check_each
-from prefect_renderfarm.flows.jobs.fields import MOST_NUMBER
 from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, MOST_PARTS, parse_spec, require_size
-from prefect_renderfarm.flows.jobs.spec import is_key
+from prefect_renderfarm.flows.jobs.spec import MOST_NUMBER, check_each, is_key
 
 Change = Callable[[dict[str, Any]], None]
 

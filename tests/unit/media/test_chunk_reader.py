@@ -16,7 +16,7 @@ from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media import reader as media_reader
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.fields import Chunk
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering import task
 from prefect_renderfarm.flows.rendering.task import DoneLog
 

@@ -73,7 +73,7 @@ def test_killed_holder_is_followed_at_once(kind: str, tmp_path: Path) -> None:
         with lock_of(kind, tmp_path) as lock:
             assert time.monotonic() - began < 0.9
             assert lock.previous is not None
-            assert lock.previous.process.pid == holder.pid
+            assert lock.previous.pid == holder.pid
 
 
 def test_silent_holder_is_followed_later(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_silent_holder_is_followed_later(tmp_path: Path) -> None:
     with process(hold, "storage", tmp_path, False) as (holder, pipe):
         assert pipe.recv() == "held"
         time.sleep(1.2)  # its heartbeat goes on
-        assert "a process of job" in refused(lock_of("storage", tmp_path))
+        assert f"process {holder.pid} of job" in refused(lock_of("storage", tmp_path))
         holder.kill()
         holder.join()
         began = time.monotonic()
