@@ -15,8 +15,7 @@ from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, run_l
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
 from prefect_renderfarm.flows.jobs.load import file_of
-from prefect_renderfarm.flows.merge_job import merge_job
-from prefect_renderfarm.flows.merging.assembly import output_location, plan_assembly
+from prefect_renderfarm.flows.merge_job import merge_job, output_location, plan_assembly
 from prefect_renderfarm.flows.merging.merge_run import MergeRun, starting_ahead
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,

@@ -8,7 +8,7 @@ import pytest
 from jobs import small_job
 
 from prefect_renderfarm.blocks import JobError, RemuxStitcher
-from prefect_renderfarm.flows.merging.assembly import OutputLocation, output_location, plan_assembly
+from prefect_renderfarm.flows.merge_job import OutputLocation, output_location, plan_assembly
 from prefect_renderfarm.flows.results import Assembly
 from prefect_renderfarm.flows.state.job_state import JobState
 
