@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -101,8 +100,7 @@ def merge_job(
     state.tidy()
     state.inputs = inputs or ""
     chosen = None if stitcher is None else load_stitcher(stitcher)
-    location = output_location(state, output_file)
-    film = location.path if location else None
+    film = film_path(state, output_file)
     assembly = plan_assembly(state.job.merge_command, chosen, film)
     why_not = why_no_more_chunks()
     chunks = ChunkFetcher(state, chunk_timeout, why_not)
@@ -122,13 +120,12 @@ def merge_job(
                 runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
                 _run_merge_command(state, chunks, runner, film)
             finished_at = datetime.now(UTC) if assembly.wanted else None
-            if location is not None:
-                location.deliver(state)
+            place = _deliver(state, film, output_file) if film and output_file else None
     except RenderStopped as stopped:
         return Cancelled(name=RELEASED, message=str(stopped))
     report = MergeReport(
         assembly=assembly,
-        film=location.name if location else None,
+        film=place,
         stitch=stitch,
         seconds=time.monotonic() - started,
         finished_at=finished_at,
@@ -171,55 +168,42 @@ def plan_assembly(
     return Assembly.MERGED
 
 
-@dataclass(frozen=True)
-class OutputLocation:
-    """Where a film goes.
-
-    Attributes:
-        path: Where it is assembled, on the machine that assembles.
-        key: Its key in the storage, below the storage block's folder; None: it stays at its path.
-    """
-
-    path: Path
-    key: str | None = None
-
-    @property
-    def name(self) -> Path:
-        """The place, for people."""
-        return self.path if self.key is None else Path(f"{_IN_STORAGE}{self.key}")
-
-    def deliver(self, state: JobState) -> None:
-        """Send the film to the storage, if that is where it goes, and keep no copy.
-
-        Raises:
-            AssemblyError: It could not be sent; it stays at its path.
-        """
-        if self.key is None:
-            return
-        try:
-            state.objects.store.upload(self.path, self.key)
-        except StorageError as error:
-            raise AssemblyError(f"{error}; the film stays at {str(self.path)!r}") from None
-        self.path.unlink()
-
-
-def output_location(state: JobState, output_file: Path | None) -> OutputLocation | None:
-    """Return where `output_file` is: absolute, in the job folder, or `storage:films/film.mp4`.
+def film_path(state: JobState, output_file: Path | None) -> Path | None:
+    """Return where the film is assembled; it goes into the storage from there if it has a key.
 
     Raises:
-        JobError: It is a key, but the job has no storage; or it is no usable key.
+        JobError: It has a key, but the job has no storage; or it is no usable key.
     """
     if output_file is None:
         return None
+    if (key := _key(output_file)) is None:
+        return state.path / output_file
     text = output_file.as_posix()
-    if not text.startswith(_IN_STORAGE):
-        return OutputLocation(state.path / output_file)
-    key = PurePosixPath(text.removeprefix(_IN_STORAGE).lstrip("/"))
     if state.block is None:
         raise JobError(f"output_file {text!r} is a key in the storage, but no storage is chosen")
     if not key.name or ".." in key.parts or "%" in key.name:
         raise JobError(f"output_file {text!r}: name one file, such as 'storage:films/film.mp4'")
-    return OutputLocation(state.path / key.name, str(key))
+    return state.path / key.name
+
+
+def _key(output_file: Path) -> PurePosixPath | None:
+    """Return a film's key, below the storage block's folder: of `storage:films/film.mp4`."""
+    text = output_file.as_posix()
+    if not text.startswith(_IN_STORAGE):
+        return None
+    return PurePosixPath(text.removeprefix(_IN_STORAGE).lstrip("/"))
+
+
+def _deliver(state: JobState, film: Path, output_file: Path) -> Path:
+    """Send a film to the storage, if it has a key, and keep no copy; return where it is now."""
+    if (key := _key(output_file)) is None:
+        return film
+    try:
+        state.objects.store.upload(film, str(key))
+    except StorageError as error:
+        raise AssemblyError(f"{error}; the film stays at {str(film)!r}") from None
+    film.unlink()
+    return Path(f"{_IN_STORAGE}{key}")
 
 
 def _stitch(

@@ -15,7 +15,7 @@ from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, run_l
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
 from prefect_renderfarm.flows.jobs.load import file_of
-from prefect_renderfarm.flows.merge_job import merge_job, output_location, plan_assembly
+from prefect_renderfarm.flows.merge_job import film_path, merge_job, plan_assembly
 from prefect_renderfarm.flows.merging.merge_run import MergeRun, starting_ahead
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
@@ -118,8 +118,7 @@ def render_job(
         None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
         None if stitcher is None else load_stitcher(stitcher),
     )
-    location = output_location(state, output_file)
-    film = location.path if location else None
+    film = film_path(state, output_file)
     assembly = plan_assembly(state.job.merge_command, chosen.stitcher, film, merge)
     rules = _check_assembly(state, chosen, film, assembly)
     merge_run = None

@@ -8,7 +8,7 @@ import pytest
 from jobs import small_job
 
 from prefect_renderfarm.blocks import JobError, RemuxStitcher
-from prefect_renderfarm.flows.merge_job import OutputLocation, output_location, plan_assembly
+from prefect_renderfarm.flows.merge_job import film_path, plan_assembly
 from prefect_renderfarm.flows.results import Assembly
 from prefect_renderfarm.flows.state.job_state import JobState
 
@@ -43,11 +43,11 @@ def test_half_of_what_a_film_needs() -> None:
         plan_assembly(None, None, FILM)
 
 
-def test_output_locations(tmp_path: Path) -> None:
+def test_paths_of_films(tmp_path: Path) -> None:
     """A film lies in the job folder or at its absolute path; a key needs a storage."""
     state = JobState(tmp_path, small_job())
-    assert output_location(state, None) is None
-    assert output_location(state, FILM) == OutputLocation(tmp_path / "film.mp4")
-    assert output_location(state, Path("/x/film.mp4")) == OutputLocation(Path("/x/film.mp4"))
+    assert film_path(state, None) is None
+    assert film_path(state, FILM) == tmp_path / "film.mp4"
+    assert film_path(state, Path("/x/film.mp4")) == Path("/x/film.mp4")
     with pytest.raises(JobError, match="no storage is chosen"):
-        output_location(state, Path("storage:film.mp4"))
+        film_path(state, Path("storage:film.mp4"))
