@@ -139,12 +139,7 @@ def merge_job(
 def plan_assembly(
     merge_command: str | None, stitcher: VideoStitcher | None, film: Path | None, merge: bool = True
 ) -> Assembly:
-    """Decide who assembles the chunks.
-
-    Raises:
-        JobError: A stitcher or an output file is chosen, but not both, and there is no merge
-            command either.
-    """
+    """Decide who assembles the chunks. Raises: JobError, if a film would have no maker or name."""
     if not merge:
         return Assembly.OFF
     if stitcher is not None and film is not None:
@@ -169,11 +164,7 @@ def plan_assembly(
 
 
 def film_path(state: JobState, output_file: Path | None) -> Path | None:
-    """Return where the film is assembled; it goes into the storage from there if it has a key.
-
-    Raises:
-        JobError: It has a key, but the job has no storage; or it is no usable key.
-    """
+    """Return where the film is assembled, also if it then goes to a key. Raises: JobError."""
     if output_file is None:
         return None
     if (key := _key(output_file)) is None:

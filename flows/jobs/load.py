@@ -46,16 +46,9 @@ def file_of(source: Any) -> Path | None:
 def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
     """Return a job, checked and read within limits of size and time, and the folder of its file.
 
-    Args:
-        source: A `RenderJob`, its parsed JSON, its JSON text, the path of a file, or an `https://`
-            or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says which
-            URLs are read.
-        deployed: Whether the run was started through a deployment, where a relative path would
-            mean the worker's folder, and is refused.
-
-    Raises:
-        JobError: It cannot be read, or is no valid job spec; the message names it.
-        SetupError: The rules on URLs are not valid.
+    The source is a `RenderJob`, its parsed JSON, its JSON text, the path of a file, or an
+    `https://` or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says
+    which URLs are read. In a deployed run a relative path is refused. Raises: JobError, SetupError.
     """
     if isinstance(source, RenderJob):
         return source, None

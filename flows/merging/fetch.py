@@ -29,12 +29,8 @@ class ChunkFetcher:
     """Waits for the manifests of a job's chunks, and checks each file against its own.
 
     What is done is told by the manifests alone, so that whoever waits and whoever renders may both
-    be stopped and started again at any moment.
-
-    Args:
-        state: The job.
-        timeout: Seconds to wait for the next chunk; 0: all must be there.
-        why_not: Says why no more chunks will come, or returns None; asked every other second.
+    be stopped and started again at any moment. With a `timeout` of 0 s all chunks must be there;
+    else `why_not` is asked every other second why no more will come.
     """
 
     def __init__(self, state: JobState, timeout: float, why_not: Callable[[], str | None]) -> None:

@@ -45,11 +45,7 @@ _STARTING_SECONDS = 300.0
 class MergeRun:
     """A run of the `merge-job` deployment, as a child of the current flow run.
 
-    Args:
-        deployment: Its name, `flow/deployment`.
-        parameters: The parameters of `merge_job`, ready for JSON, but for the inputs digest,
-            which is known when the run is started.
-        state: The job.
+    The inputs digest, which is known when it is started, is added to its parameters.
     """
 
     def __init__(self, deployment: str, parameters: dict[str, Any], state: JobState) -> None:
@@ -122,11 +118,7 @@ class MergeRun:
         return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def finish(self) -> MergeReport:
-        """Wait for the end of the assembly, for which all chunks are done now.
-
-        Raises:
-            AssemblyError: The run did not complete; the message is its own.
-        """
+        """Wait for the end of the assembly; all chunks are done now. Raises: AssemblyError."""
         try:
             ended = self._wait()
         except BaseException:

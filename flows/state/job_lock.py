@@ -48,8 +48,8 @@ from prefect_renderfarm.flows.state.job_state import JobState
 BUSY_SECONDS = 60.0
 # The part of a silence that ends a lock after which its holder doubts that it is still its own.
 _DOUBT = 0.8
-_SECONDS_BETWEEN_LINES = 60.0
 _LOCK, _HOLDER, _USED = "lock", "holder.json", "used.lock"
+_NAME = "lock/{:08d}.json"
 
 
 class LockRecord(BaseModel):
@@ -101,10 +101,7 @@ class LockRecord(BaseModel):
 class JobLock(ABC):
     """The lock of a job, as a context: entering waits for it, leaving releases it.
 
-    Args:
-        state: The job.
-        timeout: Seconds to wait before `RenderStopped` is raised; None means unlimited.
-        why_not: Returns the reason to wait no longer, which raises it, too; None to go on.
+    Raises `RenderStopped` after `timeout` seconds, or when `why_not` returns a reason.
     """
 
     poll_seconds = 1.0
@@ -290,11 +287,12 @@ class StorageLock(JobLock):
         jobs = self._state.objects
         try:
             number = self._highest()
-            record = _parse(jobs.read(_name(number))) if number else None
+            record = _parse(jobs.read(_NAME.format(number))) if number else None
             if record and not record.released and not self._is_dead(number, record):
                 return record
             begun = _clock()
-            created = jobs.create(_name(number + 1), self._updated(since=datetime.now(UTC)))
+            name, data = _NAME.format(number + 1), self._updated(since=datetime.now(UTC))
+            created = jobs.create(name, data)
             # A number may have been used and deleted since the list was read.
             if not created or self._highest() > number + 1:
                 return self._try()
@@ -308,11 +306,15 @@ class StorageLock(JobLock):
         self._number, self._lost, self._written_at = number + 1, False, begun
         self.previous = record if record and not record.released else None
         with suppress(StorageError, SetupError):
-            jobs.delete([name for name in jobs.names(_LOCK) if _number_of(name) < number])
+            jobs.delete(_NAME.format(old) for old in self._numbers() if old < number)
         return None
 
+    def _numbers(self) -> list[int]:
+        stems = [Path(name).stem for name in self._state.objects.names(_LOCK)]
+        return [int(stem) for stem in stems if stem.isdecimal()]
+
     def _highest(self) -> int:
-        return max(map(_number_of, self._state.objects.names(_LOCK)), default=0)
+        return max(self._numbers(), default=0)
 
     def _is_dead(self, number: int, record: LockRecord) -> bool:
         """Return whether a holder has ended, or has been silent for too long."""
@@ -339,14 +341,14 @@ class StorageLock(JobLock):
             )  # fmt: skip
             return
         data = self._updated(heartbeat=self._record.heartbeat + 1)
-        self._state.objects.write(_name(self._number), data)
+        self._state.objects.write(_NAME.format(self._number), data)
         self._written_at = begun
 
     def _release(self) -> None:
         if self._lost or not self._number:
             return
         try:
-            self._state.objects.write(_name(self._number), self._updated(released=True))
+            self._state.objects.write(_NAME.format(self._number), self._updated(released=True))
         except StorageError as error:
             run_log().warning(
                 "the job lock is not released, and ends %.0f s after its last heartbeat: %s",
@@ -394,7 +396,7 @@ def _once_a_minute() -> Callable[[str], None]:
     def log(text: str) -> None:
         nonlocal due
         if time.monotonic() >= due:
-            due = time.monotonic() + _SECONDS_BETWEEN_LINES
+            due = time.monotonic() + 60.0
             run_log().info("%s", text)
 
     return log
@@ -412,15 +414,6 @@ def _try_lock(file: IO[str], mode: int) -> bool:
 def _clock() -> float:
     """Return seconds that go on while this machine sleeps, where the system counts them."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _name(number: int) -> str:
-    return f"{_LOCK}/{number:08d}.json"
-
-
-def _number_of(name: str) -> int:
-    stem = Path(name).stem
-    return int(stem) if stem.isdecimal() else 0
 
 
 def _parse(data: bytes | None) -> LockRecord | None:

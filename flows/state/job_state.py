@@ -63,16 +63,13 @@ class JobState:
 
     Methods raise `StorageError` if the storage does not answer, `OSError` for the folder.
 
-    Args:
+    Attributes:
         path: The job folder of this machine, absolute; commands run in it where it is shared.
         job: The job.
         block: The storage block; None: all machines share the job folder.
-
-    Attributes:
         objects: The job's objects.
         records: The folder of its records on this machine.
-        inputs: The inputs digest, what besides the chunks' own lines determines their pictures.
-            Empty: not known, and chunks with any cache key count as done.
+        inputs: The inputs digest. Empty: not known, and chunks with any cache key count as done.
     """
 
     def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock | None = None) -> None:
@@ -104,10 +101,8 @@ class JobState:
         What the job itself makes, and its film, is no input, even in the folder that `assetsUrl`
         names. Nothing is sent if another machine has sent it all.
 
-        Raises:
-            SetupError: The folder or the storage cannot be written to.
-            JobError: The input files are not there, or a symbolic link leads out of the folder;
-                nothing has been written.
+        Raises: SetupError; JobError, if the input files are not there, or a symbolic link leads
+        out of the folder: nothing has been written then.
         """
         require_inside(self.path, "the job folder has", RECORDS)
         for chunk in self.job.chunks:
@@ -149,11 +144,8 @@ class JobState:
         """Find the inputs digest, and keep the list of the input files that it stands for.
 
         Files that are no input, wherever they lie, are the film that will be made, the job's own
-        file, and films that jobs of this name were assembled into before.
-
-        Raises:
-            JobError: The input files cannot be read.
-            SetupError: They cannot be listed.
+        file, and films that jobs of this name were assembled into before. Raises: JobError,
+        SetupError.
         """
         version = self._assets_version(no_input)
         self.inputs = inputs_digest(adapter, version)
@@ -406,11 +398,7 @@ def open_job(
 
     Its folder is `job_dir`, or that of the job file; for a job from elsewhere, or with a storage
     and a job that was rendered before, one under the run's working directory. A job that was
-    rendered before may be named by its key, its id or its report.
-
-    Raises:
-        JobError: The job cannot be read or is not valid.
-        SetupError: The storage is no saved block, or the folder is relative in a deployed run.
+    rendered before may be named by its key, its id or its report. Raises: JobError, SetupError.
     """
     block = load_storage(storage)
     deployed = deployment.id is not None

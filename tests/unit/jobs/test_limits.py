@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -375,3 +376,11 @@ def test_the_audio_track_is_checked_alone() -> None:
     assert "audioTrack" in refusal(lambda: check_each(chunks, "../audio.wav"))
     assert "audioTrack" in refusal(lambda: check_each(chunks, chunks[0].output_file))
     assert made(lambda data: data.update(audioTrack="a.wav")).audio_track == "a.wav"
+
+
+def test_a_large_object_with_a_key_twice() -> None:
+    """The time to find the key that is twice grows with their number, and not with its square."""
+    keys = ",".join(f'"{number}":1' for number in range(200_000))
+    began = time.monotonic()
+    assert "key '199999' is there twice" in refusal(lambda: parse_spec(f'{{{keys},"199999":2}}'))
+    assert time.monotonic() - began < 5
