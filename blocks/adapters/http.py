@@ -37,6 +37,7 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.http.client import (
     call_until_stopped,
+    close_with,
     error_kind,
     wait_until_stopped,
 )
@@ -108,6 +109,7 @@ class HttpAdapter(RemoteAdapter):
         timeout = httpx.Timeout(None, connect=self.connect_timeout)
         limits = httpx.Limits(max_connections=self.max_in_flight, keepalive_expiry=_IDLE_SECONDS)
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
+        close_with(self._limit, self._client)  # copies of this adapter share both
 
     @field_validator("token", "header_value")
     @classmethod

@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -44,7 +45,7 @@ _CLOSE_SECONDS = 5.0
 _PART_BYTES = 1 << 20
 
 _loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
+_loop_lock = threading.RLock()  # a finalizer may interrupt its holder
 
 
 def error_kind(response: httpx.Response) -> type[WorkerError] | None:
@@ -125,6 +126,12 @@ def _event_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name="renderfarm-http", daemon=True).start()
         return _loop
+
+
+def close_with(owner: object, client: httpx.AsyncClient) -> None:
+    """Close a client's connections once its owner is gone."""
+    run = asyncio.run_coroutine_threadsafe
+    weakref.finalize(owner, lambda: run(client.aclose(), _event_loop())).atexit = False
 
 
 class DownloadFailed(Exception):

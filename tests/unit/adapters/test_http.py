@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from email.utils import format_datetime
 
 import pytest
 from faulty_proxy import Answer, FaultyProxy, Request, faulty_proxy
+from processes_here import wait_for
 from pydantic import SecretStr, ValidationError
 
 from prefect_renderfarm.blocks import HttpAdapter, WorkerJob, WorkerLost
@@ -53,6 +55,22 @@ def test_what_an_echo_shows_is_no_secret(server: FaultyProxy, kind: str) -> None
     assert request.header("Authorization") == f"Bearer {TOKEN}"
     assert request.header("X-Functions-Key") == KEY
     assert request.path == f"/?code={CODE}"
+
+
+def test_connections_are_closed_with_the_adapter(server: FaultyProxy) -> None:
+    """When an adapter and its copies are gone, their connections are closed, and not before."""
+    server.gate = lambda _: Answer(200, b'{"exit_code": 0}')
+    adapter = HttpAdapter(url=server.url)
+    client = adapter._client
+    adapter.execute(WorkerJob(command="true"))
+    copy = adapter.model_copy()
+    del adapter
+    gc.collect()
+    assert copy.execute(WorkerJob(command="true")).exit_code == 0
+    assert not client.is_closed
+    del copy
+    gc.collect()
+    wait_for(lambda: client.is_closed)
 
 
 def test_short_secrets_are_named(
