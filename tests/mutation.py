@@ -55,6 +55,8 @@ def prepare(module: str) -> None:
         "pytest_add_cli_args_test_selection": [f"tests/unit/{Path(module).parent.name}"],
         "pytest_add_cli_args": ["-p", "no:xdist", "-m", "not long", "-k", LEFT_OUT],
         "process_isolation": "forkserver",
+        "timeout_multiplier": 4,
+        "timeout_constant": 5,
     }
     lines = ["[tool.mutmut]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -200,3 +200,8 @@ def test_a_list_that_says_nothing_stops_everything(hosts: str, schemes: str) -> 
 def test_public_part(url: str, shown: str) -> None:
     """What may be secret in a URL is not shown; a path is no URL."""
     assert public_part(url) == shown
+
+
+def test_no_variable_is_set() -> None:
+    """Without the variables, the rules are those of empty ones."""
+    assert UrlRules.of({}) == rules()
