@@ -56,6 +56,7 @@ class ChunkCheck:
         self.paths = [Path(path).absolute() for path in inputs]
         self.output = output
         self.audio = AudioPlan(AudioMode.NONE)
+        self._started = time.monotonic()
         self._frame_counts = frame_counts
         self._verify = verify
         self._taken: list[Media] = []
@@ -119,6 +120,21 @@ class ChunkCheck:
             return
         if fault := audio_fault(chunk.audio, self.audio.mode, chunk.frames, chunk.fps):
             raise self._refusal(number, f"{fault}, or set the stitcher's 'audio' to 'none'")
+
+    def report(self, found: FilmFigures, size: int) -> StitchReport:
+        """Return the report on the published film, which has so many bytes."""
+        return StitchReport(
+            output=self.output,
+            frames=found.frames,
+            fps=str(found.fps),
+            duration=float(found.frames / found.fps),
+            clock_error=float(found.clock_error),
+            audio_samples=found.audio.audible if found.audio else None,
+            audio_rate=found.audio.rate if found.audio else None,
+            chunks=len(self.paths),
+            size=size,
+            seconds=time.monotonic() - self._started,
+        )
 
     def _refusal(self, number: int, fault: str) -> StitchInputError:
         place = f"number {number + 1} of {len(self.paths)}"
@@ -212,31 +228,32 @@ class CheckedStitcher(VideoStitcher, ABC):
         frame_counts: Sequence[int] | None = None,
     ) -> StitchReport:
         """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`."""
-        started = time.monotonic()
         output = Path(output).absolute()
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
-        chunks = [self._take_first(check), *(check.take() for _ in check.paths[1:])]
+        chunks = [self._take(check) for _ in inputs]
         check_track(check.audio, sum(chunk.frames for chunk in chunks), chunks[0].fps)
         with publishing(output) as film:
             figures = self._assemble(chunks, film, check)
-        seconds = time.monotonic() - started
-        return figures.report(output, output.stat().st_size, len(chunks), seconds)
+        return check.report(figures, output.stat().st_size)
 
     @abstractmethod
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         """Write the film from checked chunks, check it, and return its figures."""
 
-    def _take_first(self, check: ChunkCheck) -> Media:
-        """Read and check the first chunk, and plan the film's audio by it."""
-        first = check.take()
-        plan = plan_audio(self.audio, first.audio, check.output, self.audio_track)
+    def _take(self, check: ChunkCheck) -> Media:
+        """Read and check the next chunk; the first one decides the plan of the film's audio."""
+        is_first = check.missing == len(check.paths)
+        chunk = check.take()
+        if not is_first:
+            return chunk
+        plan = plan_audio(self.audio, chunk.audio, check.output, self.audio_track)
         codec = codec_for(self.audio_codec, check.output)
         if plan.mode is AudioMode.ENCODE and plan.source is not None:
             check_codec(codec, plan.source)
         check.plan_audio(replace(plan, codec=codec, bitrate=self.audio_bitrate))
-        check_track(plan, check.total_frames, first.fps)
-        return first
+        check_track(plan, check.total_frames, chunk.fps)
+        return chunk
 
 
 def check_container(film: Path, codec: str) -> None:

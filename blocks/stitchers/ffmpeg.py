@@ -5,18 +5,28 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+import av
 import ffmpeg
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
+from prefect_renderfarm.blocks.errors import (
+    AssemblyError,
+    MediaFault,
+    RenderFarmError,
+    SetupError,
+    StitchInputError,
+)
+from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.image_sequence import (
     has_number,
     is_image_sequence,
@@ -24,8 +34,10 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     numbered,
 )
 from prefect_renderfarm.blocks.media.model import Media
+from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
+from prefect_renderfarm.blocks.media.reader import decoded_frames, open_media, read_media
 from prefect_renderfarm.blocks.processes.process_group import run_program
-from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg, is_carried
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan, join_audio
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress
@@ -35,7 +47,6 @@ from prefect_renderfarm.blocks.stitchers.checked import (
     check_container,
     muxer_options,
 )
-from prefect_renderfarm.blocks.stitchers.ffmpeg_check import require_exact
 from prefect_renderfarm.blocks.stitchers.film_check import (
     MATROSKA_ENDINGS,
     FilmFigures,
@@ -55,6 +66,13 @@ GLOBAL_ARGUMENTS = (
 )
 _PASSED = ("PATH", "LD_LIBRARY_PATH")
 _PROGRESS = re.compile(r"[a-z_0-9]+=")
+# The films of the test of a program: chunks of H.264 with B-frames.
+_FPS = Fraction(30_000, 1001)
+_FRAMES, _CHUNKS = 7, 3
+_WIDTH, _HEIGHT = 64, 48
+# The endings of chunks and film. Each pair has caught a release of FFmpeg: 5.1 writes decoding
+# times one tick apart into mp4 and ts, and refuses H.264 from mkv.
+_PAIRS = ((".mp4", ".mp4"), (".mkv", ".mp4"), (".mov", ".mkv"), (".mkv", ".ts"))
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -145,15 +163,13 @@ class FfmpegStitcher(CheckedStitcher):
         output = Path(output).absolute()
         if not has_number(output):
             return super().stitch(inputs, output, fps=fps, frame_counts=frame_counts)
-        started = time.monotonic()
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps or 1, frame_counts, self.verify)
         chunks = [check.take() for _ in inputs]
         with naming_the_disk(output):
             size = _join_sequences(chunks, output)
         frames = sum(chunk.frames for chunk in chunks)
-        figures = FilmFigures(frames, chunks[0].fps, Fraction(0))
-        return figures.report(output, size, len(chunks), time.monotonic() - started)
+        return check.report(FilmFigures(frames, chunks[0].fps, Fraction(0)), size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if self.video_codec == "copy":
@@ -164,10 +180,20 @@ class FfmpegStitcher(CheckedStitcher):
         return check_figures(figures, frames, len(chunks), check.audio.mode)
 
     def _exact_program(self) -> Path:
-        """Return the ffmpeg program; SetupError if it does not write exact films."""
+        """Return the ffmpeg program; SetupError if it does not write exact films.
+
+        The one that this package carries needs no test. The result is kept until it is replaced.
+        """
         program = find_ffmpeg(self.ffmpeg)
-        write, no_audio = FfmpegStitcher()._write, AudioPlan(AudioMode.NONE)
-        require_exact(program, lambda chunks, film: write(program, chunks, film, no_audio, film))
+        if is_carried(program):
+            return program
+        status = program.stat()
+        if fault := _first_fault(program, status.st_mtime_ns, status.st_size):
+            raise SetupError(
+                f"ffmpeg {str(program)!r} does not assemble exact films: {fault}; leave the "
+                "block's 'ffmpeg' field empty, for the FFmpeg that comes with this package, or "
+                "name a later one"
+            )
         return program
 
     def _write(
@@ -336,3 +362,60 @@ def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
         else:
             new.rename(folder)
     return size
+
+
+@cache
+def _first_fault(program: Path, _mtime_ns: int, _size: int) -> str | None:
+    """Return what is wrong with the small films that a program makes; None if all are exact.
+
+    Decoded frames, display and decoding times, rate and length are compared with the chunks'.
+    """
+    write, no_audio = FfmpegStitcher()._write, AudioPlan(AudioMode.NONE)
+    with tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-check-") as name:
+        folder = Path(name)
+        for number, (chunk_ending, film_ending) in enumerate(_PAIRS):
+            film = folder / f"film{number}{film_ending}"
+            try:
+                paths = [folder / f"{number}-{n}{chunk_ending}" for n in range(_CHUNKS)]
+                chunks = [read_media(_write_sample(path), _FPS) for path in paths]
+                write(program, chunks, film, no_audio, film)
+                fault = _fault_of(film, chunks)
+            except RenderFarmError as error:
+                fault = str(error).removesuffix("; it is not published")
+            if fault:
+                return f"of {chunk_ending} chunks, a {film_ending} film: {fault}"
+    return None
+
+
+def _write_sample(path: Path) -> Path:
+    """Write a chunk of H.264 with B-frames."""
+    with av.open(str(path), "w") as output:
+        video: Any = output.add_stream("libx264", rate=_FPS)
+        video.width, video.height, video.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
+        video.options = {"preset": "ultrafast", "bf": "2", "b-adapt": "0",
+                         "x264-params": "scenecut=0"}  # fmt: skip
+        for number in range(_FRAMES):
+            frame: Any = av.VideoFrame(_WIDTH, _HEIGHT, "yuv420p")
+            for plane in frame.planes:
+                shades = (8 * (place + number) % 256 for place in range(plane.buffer_size))
+                plane.update(bytes(shades))
+            frame.pts, frame.time_base = number, 1 / _FPS
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    return path
+
+
+def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
+    """Return in what a film differs from its chunks; the usual check of films raises the rest."""
+    frames = sum(chunk.frames for chunk in chunks)
+    with open_media(film) as container:
+        rate = exact(container.streams.video[0].average_rate)
+    check_figures(read_figures(film, _FPS), frames, len(chunks), AudioMode.NONE)
+    if film.suffix in MP4_ENDINGS and rate != _FPS:
+        return f"{rate} frames a second, not {_FPS}"
+    wanted = chain.from_iterable(decoded_frames(chunk.path, chunk.frames) for chunk in chunks)
+    for pair in zip(decoded_frames(film, frames), wanted, strict=True):
+        made, expected = ([bytes(plane) for plane in frame.planes] for frame in pair)
+        if made != expected:
+            return "other pictures than its chunks"
+    return None

@@ -21,7 +21,6 @@ from prefect_renderfarm.blocks.media.mp4_index import (
 )
 from prefect_renderfarm.blocks.media.reader import Packets, open_media, read_back
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode, samples_at
-from prefect_renderfarm.blocks.stitchers.base import StitchReport
 
 MATROSKA_ENDINGS = (".mkv", ".webm")
 _POLL_SECONDS = 0.02
@@ -40,21 +39,6 @@ class FilmFigures:
     fps: Fraction
     clock_error: Fraction  # largest distance of a frame's display time from n / fps, in seconds
     audio: Audio | None = None
-
-    def report(self, output: Path, size: int, chunks: int, seconds: float) -> StitchReport:
-        """Return the report on a film of so many bytes and chunks, made in so many seconds."""
-        return StitchReport(
-            output=output,
-            frames=self.frames,
-            fps=str(self.fps),
-            duration=float(self.frames / self.fps),
-            clock_error=float(self.clock_error),
-            audio_samples=self.audio.audible if self.audio else None,
-            audio_rate=self.audio.rate if self.audio else None,
-            chunks=chunks,
-            size=size,
-            seconds=seconds,
-        )
 
 
 def check_figures(found: FilmFigures, frames: int, chunks: int, mode: AudioMode) -> FilmFigures:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import av
 from pydantic import model_validator
@@ -100,20 +99,18 @@ class RemuxStitcher(CheckedStitcher):
         frame_counts: Sequence[int],
     ) -> Iterator[GrowingFilm]:
         """Begin a film to which chunks are appended. See `VideoStitcher`."""
-        started = time.monotonic()
         output = Path(output).absolute()
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
-        with publishing(output) as temporary, FilmMuxer(self, check, temporary) as film:
+        with publishing(output) as temporary, closing(FilmMuxer(self, check, temporary)) as film:
             yield film
             figures = film.finish()
-        seconds = time.monotonic() - started
-        film.report = figures.report(output, output.stat().st_size, len(inputs), seconds)
+        film.report = check.report(figures, output.stat().st_size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         report = progress.get()
         reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
-        with FilmMuxer(self, check, film) as muxer:
+        with closing(FilmMuxer(self, check, film)) as muxer:
             muxer.begin(chunks[0], reorder, frames)
             for chunk in chunks:
                 muxer.copy(chunk)
@@ -122,23 +119,20 @@ class RemuxStitcher(CheckedStitcher):
 
 
 class FilmMuxer(GrowingFilm):
-    """Writes a film, chunk after chunk; a context, which ends the writing whatever happens."""
+    """Writes a film, chunk after chunk. `close` must be called, whatever happens."""
 
     def __init__(self, stitcher: CheckedStitcher, check: ChunkCheck, film: Path) -> None:
         self._stitcher = stitcher
         self._check = check
         self._film = film
         self._begun = False
-        self._reorder = 0
         self._audio: FilmAudio | None = None
         self._track: TrackAudio | None = None
         self._reader: FilmReader | None = None
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the writing, and the reading."""
         with suppress(av.FFmpegError, OSError):
             self._stack.close()
         if self._reader is not None:
@@ -146,12 +140,9 @@ class FilmMuxer(GrowingFilm):
 
     def append(self) -> None:
         """Check the next chunk file and append it. See `GrowingFilm`."""
-        check = self._check
+        chunk = self._stitcher._take(self._check)
         if not self._begun:
-            chunk = self._stitcher._take_first(check)
-            self.begin(chunk, chunk.reorder, check.total_frames)
-        else:
-            chunk = check.take()
+            self.begin(chunk, chunk.reorder, self._check.total_frames)
         self.copy(chunk)
 
     def begin(self, first: Media, reorder: int, total_frames: int) -> None:
@@ -163,8 +154,8 @@ class FilmMuxer(GrowingFilm):
         codec = str(first.signature["codec"])
         check_container(film, codec)
         options = muxer_options(film, first.fps, self._stitcher.faststart, total_frames)
-        with _writing(film), ExitStack() as opening, open_media(first.path) as template:
-            output = opening.enter_context(av.open(str(film), "w", container_options=options))
+        with _writing(film), open_media(first.path) as template:
+            output = self._stack.enter_context(av.open(str(film), "w", container_options=options))
             content = f"{codec} video"
             try:
                 video = template.streams.video[0]
@@ -173,7 +164,7 @@ class FilmMuxer(GrowingFilm):
                 self._video.time_base = 1 / first.fps
                 if audio.mode is not AudioMode.NONE:
                     if audio.track is not None:
-                        self._track = TrackAudio(audio.track, opening)
+                        self._track = TrackAudio(audio.track, self._stack)
                     source = self._track.template if self._track else template.streams.audio[0]
                     self._audio = open_film_audio(output, source, audio)
                     content += " with this audio"
@@ -184,10 +175,9 @@ class FilmMuxer(GrowingFilm):
             self._ticks = ticks_of(exact(self._video.time_base), first.fps)
             self._output = output
             self._flush = BackgroundFlush(film)
-            opening.callback(self._flush.close)
+            self._stack.callback(self._flush.close)
             if film.suffix.lower() not in MP4_ENDINGS:
                 self._reader = FilmReader(film, audio=self._audio is not None)
-            self._stack = opening.pop_all()
         self._fps = first.fps
         self._second = math.ceil(first.fps)  # in frames
         self._reorder = reorder
@@ -206,13 +196,16 @@ class FilmMuxer(GrowingFilm):
         if self._reader is not None:
             self._reader.begin()
         audio = self._audio if self._track is None else None
+        seen = set()
         with _writing(self._film):
             if audio is not None:
                 audio.begin_chunk(self.frames + chunk.frames, self._fps)
-            if chunk.mp4_track is not None:
-                seen = self._copy_samples(chunk, chunk.mp4_track)
-            else:
-                seen = self._copy_packets(chunk, audio)
+            track = chunk.mp4_track
+            packets = self._demux(chunk, audio) if track is None else self._read(chunk, track)
+            for number, (packet, frame) in enumerate(packets):
+                self._feed_track(number, chunk.frames)
+                self._mux(packet, frame, number)
+                seen.add(frame)
             if audio is not None:
                 audio.end_chunk()
         if seen != set(range(chunk.frames)):
@@ -252,42 +245,31 @@ class FilmMuxer(GrowingFilm):
         self._audio.begin_chunk(until, self._fps)
         self._track.feed(self._audio, self._fps)
 
-    def _copy_samples(self, chunk: Media, track: Track) -> set[int]:
-        """Copy the frames that an mp4 index lists, without a demuxer."""
+    def _read(self, chunk: Media, track: Track) -> Iterator[tuple[Any, int]]:
+        """Give each packet that an mp4 index lists, without a demuxer, and its frame's number."""
         step = Fraction(track.timescale) / self._fps
         above, below = step.denominator, step.numerator
         keyframes = track.keyframes
-        seen = set()
         with chunk.path.open("rb", buffering=0) as file:
             for number, (data, time) in enumerate(
                 zip(read_samples(file.fileno(), track), track.pts, strict=True)
             ):
-                self._feed_track(number, chunk.frames)
                 packet = av.Packet(cast(bytes, data))
                 packet.is_keyframe = keyframes is None or number in keyframes
-                frame = (2 * time * above + below) // (2 * below)
-                self._mux(packet, frame, number)
-                seen.add(frame)
-        return seen
+                yield packet, (2 * time * above + below) // (2 * below)
 
-    def _copy_packets(self, chunk: Media, audio: FilmAudio | None) -> set[int]:
-        seen: set[int] = set()
+    def _demux(self, chunk: Media, audio: FilmAudio | None) -> Iterator[tuple[Any, int]]:
+        """Give each video packet of a chunk, and its frame's number; the audio takes the others."""
         with open_media(chunk.path, probe=audio is not None) as container:
             source: Any = container.streams.video[0]
             origin = chunk.first_time * source.time_base
             for packet in container.demux(source, *(container.streams.audio if audio else ())):
-                if packet.stream_index != source.index:
-                    if audio is not None:
-                        audio.add(packet, origin)
-                    continue
-                if packet.size == 0:
-                    continue
-                self._feed_track(len(seen), chunk.frames)
-                assert packet.pts is not None  # noqa: S101 -- checked before assembly
-                frame = round((packet.pts - chunk.first_time) * source.time_base * self._fps)
-                self._mux(packet, frame, len(seen))
-                seen.add(frame)
-        return seen
+                if audio is not None and packet.stream_index != source.index:
+                    audio.add(packet, origin)
+                elif packet.size:
+                    assert packet.pts is not None  # noqa: S101 -- checked before assembly
+                    elapsed = (packet.pts - chunk.first_time) * source.time_base
+                    yield packet, round(elapsed * self._fps)
 
     def _mux(self, packet: Any, frame: int, number: int) -> None:
         """Write a packet: frame `frame` of its chunk in display, `number` in decoding order."""

@@ -16,6 +16,7 @@ import pytest
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.media.model import Audio
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode
+from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     FilmReader,
@@ -124,17 +125,18 @@ def test_audio_before_the_first_frame_does_not_count() -> None:
     assert check_figures(film, FRAMES, 1, AudioMode.COPY) is film
 
 
-def test_report() -> None:
-    """The report has the figures of the film."""
+def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report has the figures of the film, and the time since the check of the chunks began."""
     path = Path("film.mp4")
     audio = Audio("aac", RATE, "mono", LENGTH + 1024, Fraction(-1024, RATE))
     film = FilmFigures(FRAMES, FPS, Fraction(1, 2000), audio)
-    report = film.report(path, 5, 3, 0.5)
-    assert report.model_dump() == {
+    monkeypatch.setattr(time, "monotonic", iter([10.0, 10.5, 11.0]).__next__)
+    check = ChunkCheck([Path("a.mp4"), Path("b.mp4"), Path("c.mp4")], path, None, None)
+    assert check.report(film, 5).model_dump() == {
         "output": path, "frames": 10, "fps": "25", "duration": 0.4, "clock_error": 0.0005,
         "audio_samples": LENGTH, "audio_rate": RATE, "chunks": 3, "size": 5, "seconds": 0.5,
     }  # fmt: skip
-    silent = figures().report(path, 5, 1, 0.0)
+    silent = check.report(figures(), 5)
     assert (silent.audio_samples, silent.audio_rate) == (None, None)
 
 
