@@ -57,8 +57,14 @@ def parse_fps(value: object) -> Fraction:
     return rate
 
 
-def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> list[int]:
-    """Return the frame number of each packet, from its display time; they must be 0 … n - 1."""
+def frame_order(
+    times: Sequence[int], time_base: Fraction, fps: Fraction
+) -> tuple[list[int], Fraction]:
+    """Return the frame number of each packet, from its display time, and the clock error.
+
+    The numbers must be 0 … n - 1. The clock error is the largest distance from the grid, in
+    seconds.
+    """
     if not times:
         raise MediaFault("has no video frame")
     first = min(times)
@@ -68,12 +74,13 @@ def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> lis
     order = [(2 * (time - first) * above + below) // (2 * below) for time in times]
     # Containers round to their own clock: both a time and the first may be half a tick off.
     allowed = min(Fraction(above, below), Fraction(1, 3)) * below
-    for time, number in zip(times, order, strict=True):
-        if abs((time - first) * above - number * below) > allowed:
-            raise MediaFault(
-                f"has frames off the grid of {fps} frames a second: one at "
-                f"{float((time - first) * time_base):.6f} s"
-            )
+    distances = [
+        abs((time - first) * above - number * below)
+        for time, number in zip(times, order, strict=True)
+    ]
+    if (worst := max(distances)) > allowed:
+        off = float((times[distances.index(worst)] - first) * time_base)
+        raise MediaFault(f"has frames off the grid of {fps} frames a second: one at {off:.6f} s")
     seen = set(order)
     if len(seen) != len(order):
         raise MediaFault(f"has two frames at one time on the grid of {fps} frames a second")
@@ -83,7 +90,7 @@ def frame_order(times: Sequence[int], time_base: Fraction, fps: Fraction) -> lis
             f"has {len(order)} frames with a hole at frame {missing} on the grid of {fps} frames "
             "a second"
         )
-    return order
+    return order, Fraction(worst, above) * time_base
 
 
 def ticks_of(time_base: Fraction, fps: Fraction) -> Callable[[int], int]:
@@ -97,14 +104,3 @@ def ticks_of(time_base: Fraction, fps: Fraction) -> Callable[[int], int]:
 def reorder_depth(order: Sequence[int]) -> int:
     """Return by how many packets decoding runs ahead of display in the order of `frame_order`."""
     return max(place - number for place, number in enumerate(order))
-
-
-def clock_error(times: Sequence[int], time_base: Fraction, fps: Fraction) -> Fraction:
-    """Return the largest distance of a frame's display time from the grid, in seconds."""
-    first = min(times)
-    tick = 1 / (time_base * fps)
-    above, below = tick.denominator, tick.numerator
-    worst = max(
-        abs((time - first) * above - number * below) for number, time in enumerate(sorted(times))
-    )
-    return Fraction(worst, above) * time_base

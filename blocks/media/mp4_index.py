@@ -13,9 +13,8 @@ import itertools
 import os
 import struct
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError
@@ -28,9 +27,6 @@ _READ_BYTES = 1 << 20
 
 class NotIndexedError(Exception):
     """A file is not a plain mp4 or mov file, which does not mean that it is damaged."""
-
-
-_numbers = partial(array, "q")
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,10 @@ class Track:
     duration: int  # that the header tells; of audio, what its edit list shows
     description: bytes  # how the track is coded: its sample entry, without bit rates
     presentation: bytes  # the size and the rotation in which the picture is displayed
-    sizes: array[int] = field(default_factory=_numbers)
-    offsets: array[int] = field(default_factory=_numbers)
-    dts: array[int] = field(default_factory=_numbers)
-    pts: array[int] = field(default_factory=_numbers)
+    sizes: Sequence[int] = ()
+    offsets: Sequence[int] = ()
+    dts: Sequence[int] = ()
+    pts: Sequence[int] = ()
     keyframes: frozenset[int] | None = None  # samples that can be decoded alone; None means all
 
 

@@ -137,7 +137,7 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
         return None
     rate = fps or first.fps
     try:
-        order = frame_order(track.pts, Fraction(1, track.timescale), rate)
+        order, _ = frame_order(track.pts, Fraction(1, track.timescale), rate)
     except MediaFault:
         return None
     return replace(first, path=path, frames=len(order), first_time=0, fps=rate,
@@ -196,7 +196,7 @@ def _read_packets(
         if planned is not None and no_index:
             return Media(path, planned, video.start_time, rate, depth, signature)
         packets = _read_tracks(container, video, audio)
-        order = frame_order(packets.pts, packets.time_base, rate)
+        order, _ = frame_order(packets.pts, packets.time_base, rate)
         if video.frames and video.frames != len(order):
             raise MediaFault(
                 f"is cut short: {len(order)} of the {video.frames} frames of its header"

@@ -64,12 +64,12 @@ def plan_audio(
 
     `audio` is that of the first chunk; `track` is a file with the whole film's audio.
     """
+    for_pcm = AudioMode.COPY if film.suffix.lower() in _KEEPS_PCM else AudioMode.ENCODE
     if mode is AudioMode.TRACK and track is None:
         raise StitchInputError(NO_TRACK)
     if track is not None and mode in (AudioMode.AUTO, AudioMode.TRACK):
         whole = read_track(track)
-        keep = whole.is_pcm and film.suffix.lower() in _KEEPS_PCM
-        return AudioPlan(AudioMode.COPY if keep else AudioMode.ENCODE, whole, track)
+        return AudioPlan(for_pcm if whole.is_pcm else AudioMode.ENCODE, whole, track)
     if audio is None or mode is AudioMode.NONE:
         return AudioPlan(AudioMode.NONE)
     if mode is AudioMode.AUTO and not audio.is_pcm:
@@ -80,9 +80,7 @@ def plan_audio(
             "at every seam: render the chunks with PCM audio (mov or mkv), or set the stitcher's "
             "'audio' to 'encode' or 'none', or to 'copy' if clicks do not matter"
         )
-    if mode is AudioMode.AUTO:
-        mode = AudioMode.COPY if film.suffix.lower() in _KEEPS_PCM else AudioMode.ENCODE
-    return AudioPlan(mode, audio)
+    return AudioPlan(for_pcm if mode is AudioMode.AUTO else mode, audio)
 
 
 def read_track(path: Path) -> Audio:

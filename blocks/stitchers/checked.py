@@ -209,15 +209,11 @@ class CheckedStitcher(VideoStitcher, ABC):
 
     def check_track(self, frames: int, fps: Fraction) -> None:
         """Refuse an audio track that is missing, has no audio, or is shorter than the film."""
-        if self.audio in (AudioMode.AUTO, AudioMode.TRACK):
-            plan = plan_audio(self.audio, None, Path("film.mkv"), self.audio_track)
-            check_track(plan, frames, fps)
+        check_track(plan_audio(self.audio, None, Path("film.mkv"), self.audio_track), frames, fps)
 
     def with_track(self, track: Path) -> CheckedStitcher:
         """Return this stitcher with a job's audio track, unless it has its own."""
-        if self.audio_track is not None:
-            return self
-        return self.model_copy(update={"audio_track": track})
+        return self if self.audio_track else self.model_copy(update={"audio_track": track})
 
     def stitch(
         self,

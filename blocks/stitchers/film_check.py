@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
-from prefect_renderfarm.blocks.media.frame_grid import clock_error, frame_order
+from prefect_renderfarm.blocks.media.frame_grid import frame_order
 from prefect_renderfarm.blocks.media.model import Audio
 from prefect_renderfarm.blocks.media.mp4_index import (
     MP4_ENDINGS,
@@ -187,7 +187,7 @@ def _figures(packets: Packets, fps: Fraction, *, decoding: bool = True) -> FilmF
 
 def _on_grid(times: Sequence[int], clock: Fraction, fps: Fraction) -> tuple[list[int], Fraction]:
     """Return each frame's number, and the largest distance from the grid in seconds."""
-    order, error = frame_order(times, clock, fps), clock_error(times, clock, fps)
+    order, error = frame_order(times, clock, fps)
     if error and (1 / (clock * fps)).denominator == 1:  # the clock divides the grid
         raise MediaFault(f"has frames up to {float(error):.6f} s off the grid of {fps} per second")
     return order, error
