@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import TypeVar
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -31,9 +32,8 @@ from prefect_renderfarm.flows.parameters import (
     load_adapter,
 )
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
+from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
-from prefect_renderfarm.flows.rendering.task import Rendering
-from prefect_renderfarm.flows.results import FailedAttempt
 from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import (
     end_with_run,
@@ -42,6 +42,8 @@ from prefect_renderfarm.flows.runs.orphans import (
 )
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
+
+Note = TypeVar("Note")
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
@@ -95,33 +97,27 @@ def render_chunks(
     chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
     runner = load_adapter(adapter)
     check_adapter(runner, state)
-    attempts = Attempts(
-        retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
-    )
+    attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
     attempts.check(state.block)
     state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
     tag_run(state.job)
     if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
-    run_id = str(flow_run.id)
-
-    def tell(failed: Sequence[FailedAttempt]) -> None:
-        _write_note(partial(state.save_failed_attempts, failed, run_id))
-
+    tell = partial(_write_note, state.save_failed_attempts)
     lock: AbstractContextManager[JobLock | None] = using_chunks(state)
     if inputs is None:  # else render-job holds the lock
         lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks())
-    with ending_with_its_worker(), _writing_failure(state, run_id), lock as held, job_slot(runner):
+    with ending_with_its_worker(), _writing_failure(state), lock as held, job_slot(runner):
         if inputs is None:
             state.identify(runner, file_of(job))
         else:
             state.inputs = inputs
-        rendering = Rendering(
+        rendering = plan_rendering(
             state, chunks, runner, ChunkRules(verify=verify), attempts,
             width=concurrency or runner.default_concurrency(),
             failures=Failures(max_failures, tell), lock=held, force=force,
         )  # fmt: skip
-        return sorted(rendering.render(), key=lambda result: result.id)
+        return sorted(rendering.render_all(), key=lambda result: result.id)
 
 
 def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
@@ -133,18 +129,18 @@ def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
     return [known[number] for number in wanted]
 
 
-def _write_note(write: Callable[[], object]) -> None:
+def _write_note(write: Callable[[Note, str], object], note: Note) -> None:
     """Write what the run reads that started this one; it is no error if that fails."""
     try:
-        write()
+        write(note, str(flow_run.id))
     except (OSError, StorageError) as error:
         run_log().warning("could not record a failed attempt: %s", error)
 
 
 @contextmanager
-def _writing_failure(state: JobState, run_id: str) -> Iterator[None]:
+def _writing_failure(state: JobState) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _write_note(partial(state.save_failure, error, run_id))
+        _write_note(state.save_failure, error)
         raise

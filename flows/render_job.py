@@ -36,8 +36,8 @@ from prefect_renderfarm.flows.parameters import (
     reference,
 )
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
+from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, check_commands, job_slot
-from prefect_renderfarm.flows.rendering.task import Rendering
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
 from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
 from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_with_its_worker
@@ -124,9 +124,7 @@ def render_job(
     merge_run = None
     if assembly.wanted and merge_deployment is not None:
         merge_run = _merge_run(merge_deployment, state, chosen, job_dir, output_file, merge_lead)
-    attempts = Attempts(
-        retries, retry_delay, max_failures, timeout, slow_factor, SlowChunks(slow_chunks)
-    )
+    attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
     attempts.check(state.block)
     check_adapter(chosen.adapter, state)
     state.prepare(film=film)
@@ -143,7 +141,7 @@ def render_job(
         )  # fmt: skip
         started = time.monotonic()
         failures = Failures(max_failures)
-        rendering = Rendering(
+        rendering = plan_rendering(
             state, state.job.chunks, chosen.adapter, rules, attempts,
             width=width, failures=failures, lock=lock, force=force,
         )  # fmt: skip
@@ -151,7 +149,7 @@ def render_job(
             job_slot(chosen.adapter),
             starting_ahead(merge_run, rendering.eta, width, merge_lead),
         ):
-            chunks = rendering.render()
+            chunks = rendering.render_all()
         rendered = time.monotonic()
 
         # 3. Assemble: here, or on another work pool.
@@ -183,7 +181,10 @@ def render_job(
             rendered_at=max(chunk.published_at for chunk in chunks if chunk.published_at),
             assembled_at=merged.finished_at,
         )
-        _save_report(state, report)
+        try:  # the film is there: a storage that does not take the report fails no job
+            retry(partial(state.save_report, report), "the report")
+        except StorageError as error:
+            run_log().warning("the report is not in the storage: %s", error)
         publish_report(report)
 
         # 5. Clean up.
@@ -218,10 +219,11 @@ def _check_assembly(
         return ChunkRules()
     if (track := state.audio_track()) is not None:
         stitcher = stitcher.with_track(track)
-    stitcher.check_output(film, [state.chunk_file(chunk) for chunk in state.job.chunks])
+    files = [state.chunk_file(chunk) for chunk in state.job.chunks]
+    stitcher.check_output(film, files)
     stitcher.check_track(state.job.metadata.total_frames, state.job.metadata.rate)
-    for chunk in state.job.chunks:
-        if state.chunk_file(chunk).resolve() == film.resolve():
+    for chunk, file in zip(state.job.chunks, files, strict=True):
+        if file.resolve() == film.resolve():
             raise JobError(
                 f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
             )
@@ -238,32 +240,20 @@ def _merge_run(
 ) -> MergeRun:
     """Return the run that assembles on another work pool; it is not started yet."""
     find_deployment(deployment, "merge-job", "merge_deployment", "merge-job/local")
-    parameters: dict[str, Any] = {
+    if state.block is None:  # else the other machine has a folder of its own
+        job_dir, output_file = state.path, output_file and state.path / output_file
+    parameters = {
+        "job": state.job.key if state.block else str(state.job_file),
         "adapter": reference(chosen.adapter, "adapter"),
         "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
         "stitcher": reference(chosen.stitcher, "stitcher"),
+        "output_file": output_file and str(output_file),
         "storage": reference(state.block, "storage"),
+        "job_dir": job_dir and str(job_dir),
         "chunk_timeout": max(_LEAST_CHUNK_TIMEOUT, 4 * lead),
     }
-    if state.block is None:
-        film = None if output_file is None else state.path / output_file
-        parameters |= {"job": state.job_file, "job_dir": state.path, "output_file": film}
-    else:  # the other machine has a folder of its own
-        parameters |= {"job": state.job.key, "job_dir": job_dir, "output_file": output_file}
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in parameters.items()
-        if value is not None
-    }
+    given = {name: value for name, value in parameters.items() if value is not None}
     return MergeRun(deployment, given, state)
-
-
-def _save_report(state: JobState, report: RenderReport) -> None:
-    """Keep the report, now that the film is there; a storage that does not take it fails no job."""
-    try:
-        retry(partial(state.save_report, report), "the report")
-    except StorageError as error:
-        run_log().warning("the report is not in the storage: %s", error)
 
 
 def _delete_chunks(state: JobState, report: RenderReport) -> None:

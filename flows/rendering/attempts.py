@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextvars
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from statistics import median
 
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
+    CommandTimeout,
     FatalWorkerError,
     JobError,
     RenderFarmError,
@@ -21,6 +24,8 @@ from prefect_renderfarm.blocks.errors import (
     WorkerError,
     WorkStopped,
 )
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.results import FailedAttempt
 
 _LONGEST_PAUSE_SECONDS = 300.0
@@ -120,19 +125,16 @@ class Failures:
         """
         if isinstance(error, WorkStopped):
             return  # its job was; nothing failed
+        kind, message = type(error).__name__, str(error)
         failed = FailedAttempt(
-            chunk=chunk,
-            attempt=attempt,
-            seconds=seconds,
-            kind=type(error).__name__,
-            message=str(error),
+            chunk=chunk, attempt=attempt, seconds=seconds, kind=kind, message=message
         )
         with self._lock:
             known = {(one.chunk, one.kind, one.message) for one in self._all}
             self._all.append(failed)
         if self.tell is not None:
             self.tell(self.all)
-        if isinstance(error, ChunkFileError) and (chunk, failed.kind, failed.message) in known:
+        if isinstance(error, ChunkFileError) and (chunk, kind, message) in known:
             raise RepeatedFault(f"{error}, for the second time: it is not tried again") from None
         self.check()
 
@@ -157,3 +159,77 @@ def worth_another_attempt(error: object) -> bool:
         fatal = isinstance(error, FatalWorkerError | StorageRefused)
         return isinstance(error, WorkerError | StorageError) and not fatal
     return True
+
+
+def frame_times(results: Iterable[ChunkResult], but: Container[int] = ()) -> list[float]:
+    """Return how many seconds a frame took, of each finished chunk that is not left out."""
+    return [result.seconds / result.frame_count for result in results if result.id not in but]
+
+
+@dataclass(eq=False)
+class RunningAttempt:
+    """An attempt at a chunk, which may be ended, or overtaken by a second one beside it."""
+
+    chunk: Chunk
+    _run: Callable[[Chunk, threading.Event], ChunkResult]
+    _job_stop: threading.Event
+    known_as_slow: bool = False
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._why = ""
+        self._second: threading.Thread | None = None
+        self._second_stop = threading.Event()
+        self._second_result: ChunkResult | None = None
+        self._context = contextvars.copy_context()  # made here, where the run's logger is known
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._started
+
+    def run(self) -> ChunkResult:
+        """Go through with it. Raises CommandTimeout if it was ended because it took too long."""
+        if self._job_stop.is_set():  # perhaps before this attempt was among those that are stopped
+            self.stop()
+        try:
+            return self._run(self.chunk, self._stop)
+        except RenderFarmError as error:
+            stopped = isinstance(error, WorkStopped)
+            if stopped and self._job_stop.is_set():
+                raise
+            if self._second is not None:
+                self._second.join()
+                if self._second_result is not None:
+                    return self._second_result
+            if stopped:
+                raise CommandTimeout(f"chunk {self.chunk.id}: {self._why}") from None
+            raise
+        finally:
+            self._second_stop.set()
+
+    def stop(self) -> None:
+        """End it with its job."""
+        self._stop.set()
+        self._second_stop.set()
+
+    def end(self, why: str) -> None:
+        """End it because it takes too long."""
+        self._why = why
+        self._stop.set()
+
+    def duplicate(self) -> None:
+        """Begin a second attempt at the chunk; the first to be done counts."""
+        run, name = self._context.run, f"second attempt at chunk {self.chunk.id}"
+        self._second = threading.Thread(
+            target=run, args=(self._run_second,), name=name, daemon=True
+        )
+        self._second.start()
+
+    def _run_second(self) -> None:
+        try:
+            self._second_result = self._run(self.chunk, self._second_stop)
+        except Exception:  # the first one goes on, and says how it ends
+            return
+        self._stop.set()

@@ -1,15 +1,25 @@
-"""A chunk's way from its command to its manifest, with further attempts where one fails."""
+"""Rendering a job's chunks: each from its command to its manifest, in one or more attempts."""
 
 from __future__ import annotations
 
-import contextvars
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import task
+from prefect.blocks.abstract import ObjectStorageBlock
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import as_completed
+from prefect.states import Cancelled
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.chunks.render import (
     ChunkReader,
     ChunkRequest,
@@ -19,9 +29,7 @@ from prefect_renderfarm.blocks.chunks.render import (
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
-    CommandTimeout,
     FatalWorkerError,
-    RenderFarmError,
     StorageError,
     WorkerError,
     WorkStopped,
@@ -34,19 +42,52 @@ from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
+    RunningAttempt,
     SlowChunks,
+    frame_times,
     worth_another_attempt,
 )
-from prefect_renderfarm.flows.state.finished import Consistency, Eta
+from prefect_renderfarm.flows.rendering.pool import ChunkRuns
+from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
+from prefect_renderfarm.flows.runs.report import Progress
+from prefect_renderfarm.flows.state.finished import Consistency, Eta, finished_chunks
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
 
+# Prefect's server drops events, and with them task runs, somewhere beyond 1,000 a job.
+MAX_TASK_RUNS = 1000
 _POLL_SECONDS = 0.5
+_SECONDS_BETWEEN_ENTRIES = 1.0
+_Rendered = tuple[ChunkResult, WorkerResult]
+
+
+def plan_rendering(
+    state: JobState,
+    chunks: Sequence[Chunk],
+    adapter: WorkerAdapter,
+    rules: ChunkRules,
+    attempts: Attempts,
+    *,
+    width: int,
+    failures: Failures,
+    lock: JobLock | None,
+    force: bool,
+) -> ChunkRenderer | ChunkRuns:
+    """Return what renders the chunks that are not done: by task runs here, or by flow runs.
+
+    The job's inputs digest must be known.
+    """
+    done = finished_chunks(state, chunks, rules, force=force)
+    if isinstance(adapter, WorkPoolAdapter):
+        most = min(adapter.max_runs, math.ceil(width / adapter.chunks_at_once))
+        known = DoneChunks(state, chunks, rules, attempts.retries, done)
+        return ChunkRuns(known, adapter, attempts, failures, most)
+    return ChunkRenderer(state, adapter, rules, attempts, done, failures, lock, chunks, width)
 
 
 @dataclass(eq=False)
 class ChunkRenderer:
-    """Renders the chunks of one job; safe to use from several threads.
+    """Renders chunks of one job, `width` at once; safe to use from several threads.
 
     `done` are the chunks that are done, by their ids: at first those of earlier runs. `lock` is the
     job lock; None: the run that started this one holds it. `failure` is why the job is given up.
@@ -59,17 +100,37 @@ class ChunkRenderer:
     done: dict[int, ChunkResult] = field(default_factory=dict)
     failures: Failures = field(default_factory=Failures)
     lock: JobLock | None = None
+    chunks: Sequence[Chunk] = ()
+    width: int = 1
     failure: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
-        self._running: dict[int, _RunningAttempt] = {}
-        self._reused = frozenset(self.done)
+        self._running: dict[int, RunningAttempt] = {}
+        self.reused = frozenset(self.done)
         self._reader = ChunkReader(self.rules.verify)
         self._indices = {chunk.id: index for index, chunk in enumerate(self.state.job.chunks)}
-        self._consistency = Consistency(self.rules)
-        for result in self.done.values():
-            self._consistency.check(result)
+        self._consistency = Consistency(self.rules, self.done.values())
+
+    def render_all(self) -> list[ChunkResult]:
+        """Render the chunks that are not done by task runs; return all in their order.
+
+        When the last attempt at one fails, the rest is stopped and its error raised.
+        """
+        left = [chunk for chunk in self.chunks if chunk.id not in self.done]
+        size = math.ceil(len(left) / MAX_TASK_RUNS) or 1
+        batches = [ChunkBatch(left[i : i + size], self) for i in range(0, len(left), size)]
+        progress = Progress(len(self.chunks), "chunks rendered")
+        pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)
+        # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
+        with pool as runner, progress, self.working():
+            futures: Any = runner.map(render_chunk, {"batch": batches})
+            for future in as_completed(list(futures)):
+                future.wait()  # only then is its state the final one, not the server's latest
+                if not future.state.is_completed():
+                    raise self.failure or _error_of(future.state)
+                progress.show(len(self.done))
+        return [self.done[chunk.id] for chunk in self.chunks]
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -116,9 +177,12 @@ class ChunkRenderer:
             raise WorkStopped(f"chunk {chunk.id}: not started, because its job was stopped")
         if self.lock is not None:
             self.lock.ensure(self._stop)
-        if (published := self._published(chunk)) is not None:
-            return published
-        attempt = _RunningAttempt(chunk, self._run, self._stop)
+        result = self._published(chunk) or self._attempt(chunk, number)
+        self.done[chunk.id] = result
+        return result
+
+    def _attempt(self, chunk: Chunk, number: int) -> ChunkResult:
+        attempt = RunningAttempt(chunk, self._run, self._stop)
         self._running[chunk.id] = attempt
         try:
             self._clear(chunk)
@@ -138,10 +202,7 @@ class ChunkRenderer:
         finally:
             del self._running[chunk.id]
         result = result.model_copy(update={"attempts": number})
-        if self.state.block is None:
-            result = self.state.objects.publish(result)
-        self.done[chunk.id] = result
-        return result
+        return self.state.objects.publish(result) if self.state.block is None else result
 
     def _published(self, chunk: Chunk) -> ChunkResult | None:
         """Return what another run did while this one was halted, if it is whole and fits."""
@@ -155,22 +216,19 @@ class ChunkRenderer:
         except ChunkFileError as error:
             run_log().warning("%s; it is rendered again", error)
             return None
-        self.done[chunk.id] = result
         return result
 
     def _run(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         """Run a chunk's command and have its file checked, here or by a worker with the storage."""
-        if self.state.block is None:
+        if (block := self.state.block) is None:
             done, cost = self._run_in_job_folder(chunk, stop)
         else:
-            done, cost = self._run_through_storage(chunk, stop)
+            done, cost = self._run_through_storage(chunk, block, stop)
         return done.model_copy(
             update={"billed_seconds": cost.billed_seconds, "memory_mb": cost.memory_mb}
         )
 
-    def _run_in_job_folder(
-        self, chunk: Chunk, stop: threading.Event
-    ) -> tuple[ChunkResult, WorkerResult]:
+    def _run_in_job_folder(self, chunk: Chunk, stop: threading.Event) -> _Rendered:
         started = time.monotonic()
         name = f"chunk {chunk.id}"
         result = self.adapter.execute(
@@ -189,10 +247,9 @@ class ChunkRenderer:
         return done, result
 
     def _run_through_storage(
-        self, chunk: Chunk, stop: threading.Event
-    ) -> tuple[ChunkResult, WorkerResult]:
-        name, job, block = f"chunk {chunk.id}", self.state.job, self.state.block
-        assert block is not None  # noqa: S101 -- see _run
+        self, chunk: Chunk, block: ObjectStorageBlock, stop: threading.Event
+    ) -> _Rendered:
+        name, job = f"chunk {chunk.id}", self.state.job
         request = ChunkRequest(
             job=job.title, key=job.key, chunk_id=chunk.id, identity=self.state.identity(chunk),
             index=self._indices[chunk.id], start_frame=chunk.start_frame,
@@ -239,11 +296,7 @@ class ChunkRenderer:
             attempt.stop()
 
     def _look_for_slow_chunks(self) -> None:
-        times = [
-            result.seconds / result.frame_count
-            for result in list(self.done.values())
-            if result.id not in self._reused
-        ]
+        times = frame_times(list(self.done.values()), but=self.reused)
         for attempt in list(self._running.values()):
             chunk = attempt.chunk
             slow = self.attempts.slowness(chunk.frame_count, attempt.age, times)
@@ -261,70 +314,57 @@ class ChunkRenderer:
                 run_log().warning("%s", message)
 
 
-@dataclass(eq=False)
-class _RunningAttempt:
-    """An attempt at a chunk, which may be ended, or overtaken by a second one beside it."""
+def _error_of(state: State[Any]) -> BaseException:
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, BaseException):
+        return error
+    return WorkStopped(f"a chunk's task run ended as {state.name}: {state.message}")
 
-    chunk: Chunk
-    _run: Callable[[Chunk, threading.Event], ChunkResult]
-    _job_stop: threading.Event
-    known_as_slow: bool = False
 
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._started = time.monotonic()
-        self._why = ""
-        self._second: threading.Thread | None = None
-        self._second_stop = threading.Event()
-        self._second_result: ChunkResult | None = None
-        self._context = contextvars.copy_context()  # made here, where the run's logger is known
+class ChunkBatch:
+    """Chunks that one task run renders one after the other, and who renders them.
 
-    @property
-    def age(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self._started
+    Not a list and not a model, so that Prefect passes it on as it is.
+    """
 
-    def run(self) -> ChunkResult:
-        """Go through with it. Raises CommandTimeout if it was ended because it took too long."""
-        if self._job_stop.is_set():  # perhaps before this attempt was among those that are stopped
-            self.stop()
+    def __init__(self, chunks: Sequence[Chunk], renderer: ChunkRenderer) -> None:
+        self.chunks = chunks
+        self.renderer = renderer
+        first, last = chunks[0], chunks[-1]
+        name = f"chunk {first.id}" if first is last else f"chunks {first.id}-{last.id}"
+        self.label = f"{name}, frames {first.start_frame}-{last.end_frame - 1}"
+
+    def render(self) -> None:
+        """Render the chunks, and log them.
+
+        Those that are done within a second share a log entry of several lines: of chunks that take
+        a few milliseconds, an entry each would cost a fifth more.
+        """
+        lines: list[str] = []
+        logged_at = -math.inf
         try:
-            return self._run(self.chunk, self._stop)
-        except RenderFarmError as error:
-            stopped = isinstance(error, WorkStopped)
-            if stopped and self._job_stop.is_set():
-                raise
-            if self._second is not None:
-                self._second.join()
-                if self._second_result is not None:
-                    return self._second_result
-            if stopped:
-                raise CommandTimeout(f"chunk {self.chunk.id}: {self._why}") from None
-            raise
+            for chunk in self.chunks:
+                result = self.renderer.render(chunk)
+                lines.append(
+                    f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
+                    f"{result.seconds:.1f} s, {result.size:,} bytes"
+                )
+                if time.monotonic() - logged_at >= _SECONDS_BETWEEN_ENTRIES:
+                    run_log().info("%s", "\n".join(lines))
+                    lines.clear()
+                    logged_at = time.monotonic()
         finally:
-            self._second_stop.set()
+            if lines:
+                run_log().info("%s", "\n".join(lines))
 
-    def stop(self) -> None:
-        """End it with its job."""
-        self._stop.set()
-        self._second_stop.set()
 
-    def end(self, why: str) -> None:
-        """End it because it takes too long."""
-        self._why = why
-        self._stop.set()
-
-    def duplicate(self) -> None:
-        """Begin a second attempt at the chunk; the first to be done counts."""
-        run, name = self._context.run, f"second attempt at chunk {self.chunk.id}"
-        self._second = threading.Thread(
-            target=run, args=(self._run_second,), name=name, daemon=True
-        )
-        self._second.start()
-
-    def _run_second(self) -> None:
-        try:
-            self._second_result = self._run(self.chunk, self._second_stop)
-        except Exception:  # the first one goes on, and says how it ends
-            return
-        self._stop.set()
+@task(
+    name="render-chunk", task_run_name="{batch.label}", cache_policy=NO_CACHE, persist_result=False
+)
+def render_chunk(batch: ChunkBatch) -> State[Any] | None:
+    """Render the chunks of a batch. Ends as Cancelled if the job was stopped meanwhile."""
+    try:
+        batch.render()
+    except WorkStopped as stopped:
+        return Cancelled(message=str(stopped))
+    return None

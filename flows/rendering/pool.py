@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,7 +35,12 @@ from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.parameters import reference
-from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
+from prefect_renderfarm.flows.rendering.attempts import (
+    Attempts,
+    Failures,
+    SlowChunks,
+    frame_times,
+)
 from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.report import Progress
@@ -128,8 +132,8 @@ class ChunkRuns:
     width: int
 
     def __post_init__(self) -> None:
-        self.state, self.chunks, adapter = self.done.state, self.done.chunks, self.adapter
-        state = self.state
+        self.state, self.chunks, self.reused = self.done.state, self.done.chunks, self.done.reused
+        state, adapter = self.state, self.adapter
         given = {"inputs": state.inputs, "verify": self.done.rules.verify.value}
         if state.block is None:
             given |= {"job": str(state.job_file), "job_dir": str(state.path)}
@@ -140,8 +144,8 @@ class ChunkRuns:
         self._queue = ChunkQueue(self.done.left, adapter.chunks_per_run, target, self.width)
         self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
         self._runs: list[BatchRun] = []
-        # What the server was asked to start and has not answered.
-        self._asked: tuple[Sequence[Chunk], bool, str] | None = None
+        # Asks again for a run that the server was asked to start, and has not answered.
+        self._ask: Callable[[], BatchRun] | None = None
         self._warned: set[str] = set()
 
     def eta(self) -> Eta:
@@ -155,11 +159,10 @@ class ChunkRuns:
         finished = [result.seconds for result in done.values()]
         return Eta(finished, list(ages.values()), len(self.chunks) - len(done) - len(ages))
 
-    def render(self) -> list[ChunkResult]:
-        """Render the chunks by runs of the deployment, each a child of the current flow run.
+    def render_all(self) -> list[ChunkResult]:
+        """Render the chunks that are not done by runs of the deployment; return all in their order.
 
-        Returns all results in the order of the chunks. When the last attempt at a chunk fails, the
-        other runs are ended and its error raised.
+        When the last attempt at a chunk fails, the other runs are ended and its error raised.
         """
         with Progress(len(self.chunks), "chunks rendered") as progress:
             try:
@@ -295,7 +298,7 @@ class ChunkRuns:
     # What to do next
 
     def _give_out(self) -> None:
-        times = self.done.frame_times(reused=True)
+        times = frame_times(self.done.results.values())
         for _ in range(self.width - len(self._runs)):
             if self._queue:
                 left = sum(chunk.frame_count for run in self._runs for chunk in run.chunks)
@@ -310,7 +313,7 @@ class ChunkRuns:
         """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
         if self.attempts.slow_chunks is not SlowChunks.DUPLICATE:
             return None
-        times = self.done.frame_times(reused=False)
+        times = frame_times(self.done.results.values(), but=self.reused)
         slow = [
             run
             for run in self._runs
@@ -321,24 +324,23 @@ class ChunkRuns:
 
     def _start(self, chunks: Sequence[Chunk], *, again: bool = False) -> None:
         """Have the server start a run, once, though its answers may be lost."""
-        self._asked = chunks, again, uuid4().hex
-        ask = partial(self._ask, *self._asked)
-        self._runs.append(retry(ask, "a run of render-chunks", seconds=_SERVER_AWAY_SECONDS))
-        self._asked = None
-
-    def _ask(self, chunks: Sequence[Chunk], again: bool, key: str) -> BatchRun:
-        ids = [chunk.id for chunk in chunks]
-        job = self.state.job
+        job, ids, key = self.state.job, [chunk.id for chunk in chunks], uuid4().hex
         given = self._parameters | {"chunk_ids": ids}
-        run = self.adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
-        return BatchRun(run, list(chunks), again)
+
+        def ask() -> BatchRun:
+            run = self.adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
+            return BatchRun(run, list(chunks), again)
+
+        self._ask = ask
+        self._runs.append(retry(ask, "a run of render-chunks", seconds=_SERVER_AWAY_SECONDS))
+        self._ask = None
 
     def _end_all(self) -> None:
         """End all runs: first those that are known, for which less must be asked."""
         _end(self._runs, _STOPPED)
-        if self._asked is not None:
+        if self._ask is not None:
             try:
-                self._runs.append(self._ask(*self._asked))
+                self._runs.append(self._ask())
             except Exception as error:
                 run_log().warning("a run may be left of which nothing was heard: %s", error)
             else:

@@ -27,8 +27,8 @@ _SMALL_REST = 0.25
 class DoneChunks:
     """The chunks that are done, by their manifests in the storage or job folder.
 
-    `results` are the manifests by the chunks' ids: at first those of earlier runs. `refused` says
-    how often each chunk did not fit the others, which it may do `retries` times.
+    `results` are the manifests by the chunks' ids, at first those of earlier runs, which are
+    `reused`. `refused` says how often each chunk did not fit the others: up to `retries` times.
     """
 
     state: JobState
@@ -39,11 +39,9 @@ class DoneChunks:
 
     def __post_init__(self) -> None:
         self.refused: Counter[int] = Counter()
+        self.reused = frozenset(self.results)
         self._misfits: list[Chunk] = []
-        self._reused = frozenset(self.results)
-        self._consistency = Consistency(self.rules)
-        for result in self.results.values():
-            self._consistency.check(result)
+        self._consistency = Consistency(self.rules, self.results.values())
 
     @property
     def left(self) -> list[Chunk]:
@@ -57,8 +55,7 @@ class DoneChunks:
             ChunkFileError: A chunk does not fit the others, however often it is rendered.
             StorageError: The storage did not answer; chunks that do not fit are returned next time.
         """
-        left = self.left
-        done = self.state.done(left)
+        done = self.state.done(left := self.left)
         for chunk in left:
             if chunk.id in done and (result := self.state.manifest(chunk)) is not None:
                 self._take(chunk, result)
@@ -83,14 +80,6 @@ class DoneChunks:
             chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
             f"{result.size:,}",
         )  # fmt: skip
-
-    def frame_times(self, *, reused: bool) -> list[float]:
-        """Return how many seconds a frame took, of each finished chunk."""
-        return [
-            result.seconds / result.frame_count
-            for result in self.results.values()
-            if reused or result.id not in self._reused
-        ]
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -27,10 +27,12 @@ _MANY = 1000
 class Consistency:
     """Remembers how the first chunk is coded; safe to use from several threads."""
 
-    def __init__(self, rules: ChunkRules) -> None:
+    def __init__(self, rules: ChunkRules, known: Iterable[ChunkResult] = ()) -> None:
         self._uniform = rules.uniform
         self._first: tuple[int, Signature] | None = None
         self._lock = threading.Lock()
+        for result in known:
+            self.check(result)
 
     def check(self, result: ChunkResult) -> None:
         """Compare a chunk with the first one, if the stitcher asks. Raises: ChunkFileError."""

@@ -25,7 +25,7 @@ from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed
 from prefect_renderfarm.deployments import FILES
 from prefect_renderfarm.flows import RenderJob, render_job
-from prefect_renderfarm.flows.rendering.task import render_chunk
+from prefect_renderfarm.flows.rendering.chunk_renderer import render_chunk
 from prefect_renderfarm.flows.runs.orphans import end_after_death
 
 OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]

@@ -25,7 +25,7 @@ from prefect_renderfarm.blocks import (
     WorkerResult,
 )
 from prefect_renderfarm.flows import RenderJob, render_chunks, render_job
-from prefect_renderfarm.flows.rendering import task as render_chunk_module
+from prefect_renderfarm.flows.rendering import chunk_renderer
 from prefect_renderfarm.flows.runs.report import report_markdown
 
 
@@ -165,7 +165,7 @@ def test_many_chunks_share_task_runs(
     tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the limit a task run renders several chunks, each of which has its retries."""
-    monkeypatch.setattr(render_chunk_module_of(), "MAX_TASK_RUNS", 3)
+    monkeypatch.setattr(chunk_renderer, "MAX_TASK_RUNS", 3)
     job = small_job(total_frames=8, chunks=8)
     for number in (4, 5):
         job = bad_chunk(job, number, f"--fail-once '{tmp_path / f'failed-{number}'}'")
@@ -183,11 +183,6 @@ def test_many_chunks_share_task_runs(
         "chunks 3-5, frames 3-5",
         "chunks 6-7, frames 6-7",
     ]
-
-
-def render_chunk_module_of() -> Any:
-    """Return the module of the chunk task."""
-    return render_chunk_module
 
 
 def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:

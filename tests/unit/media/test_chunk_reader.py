@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from fault_table import TABLE, Fault
@@ -15,10 +14,6 @@ from prefect_renderfarm.blocks.chunks.render import ChunkReader
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media import reader as media_reader
 from prefect_renderfarm.blocks.media.model import Media, Verify
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-from prefect_renderfarm.flows.jobs.spec import Chunk
-from prefect_renderfarm.flows.rendering import task
-from prefect_renderfarm.flows.rendering.task import DoneLog
 
 FPS = Fraction(30)
 
@@ -63,31 +58,3 @@ def test_alike_are_read_by_their_tables(tmp_path: Path, monkeypatch: pytest.Monk
         assert reader.read(write_clip(tmp_path / f"{name}.mp4", 0, 6, recipe), FPS).frames == 6
     assert reader.read(bytes_of(wider)(tmp_path / "1.mp4", tmp_path), FPS).frames == 6
     assert opened == ["0.mp4", "2.mp4", "bad.mp4"]
-
-
-def test_done_chunks_share_a_log_entry(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Chunks that are done within a second share an entry of the log; none is left out."""
-    now = 0.0
-    monkeypatch.setattr(task, "time", SimpleNamespace(monotonic=lambda: now))
-    log = DoneLog()
-    with caplog.at_level("INFO"):
-        for number, at in enumerate([0.0, 0.1, 0.2, 1.5, 1.6]):
-            now = at
-            name = f"{number}.mp4"
-            chunk = Chunk(id=number, command="x", outputFile=name, startFrame=number, frameCount=1)
-            result = ChunkResult(
-                id=number, start_frame=number, frame_count=1, output_file=name, path=Path(name),
-                size=1000, sha256="", seconds=0.1,
-            )  # fmt: skip
-            log.add(chunk, result)
-        log.write()
-        log.write()
-    lines = [message.splitlines() for message in caplog.messages]
-    assert [[line.split(":")[0] for line in entry] for entry in lines] == [
-        ["chunk 0"],
-        ["chunk 1", "chunk 2", "chunk 3"],
-        ["chunk 4"],
-    ]
-    assert lines[0] == ["chunk 0: frames 0-0 done in 0.1 s, 1,000 bytes"]

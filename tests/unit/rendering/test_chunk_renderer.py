@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from jobs import small_job
@@ -16,9 +18,11 @@ from shared_jobs import prepared
 from prefect_renderfarm.blocks import WorkerAdapter, WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import CommandFailed, CommandTimeout, WorkStopped
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering import attempts as attempts_module
-from prefect_renderfarm.flows.rendering.attempts import Attempts, SlowChunks
-from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkRenderer, _RunningAttempt
+from prefect_renderfarm.flows.rendering import chunk_renderer
+from prefect_renderfarm.flows.rendering.attempts import Attempts, RunningAttempt, SlowChunks
+from prefect_renderfarm.flows.rendering.chunk_renderer import ChunkBatch, ChunkRenderer
 
 CHUNK = small_job().chunks[0]
 RESULT = ChunkResult(
@@ -55,13 +59,13 @@ def in_background(call: Callable[[], ChunkResult]) -> Future[ChunkResult]:
 
 def attempt_with(
     first: Run, second: Run, job_stop: threading.Event | None = None
-) -> _RunningAttempt:
+) -> RunningAttempt:
     """Return an attempt of which the first and the second run are functions."""
 
     def run(_: object, stop: threading.Event) -> ChunkResult:
         return first(stop) if stop is attempt._stop else second(stop)
 
-    attempt = _RunningAttempt(CHUNK, run, job_stop or threading.Event())
+    attempt = RunningAttempt(CHUNK, run, job_stop or threading.Event())
     return attempt
 
 
@@ -183,3 +187,29 @@ def test_a_second_attempt_ends_with_the_first() -> None:
     release.set()
     assert future.result(10) is RESULT
     assert ended.wait(10)
+
+
+def test_done_chunks_share_a_log_entry(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chunks that are done within a second share an entry of the log; none is left out."""
+    times = [0.0, 0.1, 0.2, 1.5, 1.6]
+    now = 0.0
+
+    def render(chunk: Chunk) -> ChunkResult:
+        nonlocal now
+        now = times[chunk.id]
+        return RESULT.model_copy(update={"id": chunk.id, "size": 1000, "seconds": 0.1})
+
+    monkeypatch.setattr(chunk_renderer, "time", SimpleNamespace(monotonic=lambda: now))
+    renderer: Any = SimpleNamespace(render=render)
+    chunks = small_job(total_frames=5, chunks=5).chunks
+    with caplog.at_level("INFO"):
+        ChunkBatch(chunks, renderer).render()
+    lines = [message.splitlines() for message in caplog.messages]
+    assert [[line.split(":")[0] for line in entry] for entry in lines] == [
+        ["chunk 0"],
+        ["chunk 1", "chunk 2", "chunk 3"],
+        ["chunk 4"],
+    ]
+    assert lines[0] == ["chunk 0: frames 0-0 done in 0.1 s, 1,000 bytes"]
