@@ -18,7 +18,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ import psutil
 import yaml
 
 from prefect_renderfarm.deployments import FILES
-from prefect_renderfarm.deployments.processes import ProcessFile
 
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -36,6 +36,7 @@ _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 _DEFAULT_PORT = 4200
 _START_SECONDS = 180.0
+_KILL_AFTER_SECONDS = 15.0
 
 
 class Farm:
@@ -115,41 +116,38 @@ class Farm:
 
     def _start_server(self, port: int) -> None:
         self._write_address(f"http://127.0.0.1:{port}/api")
-        # Only the server's own environment has the password.
-        database = {_DATABASE: os.environ[_DATABASE]} if _DATABASE in os.environ else {}
-        self._processes.start(
-            "server",
-            [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=self.state,
-            log=self.state / "server.log",
-            environment=self.environment()
-            | database
-            | {
-                "PREFECT_SERVER_UI_API_URL": self.api_url,
-                # By default the server needs 41 s of CPU time to record 1,000 task runs; so, 7 s.
-                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-                "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-            },
-        )
+        variables = {
+            "PREFECT_SERVER_UI_API_URL": self.api_url,
+            # By default the server needs 41 s of CPU time to record 1,000 task runs; so, 7 s.
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        }
+        if _DATABASE in os.environ:  # only the server's own environment has the password
+            variables[_DATABASE] = os.environ[_DATABASE]
+        arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        self._start("server", self.state, arguments, variables)
 
     def _start_worker(self, pool: str) -> None:
         name = f"worker-{pool}"
         if self._processes.find(name):
             return
+        variables = {
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+        }
+        arguments = ["worker", "start", "--pool", pool, "--type", "process",
+                     "--name", f"{pool}-1", "--install-policy", "never"]  # fmt: skip
+        self._start(name, self.state / pool, arguments, variables)
+
+    def _start(
+        self, name: str, folder: Path, arguments: list[str], variables: dict[str, str]
+    ) -> None:
+        log, environment = self.state / f"{name}.log", self.environment() | variables
         self._processes.start(
-            name,
-            [*PREFECT, "worker", "start", "--pool", pool, "--type", "process",
-             "--name", f"{pool}-1", "--install-policy", "never"],
-            cwd=self.state / pool,
-            log=self.state / f"{name}.log",
-            environment=self.environment()
-            | {
-                "PREFECT_WORKER_QUERY_SECONDS": "1",
-                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-                "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
-            },
-        )  # fmt: skip
+            name, [*PREFECT, *arguments], cwd=folder, log=log, environment=environment
+        )
 
     def _create_pool(self, pool: str) -> None:
         """Create a pool whose runs work in a folder of the farm that outlasts them."""
@@ -169,9 +167,8 @@ class Farm:
         wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["automations"]
         names = {"automations": {"name": {"any_": [item["name"] for item in wanted]}}}
         found = _ask(f"{self.api_url}/automations/filter", names)
-        for item in wanted:
-            if found is not None and item["name"] in {other["name"] for other in found}:
-                continue
+        known = {item["name"] for item in found or []}
+        for item in [item for item in wanted if item["name"] not in known]:
             if found is None or _ask(f"{self.api_url}/automations/", item) is None:
                 raise SystemExit(f"cannot create automation {item['name']!r} at {self.api_url}")
 
@@ -201,6 +198,75 @@ class Farm:
         for command, process, output in zip(commands, running, outputs, strict=True):
             if process.returncode != 0:
                 raise SystemExit(f"{' '.join(command)}\n{output}")
+
+
+class ProcessFile:
+    """A file that records running processes: `{name: [pid, start time]}`.
+
+    They outlive the command that started them. A process is known by its id and its start time: a
+    stale record never ends another process that has the same id now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def find(self, name: str) -> psutil.Process | None:
+        """Return the process that was started under this name, if it still runs."""
+        pid, started = self._read().get(name, (-1, 0.0))
+        with suppress(psutil.NoSuchProcess, ValueError):
+            process = psutil.Process(pid)
+            if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def start(
+        self, name: str, arguments: list[str], *, cwd: Path, log: Path, environment: dict[str, str]
+    ) -> None:
+        """Start a process in a session of its own; its output is appended to a log file."""
+        cwd.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                arguments, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        started = psutil.Process(process.pid).create_time()
+        self._path.write_text(json.dumps(self._read() | {name: (process.pid, started)}, indent=1))
+
+    def stop_all(self) -> list[str]:
+        """End all processes and their children; return the names of those that were running.
+
+        The processes get SIGTERM, the last that was started first, and SIGKILL after 15 s.
+        """
+        names = reversed(self._read())
+        running = {name: process for name in names if (process := self.find(name))}
+        roots = list(running.values())
+        trees = [*roots, *_children(roots)]
+        for root in roots:
+            with suppress(psutil.NoSuchProcess):
+                root.terminate()
+        psutil.wait_procs(roots, timeout=_KILL_AFTER_SECONDS)
+        trees += _children(roots)
+        for process in trees:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(trees, timeout=_KILL_AFTER_SECONDS)
+        self._path.unlink(missing_ok=True)
+        return list(running)
+
+    def _read(self) -> dict[str, tuple[int, float]]:
+        try:
+            data = json.loads(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+        return {name: (pid, started) for name, (pid, started) in data.items()}
+
+
+def _children(roots: Sequence[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):
+            found += root.children(recursive=True)
+    return found
 
 
 def _free_port(wanted: int | None) -> int:

@@ -92,12 +92,7 @@ def worker_name(environment: Mapping[str, str]) -> str:
 
 
 class Worker:
-    """Answers requests; all its methods run in one event loop.
-
-    Args:
-        settings: See above.
-        name: Its name in reports.
-    """
+    """Answers requests; all its methods run in one event loop. `name` is its name in reports."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
@@ -199,28 +194,16 @@ class Worker:
         return bytes(body)
 
 
-class WithoutQueries(logging.Filter):
-    """Removes the query of a request, in which callers may send a key, from the access log."""
+def without_query(record: logging.LogRecord) -> bool:
+    """Remove a request's query, in which callers may send a key, from uvicorn's access log.
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Change uvicorn's record of a request: client, method, path with query, and more."""
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                value.partition("?")[0] if isinstance(value, str) else value
-                for value in record.args
-            )
-        return True
-
-
-def make_app(worker: Worker) -> Starlette:
-    """Return the application that serves a worker."""
-    return Starlette(
-        routes=[
-            Route("/", worker.work, methods=["POST"]),
-            Route("/health", worker.health),
-            Route("/live", worker.live),
-        ]
-    )
+    The arguments of such a record are the client, the method, the path with its query, and more.
+    """
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            value.partition("?")[0] if isinstance(value, str) else value for value in record.args
+        )
+    return True
 
 
 class Server(uvicorn.Server):
@@ -245,10 +228,15 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     load_prefect_collections()  # takes seconds: now, and not in the first chunk
-    logging.getLogger("uvicorn.access").addFilter(WithoutQueries())
+    logging.getLogger("uvicorn.access").addFilter(without_query)
     worker = Worker(settings, worker_name(os.environ))
+    routes = [
+        Route("/", worker.work, methods=["POST"]),
+        Route("/health", worker.health),
+        Route("/live", worker.live),
+    ]
     config = uvicorn.Config(
-        make_app(worker),
+        Starlette(routes=routes),
         host=settings.host,
         port=settings.port,
         log_level="info",

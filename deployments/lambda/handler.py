@@ -21,17 +21,10 @@ _INSTANCE_CHARACTERS = 8
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Do what a payload of `AwsLambdaAdapter` asks for.
+    """Do what a payload of `AwsLambdaAdapter` asks for; return the answer, ready for JSON.
 
-    Args:
-        event: The payload; see `prefect_renderfarm.blocks.adapters.remote`.
-        context: The invocation, from AWS Lambda.
-
-    Returns:
-        The answer, ready for JSON.
-
-    Raises:
-        ValueError: The payload or an allowed program is not valid.
+    The payload is `event`; see `prefect_renderfarm.blocks.adapters.remote`. ValueError means that
+    it or an allowed program is not valid.
     """
     left = context.get_remaining_time_in_millis() / 1000
     margin = min(MARGIN * left, MAX_MARGIN_SECONDS)

@@ -38,8 +38,8 @@ _WORKER_POLL_SECONDS = 1.0
 def end_with_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """End the parts of a run whose process was killed; for `on_crashed` of a flow.
 
-    The worker that started the run calls this. A run that crashes in good order, on a signal, calls
-    it, too; but its parts have all said how they ended.
+    The worker that started the run calls this. A run that crashes in good order, on a signal, does
+    so, too; but its parts have all said how they ended.
     """
     if flow_run.deployment_id is None or str(flow_run.id) == this_run.id:
         return
@@ -102,9 +102,9 @@ def _reason(run: FlowRun) -> str:
 def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
     """Return a function that says why the current flow run's parent renders no more chunks.
 
-    It returns None while the parent runs, and while the server does not answer: the chunks are
-    waited for in the job folder, and come without a server, too. `crashed`: a parent that the
-    server calls crashed renders no more; it may be alive, and cut off from the server.
+    It returns None while the parent runs, and while the server does not answer: chunks come without
+    a server, too. `crashed`: a parent that the server calls crashed renders no more; it may be
+    alive, and cut off from the server.
     """
     parent = this_run.parent_flow_run_id
     log = run_log()
@@ -118,11 +118,10 @@ def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
         except Exception as error:
             log.warning("the server does not say how the rendering is: %s", error)
             return None
-        if run.state is None or (run.state.is_crashed() and not crashed):
+        state = run.state
+        if state is None or not state.is_final() or (state.is_crashed() and not crashed):
             return None
-        if run.state.is_final():
-            return f"render-job run {run.name!r} ended as {run.state.name}"
-        return None
+        return f"render-job run {run.name!r} ended as {state.name}"
 
     return ask
 

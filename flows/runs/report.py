@@ -149,7 +149,7 @@ def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
     yield "Failed attempts, of this run", f"{len(report.failed_attempts):,}"
     yield "Rendering, wall time", f"{report.render_seconds:.1f} s"
     yield "Rendering, all chunks added up", f"{sum(chunk.seconds for chunk in chunks):.1f} s"
-    if report.assembly in (Assembly.STITCHED, Assembly.MERGED):
+    if report.assembly.wanted:
         yield "Assembly, after the last chunk", f"{report.assembly_seconds:.1f} s"
     if report.rendered_at and report.assembled_at:
         seconds = (report.assembled_at - report.rendered_at).total_seconds()

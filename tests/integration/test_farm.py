@@ -13,8 +13,7 @@ import pytest
 from farm_client import FarmClient
 from processes_here import gone, wait_for
 
-from prefect_renderfarm.deployments.farm import Farm
-from prefect_renderfarm.deployments.processes import ProcessFile
+from prefect_renderfarm.deployments.farm import Farm, ProcessFile
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 PARENT = [
