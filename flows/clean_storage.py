@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -128,12 +127,12 @@ def clean_storage(
 
 def _by_job(store: ObjectStore) -> dict[str, list[StoredObject]]:
     """Return the objects of each job; objects of no job are left out."""
-    found: dict[str, list[StoredObject]] = defaultdict(list)
+    found: dict[str, list[StoredObject]] = {}
     for item in store.objects(store.root):
         key, _, name = item.key.removeprefix(f"{store.root}/").partition("/")
         if name and is_key(key):
-            found[key].append(item)
-    return dict(found)
+            found.setdefault(key, []).append(item)
+    return found
 
 
 def _input_files(store: ObjectStore, objects: Sequence[StoredObject]) -> set[str]:
@@ -146,14 +145,12 @@ def _input_files(store: ObjectStore, objects: Sequence[StoredObject]) -> set[str
 def _leftover(
     key: str, objects: Sequence[StoredObject], newest: datetime, limit: datetime, dry_run: bool
 ) -> Leftover:
+    age_days = max((datetime.now(UTC) - newest) / timedelta(days=1), 0.0)
+    old = newest < limit
     return Leftover(
-        key=key,
-        objects=len(objects),
-        size=sum(item.size for item in objects),
-        age_days=max((datetime.now(UTC) - newest) / timedelta(days=1), 0.0),
-        old=newest < limit,
-        deleted=newest < limit and not dry_run,
-    )
+        key=key, objects=len(objects), size=sum(item.size for item in objects),
+        age_days=age_days, old=old, deleted=old and not dry_run,
+    )  # fmt: skip
 
 
 def _publish(report: CleanReport) -> None:
@@ -165,10 +162,8 @@ def _publish(report: CleanReport) -> None:
         lines.append(f"| `{row.key}` | {row.objects:,} | {size} | {row.age_days:.1f} | {state} |")
     table = "\n".join(lines) if rows else "No job left anything."
     run_log().info(
-        "%s: %d jobs left something; %s of it is old%s",
-        report.storage,
-        len(report.jobs),
+        "%s: %d jobs left something; %s of it is old%s", report.storage, len(report.jobs),
         human_size(sum(row.size for row in rows if row.old)),
         " and deleted" if any(row.deleted for row in rows) else "",
-    )
+    )  # fmt: skip
     publish("clean-storage", f"# {report.storage}\n\n{table}", report.storage)

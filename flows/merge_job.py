@@ -124,12 +124,9 @@ def merge_job(
     except RenderStopped as stopped:
         return Cancelled(name=RELEASED, message=str(stopped))
     report = MergeReport(
-        assembly=assembly,
-        film=place,
-        stitch=stitch,
-        seconds=time.monotonic() - started,
-        finished_at=finished_at,
-    )
+        assembly=assembly, film=place, stitch=stitch,
+        seconds=time.monotonic() - started, finished_at=finished_at,
+    )  # fmt: skip
     retry(partial(state.save_merge, report, str(flow_run.id)), "the report of the assembly")
     run_log().info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
                    f": {report.film}" if report.film else "")  # fmt: skip
@@ -210,18 +207,19 @@ def _stitch(
         def show(frames: int, size: int) -> None:
             progress.show(frames, f", {human_size(size)}")
 
+        growing = None
         if not fetcher.all_here():
             growing = stitcher.grow(inputs, film, fps=fps, frame_counts=frame_counts)
-            if growing is not None:
-                try:
-                    with growing as grown:
-                        for _ in fetcher:
-                            grown.append()
-                            show(grown.frames, grown.size)
-                except NotAppendableError as reason:
-                    run_log().info("waiting for all chunks: %s", reason)
-                else:
-                    return grown.report
+        if growing is not None:
+            try:
+                with growing as grown:
+                    for _ in fetcher:
+                        grown.append()
+                        show(grown.frames, grown.size)
+            except NotAppendableError as reason:
+                run_log().info("waiting for all chunks: %s", reason)
+            else:
+                return grown.report
         for _ in fetcher:
             pass
         with watching(show), _must_write(film, type(stitcher).__name__):
@@ -250,16 +248,14 @@ def _must_write(film: Path, who: str) -> Iterator[None]:
     """Refuse the end of the block without an error if the film was not written anew."""
     path = film.parent if has_number(film) else film
 
-    def identity() -> tuple[int, int, int] | None:
-        if not path.exists():
-            return None
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
+    def identity() -> tuple[int, ...]:
+        status = path.stat() if path.exists() else None
+        return (status.st_ino, status.st_mtime_ns, status.st_size) if status else ()
 
     before = identity()
     yield
     after = identity()
-    if after is None:
+    if not after:
         raise AssemblyError(
             f"{who} ended without an error, but film {str(film)!r} is not there: leave output_file "
             "empty if a merge command writes another"

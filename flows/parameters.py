@@ -28,7 +28,6 @@ from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.stitchers.base import VideoStitcher
 from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
 from prefect_renderfarm.blocks.stitchers.remux import RemuxStitcher
-from prefect_renderfarm.flows.jobs.load import relative_path_message
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.results import RenderReport
 
@@ -144,10 +143,3 @@ def reference(block: Block | None, parameter: str) -> str | None:
             "work pool: save it under a name, or do without that pool"
         )
     return f"{block.get_block_type_slug()}/{block._block_document_name}"
-
-
-def absolute_in_deployment(path: Path, parameter: str, deployed: bool) -> Path:
-    """Return an absolute path; refuse a relative one of a deployed run with SetupError."""
-    if deployed and not path.is_absolute():
-        raise SetupError(relative_path_message(parameter, str(path)))
-    return path.absolute()

@@ -113,10 +113,7 @@ def _key(file: _File) -> str:
                 "shorten it"
             )
     key = "/".join(parts)
-    if key.isascii():
-        key = key.lower()
-    else:
-        key = unicodedata.normalize("NFC", key.translate(_WITHOUT_JOINERS).casefold())
+    key = unicodedata.normalize("NFC", key.translate(_WITHOUT_JOINERS).casefold())
     if "./" in key or " /" in key or key.endswith((".", " ")):
         key = "/".join(part.rstrip(". ") or part for part in key.split("/"))
     if key == RECORDS or key.startswith(f"{RECORDS}/"):
@@ -140,13 +137,25 @@ def _also_a_folder(file: _File, inner: _File) -> JobError:
     )
 
 
+def relative_path_message(parameter: str, value: str) -> str:
+    """Say why a relative path is refused in a deployed run."""
+    return (
+        f"{parameter} {excerpt(value)} is a relative path: in a deployed run it would mean the "
+        "worker's folder, not yours; give an absolute path"
+    )
+
+
 def require_inside(folder: Path, owner: str, name: str) -> None:
     """Refuse a path, relative to the job folder, that a symbolic link leads out of it.
 
-    Raises:
-        JobError: It does; the error says who has the path.
+    The `owner` of the path is named in the error. Raises: JobError.
     """
-    if not _has_link(folder, name):
+    path = str(folder)
+    for part in name.split("/"):
+        path = f"{path}/{part}"
+        if part in ("", "..") or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
+            break
+    else:
         return
     root = os.path.realpath(folder).rstrip("/")
     if not os.path.realpath(folder / name).startswith(f"{root}/"):
@@ -154,13 +163,3 @@ def require_inside(folder: Path, owner: str, name: str) -> None:
             f"{owner} {excerpt(name)}, which a symbolic link leads out of the job folder "
             f"{excerpt(str(folder), 200)}: remove the link"
         )
-
-
-def _has_link(folder: Path, name: str) -> bool:
-    """Return whether a path has a symbolic link below the folder, or another part to resolve."""
-    path = str(folder)
-    for part in name.split("/"):
-        path = f"{path}/{part}"
-        if part in ("", "..") or os.path.islink(path):  # noqa: PTH114 -- asked for each chunk, thrice
-            return True
-    return False

@@ -22,7 +22,7 @@ from prefect_renderfarm.blocks.http.url_rules import UrlRefused, UrlRules, publi
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.flows.jobs.checks import RECORDS, require_plain
+from prefect_renderfarm.flows.jobs.checks import RECORDS, relative_path_message, require_plain
 from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, parse_spec, require_size
 from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
 from prefect_renderfarm.flows.results import RenderReport
@@ -30,9 +30,6 @@ from prefect_renderfarm.flows.results import RenderReport
 # From the request to the last byte: the largest spec at 1 MB a second.
 _FETCH_SECONDS = 100.0
 _S3_CLIENT = Config(connect_timeout=10, read_timeout=30, retries={"total_max_attempts": 3})
-_PART_BYTES = 1 << 20
-# Paths and URLs are shown in full where they can be.
-_SHOWN = 200
 
 
 def file_of(source: Any) -> Path | None:
@@ -50,8 +47,6 @@ def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | 
     `https://` or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says
     which URLs are read. In a deployed run a relative path is refused. Raises: JobError, SetupError.
     """
-    if isinstance(source, RenderJob):
-        return source, None
     data, name, folder = _read(source, deployed)
     return _validated(data, name), folder
 
@@ -61,11 +56,8 @@ def load_earlier_job(
 ) -> tuple[RenderJob, Path | None]:
     """Return a job that was rendered before, and its folder, if that is known.
 
-    The source is one of `load_job`; or a `RenderReport`, its JSON or its file; or the id of a job
-    that was rendered in `job_dir`.
+    The source is one of `load_job`; a `RenderReport`, its JSON or its file; or an id in `job_dir`.
     """
-    if isinstance(source, RenderJob):
-        return source, None
     if isinstance(source, RenderReport):
         return _of_report(source, job_dir)
     if job_dir is not None and isinstance(source, str):
@@ -92,12 +84,10 @@ def _read(source: Any, deployed: bool) -> tuple[Any, str, Path | None]:
     if text.startswith("{"):
         return parse_spec(text, "job"), "job", None
     # A signed URL's secret is in its query, and the name goes into messages.
-    name = f"job {excerpt(public_part(text), _SHOWN)}"
-    if "://" not in text:
-        path = Path(text)
-        if deployed and not path.is_absolute():
+    name = f"job {excerpt(public_part(text), 200)}"
+    if (path := file_of(source)) is not None:
+        if deployed and not Path(text).is_absolute():
             raise JobError(relative_path_message("job", text))
-        path = path.absolute()
         return parse_spec(_read_file(path, name), name), name, path.parent
     try:
         require_plain(text)  # what reads URLs leaves line ends out
@@ -137,10 +127,8 @@ def _read_file(path: Path, name: str) -> bytes:
             os.close(descriptor)
     except JobError:
         raise
-    except OSError as error:
-        raise JobError(f"{cannot}: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the path, or half a character
-        raise JobError(f"{cannot}: {one_line(error)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or half a character
+        raise JobError(f"{cannot}: {getattr(error, 'strerror', one_line(error))}") from None
     require_size(len(data), name)
     return data
 
@@ -162,7 +150,7 @@ def _read_s3(url: str, name: str) -> bytes:
         answer = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
         require_size(answer["ContentLength"], name)
         data = bytearray()
-        for part in answer["Body"].iter_chunks(_PART_BYTES):
+        for part in answer["Body"].iter_chunks(1 << 20):
             data += part
             require_size(len(data), name)
             if time.monotonic() > deadline:
@@ -172,14 +160,6 @@ def _read_s3(url: str, name: str) -> bytes:
     except (BotoCoreError, ClientError, Boto3Error, OSError, UrlRefused, ValueError) as error:
         raise JobError(f"{name} cannot be fetched: {one_line(error)}") from None
     return bytes(data)
-
-
-def relative_path_message(parameter: str, value: str) -> str:
-    """Say why a relative path is refused in a deployed run."""
-    return (
-        f"{parameter} {excerpt(value)} is a relative path: in a deployed run it would mean the "
-        "worker's folder, not yours; give an absolute path"
-    )
 
 
 def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:

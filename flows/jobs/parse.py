@@ -54,16 +54,15 @@ def require_size(size: int, name: str) -> None:
 
 
 def _decoded(data: bytes, name: str) -> str:
-    reason: object = "it has NUL bytes"  # UTF-16 and UTF-32 are full of them, and JSON has none
-    if b"\0" not in data:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            reason = error
-    raise JobError(
-        f"{name} is not in UTF-8 ({one_line(reason)}): save it as UTF-8, as JSON has to be "
-        "(RFC 8259, section 8.1)"
-    )
+    try:
+        if b"\0" in data:  # UTF-16 and UTF-32 are full of them, and JSON has none
+            raise ValueError("it has NUL bytes")  # noqa: TRY301
+        return data.decode("utf-8")
+    except ValueError as error:
+        raise JobError(
+            f"{name} is not in UTF-8 ({one_line(error)}): save it as UTF-8, as JSON has to be "
+            "(RFC 8259, section 8.1)"
+        ) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

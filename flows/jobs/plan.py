@@ -61,24 +61,14 @@ def plan_job(
     ends = _ends(total_frames, chunk_frames, chunks)
     specs = []
     for number, (first, end) in enumerate(itertools.pairwise([0, *ends])):
-        fields: dict[str, Any] = {
-            "id": number,
-            "start": start_frame + first,
-            "end": start_frame + end,
-            "last": start_frame + end - 1,
-            "count": end - first,
-        }
+        start, count = start_frame + first, end - first
+        fields: dict[str, Any] = {"id": number, "start": start, "count": count}
+        fields |= {"end": start + count, "last": start + count - 1}
         output = _fill(output_template, fields, "output_template")
         fields["output"] = shlex.quote(output)
-        specs.append(
-            {
-                "id": number,
-                "startFrame": fields["start"],
-                "frameCount": fields["count"],
-                "outputFile": output,
-                "command": _fill(command_template, fields, "command_template"),
-            }
-        )
+        command = _fill(command_template, fields, "command_template")
+        frames = {"startFrame": start, "frameCount": count}
+        specs.append({"id": number, **frames, "outputFile": output, "command": command})
     metadata = {
         "totalFrames": total_frames,
         "fps": str(rate) if rate.denominator > 1 else rate.numerator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -78,10 +79,9 @@ class _SpecModel(BaseModel):
 
 
 @cache  # a job has many chunks
-def _spellings(model: type[BaseModel]) -> list[tuple[str, str | None]]:
+def _spellings(model: type[BaseModel]) -> list[tuple[str, str]]:
     """Return names and aliases of the fields that have two."""
-    fields = model.model_fields.items()
-    return [(name, field.alias) for name, field in fields if field.alias != name]
+    return [(name, to_camel(name)) for name in model.model_fields if to_camel(name) != name]
 
 
 class Chunk(_SpecModel):
@@ -257,21 +257,18 @@ def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
 
 def _check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
     """Check that frame ranges follow each other and make up the film. Raises: JobError."""
-    first = expected = chunks[0].start_frame
-    previous = chunks[0]
-    for chunk in chunks:
-        if chunk.start_frame != expected:
-            what = "leaves a gap after" if chunk.start_frame > expected else "overlaps"
+    for previous, chunk in itertools.pairwise(chunks):
+        if chunk.start_frame != (end := previous.end_frame):
+            what = "leaves a gap after" if chunk.start_frame > end else "overlaps"
             raise JobError(
                 f"chunk {chunk.id} {what} chunk {previous.id}: it starts at frame "
-                f"{chunk.start_frame}, not {expected}; make the ranges follow each other by id"
+                f"{chunk.start_frame}, not {end}; make the ranges follow each other by id"
             )
-        expected = chunk.end_frame
-        previous = chunk
-    if expected - first != total_frames:
+    first, last = chunks[0].start_frame, chunks[-1]
+    if last.end_frame - first != total_frames:
         raise JobError(
-            f"the chunks have {expected - first} frames, but totalFrames is {total_frames}: the "
-            f"last, chunk {previous.id}, must end at frame {first + total_frames}"
+            f"the chunks have {last.end_frame - first} frames, but totalFrames is {total_frames}: "
+            f"the last, chunk {last.id}, must end at frame {first + total_frames}"
         )
-    if expected > MOST_NUMBER:
-        raise JobError(f"chunk {previous.id} ends at frame {expected}: {MOST_NUMBER} is the last")
+    if last.end_frame > MOST_NUMBER:
+        raise JobError(f"chunk {last.id} ends at frame {last.end_frame}: {MOST_NUMBER} is the last")

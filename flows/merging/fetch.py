@@ -52,9 +52,8 @@ class ChunkFetcher:
     def __iter__(self) -> Iterator[ChunkResult]:
         """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
 
-        Raises:
-            AssemblyError: A chunk is missing, or its file is not what was rendered.
-            RenderStopped: The next chunk will not come, or did not come for too long.
+        Raises: AssemblyError, if a file is not what was rendered; RenderStopped, if the next chunk
+        will not come, or did not come for too long.
         """
         width = self._state.objects.store.parallel_fetches
         stop = threading.Event()

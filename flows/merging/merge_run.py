@@ -58,7 +58,7 @@ class MergeRun:
         self._lost = 0
         self._all_done = self._finishing = False
 
-    def start(self) -> None:
+    def start(self) -> FlowRun:
         """Start the run; it waits for the chunks that are not done yet.
 
         A run of which the server's answer was lost is found when it is started again.
@@ -75,6 +75,7 @@ class MergeRun:
                 self._key = None
             raise
         self._run, self._key = run, None
+        return run
 
     def _start(self) -> FlowRun:
         return start_run(
@@ -147,17 +148,15 @@ class MergeRun:
 
     def _look(self) -> FlowRun:
         """Return the run as it is now, all chunks being done; start it if there is none."""
-        alive = self.alive()
-        if not self._finishing and self._run is not None and _state(self._run).is_failed():
+        run = self._run if self.alive() else None
+        if not self._finishing and run is not None and _state(run).is_failed():
             # What it met while it waited for chunks may be over, such as a storage that was away.
-            run_log().warning("it is started again: %s", _failure(self._run))
-            alive, self._run = False, None
+            run_log().warning("it is started again: %s", _failure(run))
+            run = self._run = None
         self._finishing = True
-        if not alive:
+        if run is None:
             self._all_done = True
-            self.start()
-        run = self._run
-        assert run is not None  # noqa: S101 -- just started
+            run = self.start()
         return run
 
     def cancel(self, reason: str) -> None:
@@ -197,11 +196,10 @@ def starting_ahead(
 ) -> Iterator[None]:
     """Inside the block, in which chunks are rendered, start the merge run so that it is warm.
 
-    It is started once the rendering of the rest, `width` chunks at once, will take no longer than
-    `lead` seconds by its ETA; with a lead of 0 not ahead. If all chunks run at once there is no ETA
-    yet: then it is started at once. A merge run that gave its slot back, because chunks took
-    longer, is started again after the next chunk. If the block ends with an error, the merge run is
-    cancelled.
+    It is started once the ETA of the rest, `width` chunks at once, is at most `lead` seconds, or at
+    once if all chunks run already; with a lead of 0 not ahead. A merge run that gave its slot back,
+    because chunks took longer, is started again after the next chunk. If the block ends with an
+    error, the merge run is cancelled.
     """
     if merge_run is None:
         yield

@@ -89,17 +89,11 @@ def finished_chunks(
 
 @dataclass(frozen=True)
 class Eta:
-    """How far a rendering is, and how long it will still take.
+    """How far a rendering is, and how long it will still take."""
 
-    Attributes:
-        finished: Seconds that each finished chunk took.
-        running: Seconds that each chunk under way has been so for.
-        waiting: Number of chunks that have not begun.
-    """
-
-    finished: Sequence[float]
-    running: Sequence[float]
-    waiting: int
+    finished: Sequence[float]  # seconds that each finished chunk took
+    running: Sequence[float]  # seconds since each chunk under way has begun
+    waiting: int  # number of chunks that have not begun
 
     def seconds_left(self, width: int) -> float | None:
         """Return how long it will take until the last chunk is done; None: nothing to go by.

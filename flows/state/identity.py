@@ -17,30 +17,20 @@ from prefect_renderfarm.flows.jobs.spec import Chunk
 def inputs_digest(adapter: WorkerAdapter, assets: str) -> str:
     """Return the part of a cache key that is the same for all chunks of a job.
 
-    Args:
-        adapter: Where commands run; it says with which variables, image or version.
-        assets: What stands for the content of the job's input files.
+    The adapter says with which variables, image or version commands run; `assets` stands for the
+    content of the job's input files.
     """
     return _digest({"adapter": adapter.digest_inputs(), "assets": assets})
 
 
 def chunk_identity(chunk: Chunk, rate: str, inputs: str) -> str:
-    """Return a chunk's cache key, a SHA-256 in hexadecimal.
+    """Return a chunk's cache key; its id does not count, so that a job may be cut anew.
 
-    Args:
-        chunk: The chunk; its id does not count, so that a job may be cut anew.
-        rate: Frames a second that are planned, as a fraction.
-        inputs: See `inputs_digest`.
+    `rate` is the planned number of frames a second, as a fraction.
     """
-    return _digest(
-        {
-            "command": chunk.command,
-            "frames": [chunk.start_frame, chunk.frame_count],
-            "file": chunk.output_file,
-            "rate": rate,
-            "inputs": inputs,
-        }
-    )
+    frames = [chunk.start_frame, chunk.frame_count]
+    key = {"command": chunk.command, "frames": frames, "file": chunk.output_file}
+    return _digest(key | {"rate": rate, "inputs": inputs})
 
 
 def _digest(value: Any) -> str:

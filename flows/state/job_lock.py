@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 from uuid import UUID, uuid4
 
-from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_renderfarm.blocks.errors import (
@@ -44,6 +44,8 @@ from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.runs.orphans import end_after_death
 from prefect_renderfarm.flows.state.job_state import JobState
 
+# Returns why it is in vain to wait, or None.
+WhyNot = Callable[[], str | None]
 # How long a run waits that keeps a worker busy, which the holder of the lock may be waiting for.
 BUSY_SECONDS = 60.0
 # The part of a silence that ends a lock after which its holder doubts that it is still its own.
@@ -64,22 +66,8 @@ class LockRecord(BaseModel):
     released: bool = False
     run: UUID | None = None
     run_name: str = ""
-    machine: str = ""
-    pid: int = 0
-
-    @classmethod
-    def of_this_run(cls, job: str) -> Self:
-        """Return the record of this run."""
-        context = FlowRunContext.get()
-        run = context.flow_run if context else None
-        return cls(
-            job=job,
-            since=datetime.now(UTC),
-            run=run.id if run else None,
-            run_name=run.name if run else "",
-            machine=socket.gethostname(),
-            pid=os.getpid(),
-        )
+    machine: str
+    pid: int
 
     def __str__(self) -> str:
         run = f"run {self.run_name!r}" if self.run_name else f"process {self.pid}"
@@ -105,20 +93,20 @@ class JobLock(ABC):
     """
 
     poll_seconds = 1.0
+    _freed_by_system = False  # when its holder dies
     _lost = False
 
     def __init__(
-        self,
-        state: JobState,
-        *,
-        timeout: float | None = None,
-        why_not: Callable[[], str | None] = lambda: None,
+        self, state: JobState, *, timeout: float | None = None, why_not: WhyNot = lambda: None
     ) -> None:
         self.previous: LockRecord | None = None  # the holder that died with the lock
         self._state = state
         self._timeout = timeout
         self._why_not = why_not
-        self._record = LockRecord.of_this_run(state.job.title)
+        self._record = LockRecord(
+            job=state.job.title, since=datetime.now(UTC), run=flow_run.id,
+            run_name=flow_run.name or "", machine=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
         self._one_waits = threading.Lock()
         self._stack = ExitStack()
 
@@ -171,7 +159,7 @@ class JobLock(ABC):
         """End what a dead holder had started, and wait until nobody uses the job's files."""
         run_log().warning("%s has died: its work is taken over", previous)
         if previous.run is not None:
-            end_after_death(previous.run, certain=self._has_ended(previous))
+            end_after_death(previous.run, certain=self._freed_by_system or previous.has_ended())
         with suppress(OSError):
             previous.mark.unlink(missing_ok=True)
         log = _once_a_minute()
@@ -186,9 +174,6 @@ class JobLock(ABC):
 
     def _heartbeats(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def _has_ended(self, holder: LockRecord) -> bool:
-        return holder.has_ended()
 
     @abstractmethod
     def _try(self) -> LockRecord | None:
@@ -205,6 +190,7 @@ class FolderLock(JobLock):
     something was changed is another job, but its chunks have the same names.
     """
 
+    _freed_by_system = True
     _locked: ExitStack | None = None
 
     def _try(self) -> LockRecord | None:
@@ -215,7 +201,7 @@ class FolderLock(JobLock):
                 # Reading, too: NFS gives locks to readers that are none to writers.
                 file = stack.enter_context((self._state.records / _LOCK).open("a+"))
                 if not _try_lock(file, fcntl.LOCK_EX):
-                    return self._holder(self._state.records)
+                    return self._holder(self._state.job.key)
             except OSError as error:  # not every network file system has locks
                 run_log().warning(
                     "%s cannot be locked (%s): other runs of this job at the same time are not "
@@ -243,25 +229,20 @@ class FolderLock(JobLock):
                 continue
             with suppress(OSError, JobError), path.open() as file:
                 if not _try_lock(file, fcntl.LOCK_SH):
-                    spec = path.with_name(self._state.job_file.name).read_bytes()
-                    job = RenderJob.model_validate_json(spec)
+                    job = RenderJob.model_validate_json(path.with_name("job.json").read_bytes())
                     if not own.isdisjoint(chunk.output_file for chunk in job.chunks):
-                        return self._holder(path.parent)
+                        return self._holder(path.parent.name)
         return None
 
-    def _holder(self, records: Path) -> LockRecord:
+    def _holder(self, job_key: str) -> LockRecord:
         """Return who has locked a job; it may be about to write so."""
+        store = self._state.local.store
         for _ in range(10):
-            record = None
-            with suppress(FileNotFoundError):
-                record = _parse((records / _HOLDER).read_bytes())
+            record = _parse(store.read(f"{store.root}/{job_key}/{_HOLDER}"))
             if record is not None and not record.released:
                 return record
             time.sleep(0.02)
         return record or self._record
-
-    def _has_ended(self, holder: LockRecord) -> bool:
-        return True  # else the system would not have freed its lock
 
 
 class StorageLock(JobLock):
@@ -357,10 +338,7 @@ class StorageLock(JobLock):
 
 
 def job_lock(
-    state: JobState,
-    *,
-    timeout: float | None = None,
-    why_not: Callable[[], str | None] = lambda: None,
+    state: JobState, *, timeout: float | None = None, why_not: WhyNot = lambda: None
 ) -> JobLock:
     """Return the lock of a job: of its folder, or of its storage. See `JobLock`."""
     kind = FolderLock if state.block is None else StorageLock

@@ -47,62 +47,51 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult, remove
 from prefect_renderfarm.blocks.storage.objects import FolderStore
-from prefect_renderfarm.flows.jobs.checks import RECORDS, require_inside
+from prefect_renderfarm.flows.jobs.checks import RECORDS, relative_path_message, require_inside
 from prefect_renderfarm.flows.jobs.load import find_in_storage, load_earlier_job, load_job
 from prefect_renderfarm.flows.jobs.spec import Chunk, RenderJob
-from prefect_renderfarm.flows.parameters import absolute_in_deployment, load_storage
+from prefect_renderfarm.flows.parameters import load_storage
 from prefect_renderfarm.flows.results import FailedAttempt, MergeReport, RenderReport
 from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
-_TRACK = "track"
 _ATTEMPTS = TypeAdapter(tuple[FailedAttempt, ...])
 
 
 class JobState:
     """One job: which of its chunks are done, and where its files are.
 
-    Methods raise `StorageError` if the storage does not answer, `OSError` for the folder.
-
-    Attributes:
-        path: The job folder of this machine, absolute; commands run in it where it is shared.
-        job: The job.
-        block: The storage block; None: all machines share the job folder.
-        objects: The job's objects.
-        records: The folder of its records on this machine.
-        inputs: The inputs digest. Empty: not known, and chunks with any cache key count as done.
+    Methods raise `StorageError` if the storage does not answer, and `OSError` for the folder.
     """
 
     def __init__(self, path: Path, job: RenderJob, block: ObjectStorageBlock | None = None) -> None:
-        self.path = path
+        self.path = path  # the job folder of this machine, absolute
         self.job = job
-        self.block = block
+        self.block = block  # None: all machines share the job folder
         self.local = self.objects = JobStore(FolderStore(path), job.key)
-        self._bucket = None if block is None else BucketStore(block)
-        if self._bucket is not None:
-            self.objects = JobStore(self._bucket, job.key)
-        self.records = path / RECORDS / job.key
-        self.job_file = self.records / "job.json"
-        self.inputs = ""
-        self._retry_known = True
+        self._bucket: BucketStore | None = None
         self._assets: str | None = None
         if block is not None:
+            self._bucket = BucketStore(block)
+            self.objects = JobStore(self._bucket, job.key)
             self._assets = where_assets_are(job.assets_url, self.objects.root)
-
-    @property
-    def name(self) -> str:
-        """The storage or job folder, in errors and logs."""
-        return self.objects.store.name
+        self._sends_files = self._assets == f"{self.objects.root}/{ASSET_LIST}"
+        self.name = self.objects.store.name  # in errors and logs
+        self.records = path / RECORDS / job.key
+        self.job_file = self.records / "job.json"
+        track = Path(job.audio_track or "none").name
+        self._track_copy = self.records / "track" / track
+        self._track_key = f"{self.objects.root}/track/{track}"
+        self.inputs = ""  # the digest; empty: chunks with any cache key count as done
+        self._retry_known = True
 
     # Before rendering
 
     def prepare(self, *, film: Path | None = None, sent: bool = False) -> None:
         """Make the folder, write the job spec into it, and send to a storage what workers need.
 
-        What the job itself makes, and its film, is no input, even in the folder that `assetsUrl`
-        names. Nothing is sent if another machine has sent it all.
-
-        Raises: SetupError; JobError, if the input files are not there, or a symbolic link leads
-        out of the folder: nothing has been written then.
+        What the job makes, and its film, is no input, even in the folder that `assetsUrl` names.
+        `sent`: another machine has sent it all. Raises: SetupError; JobError, before anything is
+        written, if the input files are missing or a symbolic link leads out of the folder.
         """
         require_inside(self.path, "the job folder has", RECORDS)
         for chunk in self.job.chunks:
@@ -143,17 +132,16 @@ class JobState:
     def identify(self, adapter: WorkerAdapter, *no_input: Path | None) -> None:
         """Find the inputs digest, and keep the list of the input files that it stands for.
 
-        Files that are no input, wherever they lie, are the film that will be made, the job's own
-        file, and films that jobs of this name were assembled into before. Raises: JobError,
-        SetupError.
+        `no_input` are the film that will be made and the job's own file; nor is a film of an
+        earlier job of this name an input. Raises: JobError, SetupError.
         """
-        version = self._assets_version(no_input)
-        self.inputs = inputs_digest(adapter, version)
-        if self._sends_files:
-            try:
+        try:
+            version = self._assets_version(no_input)
+            self.inputs = inputs_digest(adapter, version)
+            if self._sends_files:
                 self.objects.write(list_name(self.inputs), version.encode())
-            except StorageError as error:
-                raise SetupError(str(error)) from None
+        except (StorageError, WorkerError) as error:
+            raise SetupError(str(error)) from None
 
     @property
     def assets(self) -> str | None:
@@ -164,10 +152,6 @@ class JobState:
         if self._sends_files and self.inputs:
             return f"{self.objects.root}/{list_name(self.inputs)}"
         return self._assets
-
-    @property
-    def _sends_files(self) -> bool:
-        return self._assets == f"{self.objects.root}/{ASSET_LIST}"
 
     def _assets_version(self, no_input: Sequence[Path | None]) -> str:
         """Return what stands for the content of the job's input files."""
@@ -186,8 +170,6 @@ class JobState:
             run_log().warning("input files that change under the same address are not noticed: %s",
                               error)  # fmt: skip
             return self._assets
-        except (StorageError, WorkerError) as error:
-            raise SetupError(str(error)) from None
 
     def _films(self) -> list[Path]:
         """Return the films that jobs of this name were assembled into."""
@@ -203,7 +185,7 @@ class JobState:
         """Return what tells a file that the job makes, or one of the others, from its input."""
         outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
         files = {self.path.resolve() / RECORDS}
-        for output in [*outputs, *(path for path in others if path)]:
+        for output in filter(None, [*outputs, *others]):
             files.add(output.parent.resolve() / output.name)
             if has_number(output):
                 with suppress(MediaFault):
@@ -220,8 +202,8 @@ class JobState:
     def audio_track(self) -> Path | None:
         """Return the absolute path of the whole film's audio, if the job has one.
 
-        With a storage, of a fresh copy where the job folder has no such file. A copy lies among the
-        records, where no run takes it for the job's own file. Raises: JobError, SetupError.
+        Without such a file in the job folder, of a copy from the storage, among the records, where
+        no run takes it for the job's own file. Raises: JobError, SetupError.
         """
         name = self.job.audio_track
         if name is None:
@@ -230,27 +212,17 @@ class JobState:
         if self.block is not None and not path.is_file():
             fetch = partial(self.objects.store.download, self._track_key, self._track_copy)
             try:
-                retry(fetch, "the audio track")
-            except ObjectMissing:
-                pass
+                with suppress(ObjectMissing):
+                    retry(fetch, "the audio track")
+                    return self._track_copy
             except (StorageError, OSError) as error:
                 raise SetupError(f"the job's audio track {name!r}: {error}") from None
-            else:
-                return self._track_copy
         if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
             raise JobError(
                 f"the job has audioTrack {name!r}, which is no file in the job folder "
                 f"{str(self.path)!r}: put it there"
             )
         return path
-
-    @property
-    def _track_key(self) -> str:
-        return f"{self.objects.root}/{_TRACK}/{self._track_copy.name}"
-
-    @property
-    def _track_copy(self) -> Path:
-        return self.records / _TRACK / Path(self.job.audio_track or "none").name
 
     # Chunks
 
@@ -396,9 +368,9 @@ def open_job(
 ) -> JobState:
     """Return the job that the parameters of a flow name: what every flow does first.
 
-    Its folder is `job_dir`, or that of the job file; for a job from elsewhere, or with a storage
-    and a job that was rendered before, one under the run's working directory. A job that was
-    rendered before may be named by its key, its id or its report. Raises: JobError, SetupError.
+    Its folder is `job_dir`, or that of the job file; else one under the run's working directory. A
+    job that was rendered before may be named by its key, its id or its report, and with a storage
+    its folder is this machine's own. Raises: JobError, SetupError.
     """
     block = load_storage(storage)
     deployed = deployment.id is not None
@@ -411,4 +383,6 @@ def open_job(
         spec, folder = load_earlier_job(job, job_dir, deployed=deployed)
         folder = folder if block is None else None
     path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
-    return JobState(absolute_in_deployment(path, "job_dir", deployed), spec, block)
+    if deployed and not path.is_absolute():
+        raise SetupError(relative_path_message("job_dir", str(path)))
+    return JobState(path.absolute(), spec, block)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from job_samples import HELIOS
+from jobs import small_job
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.blocks.core import Block
 from prefect_aws.s3 import S3Bucket
@@ -26,13 +27,13 @@ from prefect_renderfarm.blocks import (
 )
 from prefect_renderfarm.flows import RenderJob, RenderReport, parameters
 from prefect_renderfarm.flows.parameters import (
-    absolute_in_deployment,
     load_adapter,
     load_stitcher,
     load_storage,
     reference,
 )
 from prefect_renderfarm.flows.results import Assembly
+from prefect_renderfarm.flows.state.job_state import open_job
 
 JOB = RenderJob.model_validate(HELIOS)
 REPORT = RenderReport(
@@ -257,7 +258,8 @@ def test_reference_of_a_saved_block() -> None:
 def test_relative_paths_of_a_deployed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative path is that of the caller's folder, and refused where there is no such folder."""
     monkeypatch.chdir(tmp_path)
-    assert absolute_in_deployment(Path("a"), "job_dir", False) == tmp_path / "a"
-    assert absolute_in_deployment(tmp_path, "job_dir", True) == tmp_path
+    assert open_job(small_job(), None, Path("a")).path == tmp_path / "a"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "some deployment")
+    assert open_job(small_job(), None, tmp_path).path == tmp_path
     with pytest.raises(SetupError, match="job_dir 'a' is a relative path"):
-        absolute_in_deployment(Path("a"), "job_dir", True)
+        open_job(small_job(), None, Path("a"))
