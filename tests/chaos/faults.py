@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from chaos.coordinator import Coordinator
 from chaos.work import Work
-from prefect_renderfarm.deployments.farm import POOLS, Farm
+from prefect_renderfarm.deployments.farm import POOLS, Farm, _answers
 
 _BROKEN_ANSWERS = (
     Fault.DROP_BEFORE,
@@ -52,7 +52,7 @@ class ChaosFarm(Farm):
     def start_server(self) -> None:
         """Start the server on the database and the port that it had."""
         self._start_server(int(self.api_url.removesuffix("/api").rpartition(":")[2]))
-        self._wait_for_server()
+        self._wait("server", lambda: _answers(self.api_url))
 
     def start_worker(self, pool: str) -> None:
         """Start the worker of a pool, if it does not run."""
