@@ -21,10 +21,9 @@ _WRITTEN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?")
 
 
 def exact(rational: Any) -> Fraction:
-    """Return a rate or a time base that PyAV tells as a `Fraction`; 0 where it is not known.
+    """Return a rate or a time base of PyAV as a `Fraction`; 0 where it is not known.
 
-    PyAV 19 has its own class of rationals: other text, and products rounded to 32 bits. Earlier
-    releases give a `Fraction` or None.
+    PyAV 19 has its own class of rationals: other text, and products rounded to 32 bits.
     """
     return Fraction(rational.numerator, rational.denominator) if rational else Fraction(0)
 
@@ -60,10 +59,9 @@ def parse_fps(value: object) -> Fraction:
 def frame_order(
     times: Sequence[int], time_base: Fraction, fps: Fraction
 ) -> tuple[list[int], Fraction]:
-    """Return the frame number of each packet, from its display time, and the clock error.
+    """Return the frame number of each packet, from its display time; they must be 0 … n - 1.
 
-    The numbers must be 0 … n - 1. The clock error is the largest distance from the grid, in
-    seconds.
+    The second result is the largest distance of a frame from the grid, in seconds.
     """
     if not times:
         raise MediaFault("has no video frame")
@@ -71,25 +69,21 @@ def frame_order(
     tick = 1 / (time_base * fps)
     # In whole numbers: frame = elapsed * above / below.
     above, below = tick.denominator, tick.numerator
-    order = [(2 * (time - first) * above + below) // (2 * below) for time in times]
+    elapsed = [(time - first) * above for time in times]
+    order = [(2 * each + below) // (2 * below) for each in elapsed]
     # Containers round to their own clock: both a time and the first may be half a tick off.
     allowed = min(Fraction(above, below), Fraction(1, 3)) * below
-    distances = [
-        abs((time - first) * above - number * below)
-        for time, number in zip(times, order, strict=True)
-    ]
+    distances = [abs(each - number * below) for each, number in zip(elapsed, order, strict=True)]
+    grid = f"grid of {fps} frames a second"
     if (worst := max(distances)) > allowed:
         off = float((times[distances.index(worst)] - first) * time_base)
-        raise MediaFault(f"has frames off the grid of {fps} frames a second: one at {off:.6f} s")
+        raise MediaFault(f"has frames off the {grid}: one at {off:.6f} s")
     seen = set(order)
     if len(seen) != len(order):
-        raise MediaFault(f"has two frames at one time on the grid of {fps} frames a second")
+        raise MediaFault(f"has two frames at one time on the {grid}")
     if max(seen) != len(order) - 1:
         missing = next(number for number in range(len(order)) if number not in seen)
-        raise MediaFault(
-            f"has {len(order)} frames with a hole at frame {missing} on the grid of {fps} frames "
-            "a second"
-        )
+        raise MediaFault(f"has {len(order)} frames with a hole at frame {missing} on the {grid}")
     return order, Fraction(worst, above) * time_base
 
 

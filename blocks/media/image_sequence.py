@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 
 from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.model import Signature, difference
 
 IMAGE_ENDINGS = (".png", ".exr", ".jpg", ".jpeg", ".tif", ".tiff", ".dpx", ".tga", ".bmp",
                  ".webp")  # fmt: skip
@@ -68,21 +69,18 @@ def complete_images(path: Path) -> tuple[Path, ...]:
     return tuple(images.values())
 
 
-def read_images(images: Sequence[Path], *, decode: bool) -> dict[str, str | int | None]:
+def read_images(images: Sequence[Path], *, decode: bool) -> Signature:
     """Return the signature that all pictures share; with `decode` of all, else of the first."""
     first = _read_image(images[0])
     if decode:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for image, found in zip(images, pool.map(_read_image, images), strict=True):
-                if found != first:
-                    name = next(name for name in first if first[name] != found[name])
-                    raise MediaFault(
-                        f"has image {image.name!r} with {name} {found[name]}, not {first[name]}"
-                    )
+                if fault := difference(first, found):
+                    raise MediaFault(f"has image {image.name!r} with {fault}")
     return first
 
 
-def _read_image(path: Path) -> dict[str, str | int | None]:
+def _read_image(path: Path) -> Signature:
     options = {"protocol_whitelist": "file", "err_detect": "crccheck+bitstream+buffer+explode",
                "pattern_type": "none"}  # fmt: skip
     try:

@@ -85,10 +85,7 @@ class Media:
 
 
 def layout_of(context: Any) -> str:
-    """Return FFmpeg's name of an audio track's channel layout.
-
-    PCM in Matroska tells only the number of channels: then it is the usual layout of so many.
-    """
+    """Return FFmpeg's name of a channel layout; PCM in Matroska tells only how many channels."""
     name = str(context.layout.name)
     return _USUAL_LAYOUTS.get(name, name)
 
@@ -188,12 +185,10 @@ def _rotation(video: Any) -> str | None:
     PyAV gives no access to a track's display matrix, but copies it: the head of a QuickTime or mp4
     file with such a track, written in memory, contains it.
     """
-    for container in ("mov", "mp4"):
+    for kind in ("mov", "mp4"):
         head = io.BytesIO()
         try:
-            with av.open(
-                head, "w", container, container_options={"movflags": "empty_moov"}
-            ) as file:
+            with av.open(head, "w", kind, container_options={"movflags": "empty_moov"}) as file:
                 file.add_stream_from_template(video, opaque=True)
                 file.start_encoding()
         except (av.FFmpegError, ValueError):

@@ -26,15 +26,14 @@ _READ_BYTES = 1 << 20
 
 
 class NotIndexedError(Exception):
-    """A file is not a plain mp4 or mov file, which does not mean that it is damaged."""
+    """A file is fragmented, edited, damaged, or not mp4 or mov: libav may be able to read it."""
 
 
 @dataclass(frozen=True)
 class Track:
     """One track of an mp4 or mov file; samples are listed for video only: PCM has millions.
 
-    Times are in ticks. Samples are in decoding order; the edit list is applied: the first display
-    time is 0.
+    Samples are in decoding order. Times are in ticks; the first display time is 0.
     """
 
     kind: str  # `vide`, `soun`, or another handler type
@@ -59,10 +58,7 @@ class Mp4Index:
 
 
 def read_mp4_index(path: Path) -> Mp4Index:
-    """Read the index of a file; every sample is within the file.
-
-    NotIndexedError: the file is fragmented, edited, damaged, or no mp4 or mov file.
-    """
+    """Read the index of a file; NotIndexedError if a sample is not within the file."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         moov = _find_moov(file.fileno(), size)

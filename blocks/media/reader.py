@@ -105,8 +105,8 @@ def read_media(
     of its headers, is then read by its index alone, or else without a probe. `verify` may be
     `header`, which assumes the planned number of frames where a file does not tell it.
 
-    MediaFault: The file is missing, damaged or cut short; has no or several video tracks, or
-    several audio tracks; or has frames that are doubled, missing or off the grid.
+    MediaFault: it is damaged, or has other tracks than one of video and at most one of audio, or
+    frames that are doubled, missing or off the grid.
     """
     if is_image_sequence(path):
         images = complete_images(path)
@@ -124,10 +124,7 @@ def read_media(
 
 
 def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | None:
-    """Read a file by its mp4 index alone, if it is coded as `first`, which was read in full.
-
-    None means that it cannot be read in this way, which does not mean a fault.
-    """
+    """Read a file by its mp4 index alone, if it is coded as `first`; None if that is impossible."""
     known = first.mp4_track
     # Without a header of the codec, only its frames tell the pixel format and the colours.
     if known is None or not first.signature["codec header"] or known.description[:4] in _IN_BAND:
@@ -165,10 +162,8 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
 
 def _only_video_track(path: Path) -> Track | None:
     """Return the video track of an mp4 or mov file that has no other track."""
-    if path.suffix.lower() not in MP4_ENDINGS:
-        return None
     with suppress(NotIndexedError, OSError):
-        tracks = read_mp4_index(path).tracks
+        tracks = read_mp4_index(path).tracks if path.suffix.lower() in MP4_ENDINGS else ()
         if len(tracks) == 1 and tracks[0].kind == "vide":
             return tracks[0]
     return None
@@ -197,15 +192,13 @@ def _read_packets(
             return Media(path, planned, video.start_time, rate, depth, signature)
         packets = _read_tracks(container, video, audio)
         order, _ = frame_order(packets.pts, packets.time_base, rate)
-        if video.frames and video.frames != len(order):
-            raise MediaFault(
-                f"is cut short: {len(order)} of the {video.frames} frames of its header"
-            )
+        count = len(order)
+        if video.frames and video.frames != count:
+            raise MediaFault(f"is cut short: {count} of the {video.frames} frames of its header")
         reorder = max(reorder_depth(order), depth if probe else 0)
         track = None if audio else _only_video_track(path)
-        return Media(
-            path, len(order), min(packets.pts), rate, reorder, signature, packets.audio, track
-        )
+        first_time = min(packets.pts)
+        return Media(path, count, first_time, rate, reorder, signature, packets.audio, track)
 
 
 def read_back(film: Path | Any, *, probe: bool) -> Packets:
@@ -261,17 +254,16 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
         raise MediaFault(
             f"cannot be read past frame {len(times)} ({_reason(error)}): is it complete?"
         ) from None
-    clock = exact(video.time_base)
-    if audio is None:
-        return Packets(times, decoding_times, clock, None)
-    context = audio.codec_context
-    start = start or Fraction(0)
-    if size := pcm_bytes(context.name):
-        samples = audio_bytes // (size * len(context.layout.channels))
-    else:
-        samples = round((end - start) * context.sample_rate)
-    start -= min(times, default=0) * clock
-    found = Audio(context.name, context.sample_rate, layout_of(context), samples, start)
+    clock, found = exact(video.time_base), None
+    if audio is not None:
+        context = audio.codec_context
+        start = start or Fraction(0)
+        if size := pcm_bytes(context.name):
+            samples = audio_bytes // (size * len(context.layout.channels))
+        else:
+            samples = round((end - start) * context.sample_rate)
+        start -= min(times, default=0) * clock
+        found = Audio(context.name, context.sample_rate, layout_of(context), samples, start)
     return Packets(times, decoding_times, clock, found)
 
 

@@ -60,10 +60,7 @@ class AudioPlan:
 def plan_audio(
     mode: AudioMode, audio: Audio | None, film: Path, track: Path | None = None
 ) -> AudioPlan:
-    """Resolve `auto` for a film, and refuse audio that would click at every seam.
-
-    `audio` is that of the first chunk; `track` is a file with the whole film's audio.
-    """
+    """Plan a film's audio by its first chunk's; refuse what would click at every seam."""
     for_pcm = AudioMode.COPY if film.suffix.lower() in _KEEPS_PCM else AudioMode.ENCODE
     if mode is AudioMode.TRACK and track is None:
         raise StitchInputError(NO_TRACK)
@@ -142,11 +139,6 @@ def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> st
     return None
 
 
-def codec_for(named: str | None, film: Path) -> str:
-    """Return FFmpeg's name of the codec to encode a film's audio with."""
-    return named or ("libopus" if film.suffix.lower() == ".webm" else "aac")
-
-
 def find_encoder(name: str) -> Any:
     """Return the audio encoder of PyAV's FFmpeg that has this name; StitchInputError if none."""
     with suppress(av.FFmpegError, ValueError):
@@ -200,8 +192,7 @@ def samples_at(frame: int, fps: Fraction, rate: int) -> int:
 class FilmAudio(ABC):
     """Takes audio packets and writes them, up to the sample that is due.
 
-    Audio that is too short for its frames is extended with its last sample, which does not click;
-    audio that is too long is cut. How much it may be off is checked before assembly.
+    How much audio may be shorter or longer than its frames is checked before assembly.
     """
 
     def __init__(self, output: OutputContainer, stream: Any, rate: int) -> None:
@@ -234,10 +225,7 @@ class FilmAudio(ABC):
 
 
 class CopiedPackets(FilmAudio):
-    """Compressed audio as it is, which clicks at the seams.
-
-    Whole packets are dropped, so that audio and video never drift by more than one packet.
-    """
+    """Compressed audio as it is, up to one packet off its video, which clicks at the seams."""
 
     def __init__(self, output: OutputContainer, template: Any) -> None:
         context = template.codec_context
@@ -263,7 +251,10 @@ class CopiedPackets(FilmAudio):
 
 
 class EncodedAudio(FilmAudio):
-    """Decoded, joined, and encoded once, without seams: PCM comes out bit for bit."""
+    """Decoded, joined, and encoded once, without seams: PCM comes out bit for bit.
+
+    Audio that is too short is extended with its last sample, which does not click.
+    """
 
     def __init__(self, output: OutputContainer, template: Any, codec: str, bitrate: int) -> None:
         context = template.codec_context
@@ -293,7 +284,7 @@ class EncodedAudio(FilmAudio):
         self._write()
 
     def end_chunk(self) -> None:
-        """Extend with the last sample, and drop what is longer than the frames."""
+        """Extend what is too short, and drop what is longer than the frames."""
         self._decoded = av.AudioFifo()
         self._at_start = True
         if missing := self.due - self.written:

@@ -23,7 +23,6 @@ from prefect_renderfarm.blocks.stitchers.audio import (
     audio_fault,
     check_codec,
     check_track,
-    codec_for,
     find_encoder,
     plan_audio,
 )
@@ -57,6 +56,7 @@ class ChunkCheck:
         self.output = output
         self.audio = AudioPlan(AudioMode.NONE)
         self._started = time.monotonic()
+        self.total_frames = sum(frame_counts or ())  # planned; 0 without a plan
         self._frame_counts = frame_counts
         self._verify = verify
         self._taken: list[Media] = []
@@ -78,11 +78,6 @@ class ChunkCheck:
             raise StitchInputError(
                 f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
             )
-
-    @property
-    def total_frames(self) -> int:
-        """Planned number of frames of the film; 0 if there is no plan."""
-        return sum(self._frame_counts or ())
 
     @property
     def missing(self) -> int:
@@ -146,48 +141,23 @@ class ChunkCheck:
 class CheckedStitcher(VideoStitcher, ABC):
     """The common part of `RemuxStitcher` and `FfmpegStitcher`: checks, audio, publishing."""
 
-    verify: Verify = Field(
-        default=Verify.PACKETS,
-        title="Verify",
-        description=(
-            "How thoroughly chunks are checked. packets: the time of every frame; decode: also "
-            "decode every frame, which takes about as long as playing it; header: trust the "
-            "header of files without an index."
-        ),
-    )
-    audio: AudioMode = Field(
-        default=AudioMode.AUTO,
-        title="Audio",
-        description=(
-            "Source and treatment of the film's audio. auto: the job's track, if it has one; else "
-            "the chunks' PCM, copied where the film's container plays it (mov, mkv) and otherwise "
-            "encoded once; none: no audio; copy: the chunks' audio as it is, which clicks at every "
-            "seam unless it is PCM; encode: decode it and encode it once; track: the track."
-        ),
-    )
-    audio_track: Path | None = Field(
-        default=None,
-        title="Audio track",
-        description="A file with the audio of the whole film. Empty: the job's, if it has one.",
-    )
-    audio_codec: str | None = Field(
-        default=None,
-        title="Audio codec",
-        description="FFmpeg's name of the codec to encode with. Empty: aac, in WebM libopus.",
-    )
-    audio_bitrate: int = Field(
-        default=192_000,
-        gt=0,
-        title="Audio bit rate",
-        description="Bits a second of encoded audio; lossless codecs ignore it.",
-    )
-    faststart: bool = Field(
-        default=False,
-        title="Fast start",
-        description=(
-            "Put the index of an mp4 or mov film first, so that the film plays while it loads."
-        ),
-    )
+    verify: Verify = Field(default=Verify.PACKETS, title="Verify")
+    """How thoroughly chunks are checked. packets: the time of every frame; decode: also decode
+    every frame, which takes about as long as playing it; header: trust the header of files without
+    an index."""
+    audio: AudioMode = Field(default=AudioMode.AUTO, title="Audio")
+    """Source and treatment of the film's audio. auto: the job's track, if it has one; else the
+    chunks' PCM, copied where the film's container plays it (mov, mkv) and otherwise encoded once;
+    none: no audio; copy: the chunks' audio as it is, which clicks at every seam unless it is PCM;
+    encode: decode it and encode it once; track: the track."""
+    audio_track: Path | None = Field(default=None, title="Audio track")
+    """A file with the audio of the whole film. Empty: the job's, if it has one."""
+    audio_codec: str | None = Field(default=None, title="Audio codec")
+    """FFmpeg's name of the codec to encode with. Empty: aac, in WebM libopus."""
+    audio_bitrate: int = Field(default=192_000, gt=0, title="Audio bit rate")
+    """Bits a second of encoded audio; lossless codecs ignore it."""
+    faststart: bool = Field(default=False, title="Fast start")
+    """Put the index of an mp4 or mov film first, so that the film plays while it loads."""
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film whose ending names no container, and one that is a folder."""
@@ -244,7 +214,8 @@ class CheckedStitcher(VideoStitcher, ABC):
         if not is_first:
             return chunk
         plan = plan_audio(self.audio, chunk.audio, check.output, self.audio_track)
-        codec = codec_for(self.audio_codec, check.output)
+        is_webm = check.output.suffix.lower() == ".webm"
+        codec = self.audio_codec or ("libopus" if is_webm else "aac")
         if plan.mode is AudioMode.ENCODE and plan.source is not None:
             check_codec(codec, plan.source)
         check.plan_audio(replace(plan, codec=codec, bitrate=self.audio_bitrate))

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import av
 import ffmpeg
@@ -92,36 +92,22 @@ class FfmpegStitcher(CheckedStitcher):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "FFmpeg Stitcher"
-    _block_type_slug: ClassVar[str | None] = "ffmpeg-stitcher"
-    _description: ClassVar[str | None] = (
+    _block_type_name = "FFmpeg Stitcher"
+    _block_type_slug = "ffmpeg-stitcher"
+    _description = (
         "Assemble chunks into one film with the ffmpeg program, by copy or with another codec. "
         "Every chunk is checked before, the film after."
     )
 
-    ffmpeg: Path | None = Field(
-        default=None,
-        title="FFmpeg",
-        description=(
-            "The ffmpeg program. Empty: the one that comes with this package. Another one is "
-            "tested at its first use, and refused unless it assembles small films exactly."
-        ),
-    )
-    video_codec: str = Field(
-        default="copy",
-        title="Video codec",
-        description="FFmpeg's name of the codec to encode the video with, or copy.",
-    )
-    input_options: dict[str, str] = Field(
-        default={},
-        title="Input options",
-        description="Options of ffmpeg for reading the chunks, such as layer or part for OpenEXR.",
-    )
-    output_options: dict[str, str] = Field(
-        default={},
-        title="Output options",
-        description="Further output options of ffmpeg, without the dash, such as crf: 18.",
-    )
+    ffmpeg: Path | None = Field(default=None, title="FFmpeg")
+    """The ffmpeg program. Empty: the one that comes with this package. Another one is tested at its
+    first use, and refused unless it assembles small films exactly."""
+    video_codec: str = Field(default="copy", title="Video codec")
+    """FFmpeg's name of the codec to encode the video with, or copy."""
+    input_options: dict[str, str] = Field(default={}, title="Input options")
+    """Options of ffmpeg for reading the chunks, such as layer or part for OpenEXR."""
+    output_options: dict[str, str] = Field(default={}, title="Output options")
+    """Further output options of ffmpeg, without the dash, such as crf: 18."""
 
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film without a container, and images without a codec to encode them."""
@@ -180,14 +166,11 @@ class FfmpegStitcher(CheckedStitcher):
         return check_figures(figures, frames, len(chunks), check.audio.mode)
 
     def _exact_program(self) -> Path:
-        """Return the ffmpeg program; SetupError if it does not write exact films.
-
-        The one that this package carries needs no test. The result is kept until it is replaced.
-        """
+        """Return the ffmpeg program; SetupError if it does not write exact films."""
         program = find_ffmpeg(self.ffmpeg)
         if is_carried(program):
             return program
-        status = program.stat()
+        status = program.stat()  # tested once, until it is replaced
         if fault := _first_fault(program, status.st_mtime_ns, status.st_size):
             raise SetupError(
                 f"ffmpeg {str(program)!r} does not assemble exact films: {fault}; leave the "
@@ -221,11 +204,7 @@ class FfmpegStitcher(CheckedStitcher):
         audio: AudioPlan,
         chunks: Sequence[Media],
     ) -> list[str]:
-        """Return the command line that makes the film.
-
-        The first input is a playlist of the chunks, or the name of their images; the second, if
-        the film has audio, is a file with it.
-        """
+        """Return the command that makes a film of a playlist, or images, and a file with audio."""
         fps = chunks[0].fps
         options: dict[str, Any] = {"c:v": self.video_codec}
         own = dict(self.output_options)
@@ -366,10 +345,7 @@ def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
 
 @cache
 def _first_fault(program: Path, _mtime_ns: int, _size: int) -> str | None:
-    """Return what is wrong with the small films that a program makes; None if all are exact.
-
-    Decoded frames, display and decoding times, rate and length are compared with the chunks'.
-    """
+    """Return what is wrong with the small films that a program makes; None if all are exact."""
     write, no_audio = FfmpegStitcher()._write, AudioPlan(AudioMode.NONE)
     with tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-check-") as name:
         folder = Path(name)

@@ -62,11 +62,7 @@ def check_figures(found: FilmFigures, frames: int, chunks: int, mode: AudioMode)
 
 
 def read_figures(film: Path, fps: Fraction) -> FilmFigures:
-    """Read the figures of a film; AssemblyError if its frames are not on a grid of `fps`.
-
-    Of an mp4 or mov film the index is read, which tells time and place of every frame; of others
-    every packet.
-    """
+    """Read a film's index, else every packet; AssemblyError if frames are off a grid of `fps`."""
     with _refusing_faults():
         if film.suffix.lower() in MP4_ENDINGS:
             with suppress(NotIndexedError):  # ffmpeg's options may ask for fragments

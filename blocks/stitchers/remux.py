@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import av
 from pydantic import model_validator
@@ -64,9 +64,9 @@ class RemuxStitcher(CheckedStitcher):
         ```
     """
 
-    _block_type_name: ClassVar[str | None] = "Remux Stitcher"
-    _block_type_slug: ClassVar[str | None] = "remux-stitcher"
-    _description: ClassVar[str | None] = (
+    _block_type_name = "Remux Stitcher"
+    _block_type_slug = "remux-stitcher"
+    _description = (
         "Assemble chunks into one film by copying packets onto an exact frame grid. "
         "Every chunk is checked before, the film after."
     )
@@ -82,12 +82,11 @@ class RemuxStitcher(CheckedStitcher):
     def check_output(self, output: Path, inputs: Sequence[Path] = ()) -> None:
         """Refuse a film without a container, and image sequences."""
         super().check_output(output, inputs)
-        for path in inputs:
-            if is_image_sequence(path):
-                raise StitchInputError(
-                    f"chunk file {str(path)!r} is an image sequence, which has to be encoded: "
-                    "choose an ffmpeg-stitcher with a 'video_codec'"
-                )
+        if images := [path for path in inputs if is_image_sequence(path)]:
+            raise StitchInputError(
+                f"chunk file {str(images[0])!r} is an image sequence, which has to be encoded: "
+                "choose an ffmpeg-stitcher with a 'video_codec'"
+            )
 
     @contextmanager
     def grow(
@@ -125,7 +124,6 @@ class FilmMuxer(GrowingFilm):
         self._stitcher = stitcher
         self._check = check
         self._film = film
-        self._begun = False
         self._audio: FilmAudio | None = None
         self._track: TrackAudio | None = None
         self._reader: FilmReader | None = None
@@ -141,15 +139,12 @@ class FilmMuxer(GrowingFilm):
     def append(self) -> None:
         """Check the next chunk file and append it. See `GrowingFilm`."""
         chunk = self._stitcher._take(self._check)
-        if not self._begun:
+        if not self.frames:
             self.begin(chunk, chunk.reorder, self._check.total_frames)
         self.copy(chunk)
 
     def begin(self, first: Media, reorder: int, total_frames: int) -> None:
-        """Begin a film of so many frames, whose chunks are all coded as `first`.
-
-        In none of them, decoding runs ahead of display by more than `reorder` packets.
-        """
+        """Begin a film of chunks coded as `first`, of which none needs a deeper `reorder`."""
         film, audio = self._film, self._check.audio
         codec = str(first.signature["codec"])
         check_container(film, codec)
@@ -181,7 +176,6 @@ class FilmMuxer(GrowingFilm):
         self._fps = first.fps
         self._second = math.ceil(first.fps)  # in frames
         self._reorder = reorder
-        self._begun = True
 
     def copy(self, chunk: Media) -> None:
         """Copy a chunk's packets to the film, its first frame behind the last one so far.
@@ -227,10 +221,8 @@ class FilmMuxer(GrowingFilm):
             if self._audio is not None:
                 self._audio.close()
             self._stack.close()
-        if self._reader is None:
-            figures = read_figures(self._film, self._fps)
-        else:
-            figures = self._reader.finish(self._fps)
+        reader, fps = self._reader, self._fps
+        figures = reader.finish(fps) if reader else read_figures(self._film, fps)
         return check_figures(figures, self.frames, chunks, check.audio.mode)
 
     def _feed_track(self, number: int, frames: int) -> None:

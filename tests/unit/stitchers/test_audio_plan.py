@@ -19,7 +19,6 @@ from prefect_renderfarm.blocks.stitchers.audio import (
     audio_fault,
     check_codec,
     check_track,
-    codec_for,
     find_encoder,
     nearest_format,
     plan_audio,
@@ -160,13 +159,6 @@ def test_fraction_of_a_sample() -> None:
     fits = [each.samples for each in around if audio_fault(each, COPY, 1, ntsc) is None]
     assert fits == [1601, 1602]
     assert [samples_at(frame, ntsc, RATE) for frame in (0, 1, 2, 5)] == [0, 1602, 3203, 8008]
-
-
-def test_name_of_the_codec() -> None:
-    """AAC is the codec where none is named, but in WebM."""
-    assert codec_for(None, Path("f.mp4")) == "aac"
-    assert codec_for(None, Path("f.WebM")) == "libopus"
-    assert codec_for("flac", Path("f.webm")) == "flac"
 
 
 @pytest.mark.parametrize("name", ["no-such-codec", "libx264", "pcm"])

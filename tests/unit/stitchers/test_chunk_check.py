@@ -149,6 +149,20 @@ def test_audio_of_a_later_chunk(calls: tuple[Chunks, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("named", "film", "codec"),
+    [(None, "f.mp4", "aac"), (None, "f.WebM", "libopus"), ("flac", "f.webm", "flac")],
+)
+def test_name_of_the_audio_codec(
+    calls: tuple[Chunks, list[Any]], named: str | None, film: str, codec: str
+) -> None:
+    """AAC is the codec where none is named, but in WebM."""
+    calls[0]["a"] = media("a", audio=PCM)
+    check = ChunkCheck(PATHS, Path(film), 30, None)
+    RemuxStitcher(audio=AudioMode.ENCODE, audio_codec=named, audio_bitrate=64_000)._take(check)
+    assert check.audio == AudioPlan(AudioMode.ENCODE, PCM, None, codec, 64_000)
+
+
+@pytest.mark.parametrize(
     ("inputs", "film", "fps", "counts", "words"),
     [
         ([], FILM, 30, None, "film '/films/film.mp4': there are no chunk files to assemble"),
