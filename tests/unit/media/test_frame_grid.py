@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -39,6 +40,26 @@ def test_bad_frame_rates(given: object) -> None:
     """Nonsense is refused with its value."""
     with pytest.raises(ValueError, match="fps"):
         parse_fps(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([24], "fps a list is not a finite number"),
+        (Fraction(1, 1001), "fps 1/1001 is not above 0"),
+        ("29.9700299", "fps '29.9700299' has more digits"),
+        (Fraction(1_001_001, 1009), "fps 1001001/1009 has more digits"),
+    ],
+)
+def test_bad_rate_is_shown(given: object, words: str) -> None:
+    """The error shows the rate as it was given."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parse_fps(given)
+
+
+def test_largest_parts_of_a_rate() -> None:
+    """A numerator or denominator may be as large as FFmpeg reads it."""
+    assert parse_fps(Fraction(1_001_000, 1009)) == Fraction(1_001_000, 1009)
 
 
 def test_unknown_rate_is_0() -> None:

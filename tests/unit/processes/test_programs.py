@@ -1,15 +1,23 @@
-"""Command lines are split as `shlex` splits them."""
+"""Command lines are split as `shlex` splits them; `ffmpeg` is the named or the carried program."""
 
 from __future__ import annotations
 
+import os
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_renderfarm.blocks import JobError
-from prefect_renderfarm.blocks.processes.programs import MAX_COMMAND_BYTES, split_command
+from prefect_renderfarm.blocks import JobError, SetupError
+from prefect_renderfarm.blocks.processes.programs import (
+    MAX_COMMAND_BYTES,
+    find_ffmpeg,
+    is_carried,
+    path_with_ffmpeg,
+    split_command,
+)
 
 
 @settings(max_examples=2_000, deadline=None, database=None, derandomize=True)
@@ -64,3 +72,24 @@ def test_longest_command_is_split() -> None:
     """A command of exactly the limit is accepted."""
     command = "x" * MAX_COMMAND_BYTES
     assert split_command(command) == [command]
+
+
+def test_link_to_ffmpeg(tmp_path: Path) -> None:
+    """A folder in which `ffmpeg` is the named program goes before PATH: its own, or a new one."""
+    named = {"ffmpeg": tmp_path / "ffmpeg", "my-ffmpeg": tmp_path / "my-ffmpeg"}
+    for program in named.values():
+        program.touch(mode=0o755)
+    own, linked = (path_with_ffmpeg("/bin", program) for program in named.values())
+    assert own == f"{tmp_path}{os.pathsep}/bin"
+    folder = Path(linked.split(os.pathsep)[0])
+    assert folder != tmp_path
+    assert folder.name.startswith("renderfarm-ffmpeg-")
+    assert (folder / "ffmpeg").readlink() == named["my-ffmpeg"]
+
+
+def test_carried_ffmpeg(tmp_path: Path) -> None:
+    """The ffmpeg of the imageio-ffmpeg package is known; another one is not, nor is it replaced."""
+    assert is_carried(find_ffmpeg())
+    assert not is_carried(tmp_path / "ffmpeg")
+    with pytest.raises(SetupError, match=r"ffmpeg '.*/ffmpeg' does not exist or is not executable"):
+        find_ffmpeg(tmp_path / "ffmpeg")
