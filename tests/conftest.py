@@ -50,12 +50,19 @@ def api() -> FarmClient:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of a farm; put their files first, so that none is waited for at the end."""
+    """Mark the tests of a farm; put their files first, so that none is waited for at the end.
+
+    One file without a farm stands second: it is tested while the first one waits for the farm.
+    """
     for item in items:
         if {"api", "own_farm"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("farm")
     with_farm = {item.path for item in items if item.get_closest_marker("farm")}
     items.sort(key=lambda item: item.path not in with_farm)
+    paths = list(dict.fromkeys(item.path for item in items))
+    second = [path for path in paths if path not in with_farm][:1]
+    order = [*paths[:1], *second]
+    items.sort(key=lambda item: order.index(item.path) if item.path in order else len(order))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
