@@ -47,7 +47,7 @@ from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
-from prefect_renderfarm.flows.runs.report import Progress, human_size
+from prefect_renderfarm.flows.runs.report import human_size, showing_progress
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
@@ -202,10 +202,10 @@ def _stitch(
     inputs = [state.chunk_file(chunk) for chunk in chunks]
     fps = str(state.job.metadata.rate)
     frame_counts = [chunk.frame_count for chunk in chunks]
-    with Progress(sum(frame_counts), "frames assembled") as progress:
+    with showing_progress(sum(frame_counts), "frames assembled") as show_progress:
 
         def show(frames: int, size: int) -> None:
-            progress.show(frames, f", {human_size(size)}")
+            show_progress(frames, f", {human_size(size)}")
 
         growing = None
         if not fetcher.all_here():

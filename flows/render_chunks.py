@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -42,8 +42,6 @@ from prefect_renderfarm.flows.runs.orphans import (
 )
 from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
-
-Note = TypeVar("Note")
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
@@ -129,7 +127,7 @@ def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
     return [known[number] for number in wanted]
 
 
-def _write_note(write: Callable[[Note, str], object], note: Note) -> None:
+def _write_note(write: Callable[[Any, str], object], note: Any) -> None:
     """Write what the run reads that started this one; it is no error if that fails."""
     try:
         write(note, str(flow_run.id))

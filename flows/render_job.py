@@ -190,10 +190,8 @@ def render_job(
         # 5. Clean up.
         if not keep_chunks:
             _delete_chunks(state, report)
-    run_log().info(
-        "job %s: %s%s", report.job, report.assembly.value,
-        f", film: {report.film}" if report.film else "",
-    )  # fmt: skip
+    film_text = f", film: {report.film}" if report.film else ""
+    run_log().info("job %s: %s%s", report.job, report.assembly.value, film_text)
     return report
 
 

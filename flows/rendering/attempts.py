@@ -63,21 +63,17 @@ class Attempts:
             )
 
     def pause(self, failed: int) -> float:
-        """Return the seconds to wait after a chunk's n-th failed attempt.
+        """Return the seconds to wait after a chunk's n-th failed attempt: doubling, up to 300 s.
 
-        The wait doubles, up to 300 s, and half of it is left to chance, so that chunks that failed
-        together do not come back together: "equal jitter" of the AWS Architecture Blog,
-        "Exponential Backoff And Jitter".
+        Half of it is left to chance, so that chunks that failed together do not come back together:
+        "equal jitter" of the AWS Architecture Blog, "Exponential Backoff And Jitter".
         """
         longest = max(self.retry_delay, _LONGEST_PAUSE_SECONDS)
         pause = min(self.retry_delay * 2.0 ** (min(failed, 64) - 1), longest)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
 
     def slowness(self, frames: int, seconds: float, frame_times: Sequence[float]) -> str | None:
-        """Say in what a chunk is slow that is rendered for some seconds; None if it is not.
-
-        `frame_times` are the seconds that a frame took, of each finished chunk.
-        """
+        """Say in what a chunk is slow that is rendered for some seconds; None if it is not."""
         if self.slow_factor is None or len(frame_times) < _LEAST_DONE:
             return None
         usual = median(frame_times) * frames
@@ -89,22 +85,17 @@ class Attempts:
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of a run of `render_chunks` on a work pool."""
-        if self.slow_chunks is SlowChunks.DUPLICATE:
-            # Two attempts in one run would share its machine: another run makes the second one.
-            return asdict(self) | {"slow_chunks": SlowChunks.REPORT}
-        return asdict(self)
+        # Two attempts in one run would share its machine: another run makes the second one.
+        again = SlowChunks.REPORT if self.slow_chunks is SlowChunks.DUPLICATE else self.slow_chunks
+        return asdict(self) | {"slow_chunks": again}
 
 
 @dataclass(eq=False)
 class Failures:
-    """The failed attempts of one job or run; safe to use from several threads.
+    """The failed attempts of one job or run; safe to use from several threads."""
 
-    `most` is how many there may be; None means unlimited. `tell` is called with all of them
-    whenever one more is known.
-    """
-
-    most: int | None = None
-    tell: Callable[[Sequence[FailedAttempt]], None] | None = None
+    most: int | None = None  # None means unlimited
+    tell: Callable[[Sequence[FailedAttempt]], None] | None = None  # is given all, at each new one
 
     def __post_init__(self) -> None:
         self._all: list[FailedAttempt] = []
@@ -117,12 +108,7 @@ class Failures:
             return tuple(self._all)
 
     def add(self, chunk: int, attempt: int, seconds: float, error: Exception) -> None:
-        """Record a failed attempt.
-
-        Raises:
-            RepeatedFault: The chunk's file was wrong in the same way before.
-            TooManyFailures: The job has had more than it may have.
-        """
+        """Record a failed attempt. Raises: RepeatedFault, TooManyFailures."""
         if isinstance(error, WorkStopped):
             return  # its job was; nothing failed
         kind, message = type(error).__name__, str(error)

@@ -49,7 +49,7 @@ from prefect_renderfarm.flows.rendering.attempts import (
 )
 from prefect_renderfarm.flows.rendering.pool import ChunkRuns
 from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
-from prefect_renderfarm.flows.runs.report import Progress
+from prefect_renderfarm.flows.runs.report import showing_progress
 from prefect_renderfarm.flows.state.finished import Consistency, Eta, finished_chunks
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
@@ -87,22 +87,18 @@ def plan_rendering(
 
 @dataclass(eq=False)
 class ChunkRenderer:
-    """Renders chunks of one job, `width` at once; safe to use from several threads.
-
-    `done` are the chunks that are done, by their ids: at first those of earlier runs. `lock` is the
-    job lock; None: the run that started this one holds it. `failure` is why the job is given up.
-    """
+    """Renders chunks of one job, `width` at once; safe to use from several threads."""
 
     state: JobState
     adapter: WorkerAdapter
     rules: ChunkRules = ChunkRules()  # noqa: RUF009 -- frozen
     attempts: Attempts = Attempts()  # noqa: RUF009 -- frozen
-    done: dict[int, ChunkResult] = field(default_factory=dict)
+    done: dict[int, ChunkResult] = field(default_factory=dict)  # at first those of earlier runs
     failures: Failures = field(default_factory=Failures)
-    lock: JobLock | None = None
+    lock: JobLock | None = None  # the job lock; None: the run that started this one holds it
     chunks: Sequence[Chunk] = ()
     width: int = 1
-    failure: Exception | None = field(default=None, init=False)
+    failure: Exception | None = field(default=None, init=False)  # why the job is given up
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -120,16 +116,16 @@ class ChunkRenderer:
         left = [chunk for chunk in self.chunks if chunk.id not in self.done]
         size = math.ceil(len(left) / MAX_TASK_RUNS) or 1
         batches = [ChunkBatch(left[i : i + size], self) for i in range(0, len(left), size)]
-        progress = Progress(len(self.chunks), "chunks rendered")
+        progress = showing_progress(len(self.chunks), "chunks rendered")
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)
         # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
-        with pool as runner, progress, self.working():
+        with pool as runner, progress as show, self.working():
             futures: Any = runner.map(render_chunk, {"batch": batches})
             for future in as_completed(list(futures)):
                 future.wait()  # only then is its state the final one, not the server's latest
                 if not future.state.is_completed():
                     raise self.failure or _error_of(future.state)
-                progress.show(len(self.done))
+                show(len(self.done))
         return [self.done[chunk.id] for chunk in self.chunks]
 
     @contextmanager
@@ -188,13 +184,9 @@ class ChunkRenderer:
             self._clear(chunk)
             try:
                 result = attempt.run()
+                self._require_fit(chunk, result)
             except BaseException:
                 self._clear(chunk)
-                raise
-            try:
-                self._consistency.check(result)
-            except BaseException:
-                self._withdraw(chunk)
                 raise
         except Exception as error:
             self.failures.add(chunk.id, number, attempt.age, error)
@@ -280,15 +272,16 @@ class ChunkRenderer:
         if self.state.block is None:
             self.state.drop_chunk(chunk)
 
-    def _withdraw(self, chunk: Chunk) -> None:
-        """Let a chunk no longer count as done, because its file does not fit the others."""
+    def _require_fit(self, chunk: Chunk, result: ChunkResult) -> None:
+        """Refuse a chunk whose file does not fit the others; it no longer counts as done."""
         try:
-            if self.state.block is None:
-                self.state.drop_chunk(chunk)
-            else:
+            self._consistency.check(result)
+        except ChunkFileError:
+            try:
                 self.state.forget_chunks([chunk])
-        except StorageError as error:
-            run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
+            except StorageError as error:
+                run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
+            raise
 
     def _stop_all(self) -> None:
         self._stop.set()

@@ -43,7 +43,7 @@ from prefect_renderfarm.flows.rendering.attempts import (
 )
 from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
-from prefect_renderfarm.flows.runs.report import Progress
+from prefect_renderfarm.flows.runs.report import showing_progress
 from prefect_renderfarm.flows.state.finished import Eta
 
 # A run that no worker has taken by then is worth a warning.
@@ -65,15 +65,12 @@ _DONE_ELSEWHERE = "its chunks are done by another run"
 
 @dataclass(eq=False)
 class BatchRun:
-    """A flow run, and the chunks that it has yet to render, in its order.
-
-    `duplicated` says whether another run has the same chunks, `lost` why the run was given up.
-    """
+    """A flow run, and the chunks that it has yet to render, in its order."""
 
     run: FlowRun
     chunks: list[Chunk]
-    duplicated: bool = False
-    lost: str = ""
+    duplicated: bool = False  # another run has the same chunks
+    lost: str = ""  # why it was given up
 
     def __post_init__(self) -> None:
         self._news_at = time.monotonic()
@@ -87,8 +84,8 @@ class BatchRun:
     @property
     def begun(self) -> bool:
         """Whether a worker has taken the run."""
-        begun = self.state.is_pending() or self.state.is_running()
-        return begun or self.run.start_time is not None
+        started = self.run.start_time is not None
+        return started or self.state.is_pending() or self.state.is_running()
 
     @property
     def silence(self) -> float:
@@ -119,10 +116,9 @@ class BatchRun:
 
 @dataclass(eq=False)
 class ChunkRuns:
-    """Renders the chunks of one job that are not done by flow runs, `width` of them at once.
+    """Renders chunks of one job by flow runs, `width` at once, each with these attempts at a chunk.
 
-    `attempts` says how chunks are tried in their runs. A storage that is not saved is refused with
-    SetupError, because other machines could not load it.
+    A storage that is not saved is refused with SetupError: other machines could not load it.
     """
 
     done: DoneChunks
@@ -164,14 +160,14 @@ class ChunkRuns:
 
         When the last attempt at a chunk fails, the other runs are ended and its error raised.
         """
-        with Progress(len(self.chunks), "chunks rendered") as progress:
+        with showing_progress(len(self.chunks), "chunks rendered") as show:
             try:
                 self._look()
                 while self.done.left:
                     self._give_out()
                     time.sleep(self.adapter.poll_seconds)
                     self._look()
-                    progress.show(len(self.done.results))
+                    show(len(self.done.results))
             except BaseException as error:
                 self._end_all()
                 if isinstance(error, Exception):
@@ -237,9 +233,8 @@ class ChunkRuns:
     def count_loss(self, run: BatchRun) -> None:
         """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
-        A run is lost if its process or machine is, or if it cannot reach the storage: another may
-        do better. The loss counts for the chunk that the run was at. Any other error ends the job:
-        a chunk that failed has had its further attempts in its run.
+        It is lost, at its first chunk, if its process or machine is or it cannot reach the storage:
+        another may do better. Else a chunk failed, and had its further attempts in the run.
         """
         state = run.state
         where = f"render-chunks run {run.run.name!r} on work pool {run.run.work_pool_name!r}"
@@ -305,8 +300,7 @@ class ChunkRuns:
                 self._start(self._queue.next_batch(times, left))
             elif slow := self._slow_run():
                 slow.duplicated = True
-                name = slow.run.name
-                run_log().info("run %r is slow: its chunks are given out once more", name)
+                run_log().info("run %r is slow: its chunks are given out once more", slow.run.name)
                 self._start(slow.chunks, again=True)
 
     def _slow_run(self) -> BatchRun | None:

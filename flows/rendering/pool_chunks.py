@@ -25,20 +25,16 @@ _SMALL_REST = 0.25
 
 @dataclass(eq=False)
 class DoneChunks:
-    """The chunks that are done, by their manifests in the storage or job folder.
-
-    `results` are the manifests by the chunks' ids, at first those of earlier runs, which are
-    `reused`. `refused` says how often each chunk did not fit the others: up to `retries` times.
-    """
+    """The chunks that are done, by their manifests in the storage or job folder."""
 
     state: JobState
     chunks: Sequence[Chunk]
     rules: ChunkRules
-    retries: int
-    results: dict[int, ChunkResult]
+    retries: int  # how often each chunk may not fit the others
+    results: dict[int, ChunkResult]  # by the chunks' ids: at first those of earlier runs
 
     def __post_init__(self) -> None:
-        self.refused: Counter[int] = Counter()
+        self.refused: Counter[int] = Counter()  # how often each chunk did not fit the others
         self.reused = frozenset(self.results)
         self._misfits: list[Chunk] = []
         self._consistency = Consistency(self.rules, self.results.values())
@@ -57,43 +53,37 @@ class DoneChunks:
         """
         done = self.state.done(left := self.left)
         for chunk in left:
-            if chunk.id in done and (result := self.state.manifest(chunk)) is not None:
-                self._take(chunk, result)
+            if chunk.id not in done or (result := self.state.manifest(chunk)) is None:
+                continue
+            try:
+                self._consistency.check(result)
+            except ChunkFileError as error:
+                if chunk not in self._misfits:  # before all else: it must be returned, if not now
+                    self._misfits.append(chunk)
+                self.state.forget_chunks([chunk])
+                self.refused[chunk.id] += 1
+                if self.refused[chunk.id] > self.retries:
+                    raise
+                run_log().warning("%s; it is rendered again", error)
+                continue
+            self.results[chunk.id] = result
+            run_log().info(
+                "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
+                chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
+                f"{result.size:,}",
+            )  # fmt: skip
         misfits, self._misfits = self._misfits, []
         return misfits
-
-    def _take(self, chunk: Chunk, result: ChunkResult) -> None:
-        try:
-            self._consistency.check(result)
-        except ChunkFileError as error:
-            if chunk not in self._misfits:  # before all else: it must be returned, if not now
-                self._misfits.append(chunk)
-            self.state.forget_chunks([chunk])
-            self.refused[chunk.id] += 1
-            if self.refused[chunk.id] > self.retries:
-                raise
-            run_log().warning("%s; it is rendered again", error)
-            return
-        self.results[chunk.id] = result
-        run_log().info(
-            "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
-            chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
-            f"{result.size:,}",
-        )  # fmt: skip
 
 
 @dataclass(eq=False)
 class ChunkQueue:
-    """Chunks in the order in which they are given out: the longest first, else by their id.
-
-    A batch has `per_run` chunks. None: as many as take `target` seconds, all chunks added up, while
-    `width` runs go on at once.
-    """
+    """Chunks in the order in which they are given out: the longest first, else by their id."""
 
     chunks: Sequence[Chunk]
-    per_run: int | None
+    per_run: int | None  # chunks of a batch; None: as many as take `target` seconds one by one
     target: float
-    width: int
+    width: int  # runs at once
 
     def __post_init__(self) -> None:
         self._waiting = sorted(self.chunks, key=lambda chunk: -chunk.frame_count)
@@ -107,11 +97,7 @@ class ChunkQueue:
         self._waiting[:0] = [chunk for chunk in chunks if chunk.id not in known]
 
     def next_batch(self, frame_times: Sequence[float], frames_running: int) -> list[Chunk]:
-        """Give out a batch, of one chunk at least.
-
-        `frame_times` are the seconds that a frame took, of each finished chunk, `frames_running`
-        the number of frames that all runs have yet to render.
-        """
+        """Give out a batch of one chunk at least; `frames_running` are what runs have yet to do."""
         if self.per_run:
             count = self.per_run
         elif frame_times:

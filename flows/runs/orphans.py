@@ -76,13 +76,9 @@ def _end_parts(client: SyncPrefectClient, run: FlowRun) -> None:
         if child.deployment_id is None:
             declare_crashed(child.id, _reason(run))
             _end_parts(client, child)
-    task_runs = TaskRunFilter.model_validate(
-        {
-            "flow_run_id": {"any_": [run.id]},
-            "state": _OPEN,
-            "subflow_runs": {"exists_": False},  # not those that stand for a flow run
-        }
-    )
+    # Not those that stand for a flow run.
+    wanted = {"flow_run_id": {"any_": [run.id]}, "state": _OPEN, "subflow_runs": {"exists_": False}}
+    task_runs = TaskRunFilter.model_validate(wanted)
     ended: set[UUID] = set()
     while found := {item.id for item in client.read_task_runs(task_run_filter=task_runs)} - ended:
         for task_run_id in found:

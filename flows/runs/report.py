@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -33,49 +33,43 @@ _ASSEMBLY = {
 }
 
 
-class Progress:
-    """A context that shows "3 of 9 chunks rendered" on the flow run's page, if there is a run.
+@contextmanager
+def showing_progress(total: int, what: str) -> Iterator[Callable[..., None]]:
+    """Inside the block, show "3 of 9 chunks rendered" on the flow run's page, if there is a run.
 
-    A thread sends the updates, so that the work never waits for the server.
+    Yields `show(done, note="")`, which sets what a thread sends, at most once a second, and at the
+    end: the work never waits for the server.
     """
+    now = (0, "")
+    sent: tuple[int, str] | None = None
+    artifact: Any = None
 
-    def __init__(self, total: int, what: str) -> None:
-        self._total = total
-        self._what = what
-        self._now = (0, "")
-        self._shown: tuple[int, str] | None = None
-        self._artifact: Any = None
-        self._updates = ExitStack()
+    def show(done: int, note: str = "") -> None:
+        nonlocal now
+        now = (done, note)
 
-    def show(self, done: int, note: str = "") -> None:
-        """Set what is shown: at most once a second, and at the end."""
-        self._now = (done, note)
-
-    def __enter__(self) -> Self:
-        if FlowRunContext.get() is not None:
-            self._updates.callback(self._send_last)
-            updates = periodic(self._send, _SECONDS_BETWEEN_UPDATES, "progress", wait=True)
-            self._updates.enter_context(updates)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._updates.close()
-
-    def _send(self) -> None:
-        if (now := self._now) == self._shown:
+    def send() -> None:
+        nonlocal artifact, sent
+        if (sending := now) == sent:
             return
-        done, note = now
-        text = f"{done:,} of {self._total:,} {self._what}{note}"
-        shown = {"progress": 100.0 * done / self._total, "description": text}
-        if self._artifact is None:
-            self._artifact = call_sync(create_progress_artifact, **shown)
+        done, note = sending
+        text = f"{done:,} of {total:,} {what}{note}"
+        shown = {"progress": 100.0 * done / total, "description": text}
+        if artifact is None:
+            artifact = call_sync(create_progress_artifact, **shown)
         else:
-            call_sync(update_progress_artifact, self._artifact, **shown)
-        self._shown = now
+            call_sync(update_progress_artifact, artifact, **shown)
+        sent = sending
 
-    def _send_last(self) -> None:
+    if FlowRunContext.get() is None:
+        yield show
+        return
+    try:
+        with periodic(send, _SECONDS_BETWEEN_UPDATES, "progress", wait=True):
+            yield show
+    finally:
         try:
-            self._send()
+            send()
         except Exception as error:
             run_log().warning("cannot show progress: %s", error)
 
