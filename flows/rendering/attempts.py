@@ -1,4 +1,4 @@
-"""How often a chunk is tried, with which pauses and limits, and which attempts have failed."""
+"""Attempts at chunks: how many, with which pauses and limits, which failed; one that runs."""
 
 from __future__ import annotations
 
