@@ -66,9 +66,7 @@ class WorkerLost(WorkerError):
 class WorkerBusy(WorkerLost):
     """No worker had room for a command: it did not begin, and cost nothing.
 
-    Args:
-        message: What happened.
-        after: Seconds after which to ask again; None means that the worker does not say.
+    `after` is the seconds after which to ask again; None: the worker does not say.
     """
 
     def __init__(self, message: str, after: float | None = None) -> None:

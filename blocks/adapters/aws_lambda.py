@@ -31,7 +31,7 @@ from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
-from prefect_renderfarm.blocks.chunks.render import ChunkRequest, measure_output
+from prefect_renderfarm.blocks.chunks.render import ChunkReader, ChunkRequest, measure
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -305,7 +305,7 @@ def _publish(
                 f"chunk {request.chunk_id}: its command succeeded, but its output file could not "
                 f"be downloaded: {error}; a Helios function has to put it beside the job spec"
             ) from None
-        done = measure_output(request, path, result.worker, started)
+        done = measure(request, path, ChunkReader(request.verify), result.worker, started)
         store.publish(done.model_copy(update={"stored_as": key}), result.stdout.encode())
 
 

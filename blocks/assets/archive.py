@@ -90,12 +90,10 @@ def _save(download: Download, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
-    """Unpack a zip or tar file.
+    """Unpack a zip or tar file. Raises DamagedArchive if it is none, or damaged.
 
-    Raises:
-        DamagedArchive: It is no archive, or damaged.
-        FatalWorkerError: A name leads out of the folder, something in it is neither file nor
-            folder, or it holds too much.
+    Raises FatalWorkerError if a name leads out of the folder, something in it is neither file nor
+    folder, or it holds too much.
     """
     room = _Room(folder, stop)
     try:

@@ -51,9 +51,8 @@ _MAX_OBJECTS = 200_000  # as for archives: more files are not one job's input
 def where_assets_are(url: str | None, root: str) -> str | None:
     """Return the `assets` of chunk requests: the key of the job's list of files, or their URL.
 
-    Raises JobError unless `assetsUrl` is a folder's path or `file://` URL, an `s3://bucket/prefix`,
-    the `https://` URL of an archive, or empty: no input files. `root` is the job's folder in the
-    storage.
+    `root` is the job's folder in the storage. Raises JobError unless `assetsUrl` is a folder's path
+    or `file://` URL, an `s3://bucket/prefix`, the `https://` URL of an archive, or empty.
     """
     if not url:
         return None
@@ -68,15 +67,11 @@ def where_assets_are(url: str | None, root: str) -> str | None:
         raise JobError(f"{name} holds a name or password: use a presigned URL")
     if scheme == "https" and parts.netloc and parts.path.lower().endswith(ARCHIVE_ENDINGS):
         return f"https{url[5:]}"
+    fault = f"has scheme {excerpt(scheme)}, which workers cannot fetch"
     if scheme in ("s3", "https"):
-        raise JobError(
-            f"{name} names no input files: give a folder in a bucket, s3://bucket/prefix, or an "
-            f"archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
-        )
-    raise JobError(
-        f"{name} has scheme {excerpt(scheme)}, which workers cannot fetch: give a folder, s3://bucket/"
-        "prefix, or an archive at an https:// address"
-    )
+        fault = "names no input files"
+    archive = f"an archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
+    raise JobError(f"{name} {fault}: give a folder, s3://bucket/prefix, or {archive}")
 
 
 def local_folder(url: str | None, job_dir: Path) -> Path | None:
@@ -129,6 +124,11 @@ class AssetFile(BaseModel):
         """The key of its content in the storage."""
         return f"{ASSETS}/{self.sha256}"
 
+    @property
+    def name(self) -> str:
+        """Its name in a cache."""
+        return f"{self.sha256}.x" if self.executable else self.sha256
+
 
 class AssetList(BaseModel):
     """The input files of a job."""
@@ -161,11 +161,8 @@ def send_assets(
 
     A folder inside the job folder keeps its relative path in the workspace. The files of another
     folder go to the top of the workspace. Links inside it are sent as what they lead to. Files are
-    left out for whose absolute paths `skip` is true.
-
-    Raises:
-        JobError: A link leads out of the folder, a name is not UTF-8, or something is no regular
-            file, cannot be read, or changes meanwhile.
+    left out for whose absolute paths `skip` is true. Raises JobError if a link leads out of the
+    folder, or something has no UTF-8 name, is no regular file, or changes meanwhile.
     """
     found = _describe_files(folder, job_dir, skip)
     files = AssetList(files=tuple(local.file for local in found))
@@ -227,24 +224,20 @@ def _describe_files(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -
 def read_list(store: ObjectStore, key: str) -> AssetList:
     """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
     data = store.read(key)
-    if data is None:
-        raise StorageError(f"{store.name} has no list of assets {key!r}: run render-job again")
     try:
-        return AssetList.model_validate_json(data)
+        return AssetList.model_validate_json(data or b"")
     except ValidationError:
+        no = "no" if data is None else "no valid"
         raise StorageError(
-            f"{store.name}: {key!r} is no list of assets: run render-job again"
+            f"{store.name} has {no} list of assets {key!r}: run render-job again"
         ) from None
 
 
 def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Event) -> None:
     """Put a job's input files, `ChunkRequest.assets`, into a workspace, before its command runs.
 
-    Raises:
-        WorkerLost: They do not fit on the disk, or their server did not answer.
-        FatalWorkerError: They lead out of the workspace, or cannot be fetched.
-        StorageError: A file could not be fetched, or is not what was sent.
-        WorkStopped: `stop` was set.
+    Raises WorkerLost (a full disk, no answer from their server), FatalWorkerError (a path outside
+    the workspace, a refused URL), StorageError, or WorkStopped.
     """
     with disk_errors("assets"):
         cache = AssetCache()
@@ -254,16 +247,18 @@ def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Eve
         if assets.startswith("s3://"):
             files = files_in_s3(assets, storage)
         else:
-            files = [_wanted(file, storage) for file in read_list(storage, assets).files]
+            files = [
+                WantedFile(**file.model_dump(), name=file.name, store=storage, key=file.key)
+                for file in read_list(storage, assets).files
+            ]
         place_files(files, folder, cache, stop)
 
 
 def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     """Return the files in a folder of a bucket, `s3://bucket/prefix`; their names change with them.
 
-    It is read with the credentials of the storage block if that is an `S3Bucket`; on a remote
-    worker those are the worker's own. Raises FatalWorkerError if there is nothing, or too much, or
-    jobs may not read this bucket.
+    It is read with the credentials of the storage block if that is an `S3Bucket`. Raises
+    FatalWorkerError if there is nothing, or too much, or jobs may not read this bucket.
     """
     parts, name = urlsplit(url), name_of_url(url)
     try:
@@ -285,24 +280,11 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
 
     def wanted(found: StoredObject) -> WantedFile:
         identity = f"{url} {found.key} {found.size} {found.modified.isoformat()}"
-        return WantedFile(
-            path=found.key.removeprefix(f"{prefix}/"),
-            size=found.size,
-            name=hashlib.sha256(identity.encode()).hexdigest(),
-            get=partial(store.download, found.key),
-            source=f"{found.key!r} in {store.name}",
-        )
+        name = hashlib.sha256(identity.encode()).hexdigest()
+        path = found.key.removeprefix(f"{prefix}/")
+        return WantedFile(path=path, size=found.size, name=name, store=store, key=found.key)
 
     return [wanted(found) for found in objects]
-
-
-def _wanted(file: AssetFile, storage: ObjectStore) -> WantedFile:
-    return WantedFile(
-        **file.model_dump(),
-        name=f"{file.sha256}.x" if file.executable else file.sha256,
-        get=partial(storage.download, file.key),
-        source=f"{file.key!r} in {storage.name}",
-    )
 
 
 def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from prefect_renderfarm.blocks.errors import FatalWorkerError, StorageError, Wor
 from prefect_renderfarm.blocks.runtime.text import excerpt
 from prefect_renderfarm.blocks.storage.atomic_file import remove_all_leftovers
 from prefect_renderfarm.blocks.storage.manifest import file_sha256
+from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -57,8 +59,7 @@ class AssetCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        name = f"renderfarm-assets-{os.getuid()}"
-        self.folder = Path(tempfile.gettempdir()) / name if folder is None else folder
+        self.folder = folder or Path(tempfile.gettempdir(), f"renderfarm-assets-{os.getuid()}")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.folder.lstat()
         private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
@@ -95,8 +96,7 @@ class AssetCache:
     def make_room(self, size: int, keep: Collection[str]) -> None:
         """Remove the least recently used files, except `keep`, until so many bytes fit.
 
-        Raises:
-            WorkerLost: They do not fit.
+        Raises WorkerLost if they do not fit.
         """
         remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
         entries = []
@@ -140,8 +140,8 @@ class WantedFile:
     path: str
     size: int
     name: str
-    get: Callable[[Path], None]  # fetches it into a file, whole or not at all
-    source: str  # its name at its source, for errors
+    store: ObjectStore
+    key: str  # in the store
     sha256: str | None = None
     executable: bool = False
 
@@ -149,16 +149,14 @@ class WantedFile:
 def place_files(
     files: Sequence[WantedFile], folder: Path, cache: AssetCache, stop: threading.Event
 ) -> None:
-    """Put files into a workspace, several at once.
+    """Put files into a workspace, several at once; see `inputs.lay_out` for errors.
 
-    Files of known content are read-only links into the cache; others are copies. Errors are those
-    of `inputs.lay_out`.
+    Files of known content are read-only links into the cache; others are copies.
     """
     targets = [inside(folder, file.path) for file in files]
     size = sum({file.name: file.size for file in files if not cache.has(file.name)}.values())
     size += sum(file.size for file in files if file.sha256 is None)
     cache.make_room(size, {file.name for file in files})
-
     in_parallel(lambda pair: _place(*pair, cache, stop), zip(files, targets, strict=True))
 
 
@@ -205,7 +203,7 @@ def _place(file: WantedFile, target: Path, cache: AssetCache, stop: threading.Ev
         target.parent.mkdir(parents=True, exist_ok=True)
         # Twice: a command may have altered the cached file, or another process removed it.
         for _ in range(2):
-            cached = cache.fetch(file.name, file.get, stop)
+            cached = cache.fetch(file.name, partial(file.store.download, file.key), stop)
             with suppress(FileNotFoundError):
                 _link(file, cached, target)
                 if target.stat().st_size == file.size and (
@@ -215,8 +213,8 @@ def _place(file: WantedFile, target: Path, cache: AssetCache, stop: threading.Ev
                 target.unlink()
             cache.drop(file.name)
     raise StorageError(
-        f"asset {file.path!r}: {file.source} is not what was sent, by its size or SHA-256: delete "
-        "it there and run render-job again"
+        f"asset {file.path!r}: {file.key!r} in {file.store.name} is not what was sent, by its size "
+        "or SHA-256: delete it there and run render-job again"
     )
 
 

@@ -70,23 +70,28 @@ class StorageAddress(BaseModel):
         return block
 
 
-class ChunkRequest(BaseModel):
-    """A chunk to render, for a worker that shares only the storage with whoever asks."""
+class PlannedChunk(BaseModel):
+    """What a chunk's file has to be."""
 
     model_config = ConfigDict(frozen=True)
 
-    job: str  # its name, for messages
-    key: str  # the job's key: the name of its folder in the storage
     chunk_id: int
+    identity: str = ""  # the cache key
     start_frame: int
     frame_count: int
     output_file: str  # what the command writes, in its workspace
-    command: str
     fps: str  # as a fraction
+
+
+class ChunkRequest(PlannedChunk):
+    """A chunk to render, for a worker that shares only the storage with whoever asks."""
+
+    job: str  # its name, for messages
+    key: str  # the job's key: the name of its folder in the storage
+    command: str
     verify: Verify = Verify.PACKETS
     storage: StorageAddress
     assets: str | None = None  # the key of the list of the job's input files, or their URL
-    identity: str = ""  # the chunk's cache key
     timeout: float | None = None  # seconds after which the command is ended
     index: int = 0  # position of the chunk in the job spec
 
@@ -158,7 +163,8 @@ def render_here(
                 _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
             return result
         try:
-            done = measure_output(request, output, worker or result.worker, started)
+            reader = ChunkReader(request.verify)
+            done = measure(request, output, reader, worker or result.worker, started)
         except ChunkFileError as error:
             store.keep_log(request.chunk_id, log)
             _blame_full_disk(str(error), folder)
@@ -184,54 +190,30 @@ def naming_chunk_and_worker(request: ChunkRequest, worker: str | None) -> Iterat
         raise WorkerLost(f"{where}: {error}; {_full_disk(Path(tempfile.gettempdir()))}") from None
 
 
-def measure_output(request: ChunkRequest, path: Path, worker: str, started: float) -> ChunkResult:
-    """Read the file of a request; see `measure`."""
-    fields = {"chunk_id", "identity", "start_frame", "frame_count", "output_file"}
-    return measure(
-        path,
-        **request.model_dump(include=fields),
-        fps=Fraction(request.fps),
-        reader=ChunkReader(request.verify),
-        worker=worker,
-        started=started,
-    )
-
-
 def measure(
-    path: Path,
-    *,
-    chunk_id: int,
-    identity: str,
-    start_frame: int,
-    frame_count: int,
-    output_file: str,
-    fps: Fraction,
-    reader: ChunkReader,
-    worker: str,
-    started: float,
+    chunk: PlannedChunk, path: Path, reader: ChunkReader, worker: str, started: float
 ) -> ChunkResult:
     """Read a chunk's file or images, verify them against the plan, and return their manifest.
 
-    `started` is when the attempt began, by `time.monotonic`.
-
-    Raises:
-        ChunkFileError: It is missing, damaged, or has another number of frames than planned.
+    `started` is when the attempt began, by `time.monotonic`. Raises ChunkFileError if the file is
+    missing, damaged, or has another number of frames than planned.
     """
     try:
-        media = reader.read(path, fps)
-        if media.frames != frame_count:
-            raise MediaFault(f"has {media.frames} frames, not the planned {frame_count}")  # noqa: TRY301
+        media = reader.read(path, Fraction(chunk.fps))
+        if media.frames != chunk.frame_count:
+            raise MediaFault(f"has {media.frames} frames, not the planned {chunk.frame_count}")  # noqa: TRY301
     except MediaFault as fault:
         raise ChunkFileError(
-            f"chunk {chunk_id}: its command succeeded, but its file {output_file!r} {fault}"
+            f"chunk {chunk.chunk_id}: its command succeeded, but its file "
+            f"{chunk.output_file!r} {fault}"
         ) from None
     size, sha256 = content(path) or (0, "")
     return ChunkResult(
-        id=chunk_id, identity=identity, start_frame=start_frame, frame_count=media.frames,
-        output_file=output_file, path=path, size=size, sha256=sha256,
-        seconds=time.monotonic() - started, worker=worker, signature=dict(media.signature),
+        id=chunk.chunk_id, identity=chunk.identity, start_frame=chunk.start_frame,
+        frame_count=media.frames, output_file=chunk.output_file, path=path, size=size,
+        sha256=sha256, seconds=time.monotonic() - started, worker=worker,
+        signature=dict(media.signature), published_at=datetime.now(UTC),
         images=tuple(image.name for image in media.images) or None,
-        published_at=datetime.now(UTC),
     )  # fmt: skip
 
 

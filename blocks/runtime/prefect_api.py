@@ -18,18 +18,15 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_renderfarm.blocks.errors import SetupError
 
-RunLog = logging.Logger | logging.LoggerAdapter[Any]
+_PAGE = 200  # the server returns at most this many items
 
 
-def run_log() -> RunLog:
+def run_log() -> logging.Logger | logging.LoggerAdapter[Any]:
     """Return the logger of the current flow or task run, or an ordinary one outside a run."""
     try:
         return get_run_logger()
     except MissingContextError:
         return get_logger("renderfarm")
-
-
-_PAGE = 200  # the server returns at most this many items
 
 
 def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -15,9 +15,8 @@ from uuid import uuid4
 
 from prefect_renderfarm.blocks.errors import AssemblyError
 
-_HEX_DIGITS = 32  # of an UUID
 _NEARLY_FULL_BYTES = 1_000_000  # with less free, the disk may be why a film was not written
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.DOTALL)  # the digits of an UUID
 
 
 @contextmanager
@@ -48,21 +47,19 @@ def write_atomic(final: Path, data: bytes) -> None:
 
 def create_atomic(final: Path, data: bytes) -> bool:
     """Write a small file, whole or not at all, unless one exists; return whether it was written."""
-    with _held(final) as temporary:
+    with _held(final) as temporary, suppress(FileExistsError):
         temporary.write_bytes(data)
         _flush(temporary)
         try:
             os.link(temporary, final)
         except FileExistsError:
-            return False
+            raise
         except OSError:  # a file system without hard links
-            with suppress(FileExistsError):
-                os.close(os.open(final, os.O_CREAT | os.O_EXCL))
-                temporary.replace(final)
-                return True
-            return False
+            os.close(os.open(final, os.O_CREAT | os.O_EXCL))
+            temporary.replace(final)
         _flush(final.parent)
-    return True
+        return True
+    return False
 
 
 def link_atomic(source: Path, final: Path) -> None:
@@ -77,11 +74,9 @@ def link_atomic(source: Path, final: Path) -> None:
     temporary = temporary_name(final)
     try:
         os.link(source, temporary)
+        temporary.replace(final)
     except OSError:
         write_atomic(final, source.read_bytes())
-        return
-    try:
-        temporary.replace(final)
     finally:
         # POSIX rename() leaves it if both names are links to the same file.
         temporary.unlink(missing_ok=True)
@@ -94,12 +89,9 @@ def temporary_name(final: Path) -> Path:
 
 def remove_leftovers(final: Path) -> None:
     """Remove temporary files and folders of `final` that no living process holds."""
-    stem, end = _stem(final), f".part{final.suffix}"
-
-    def is_left(path: Path) -> bool:
-        return path.name.startswith(stem) and path.name[len(stem) + _HEX_DIGITS :] == end
-
-    _remove_free(final.parent, is_left)
+    start, end = re.escape(_stem(final)), re.escape(f".part{final.suffix}")
+    name = re.compile(f"{start}[0-9a-f]{{32}}{end}")
+    _remove_free(final.parent, lambda path: name.fullmatch(path.name) is not None)
 
 
 def remove_all_leftovers(folder: Path, older_than: float = 3600.0) -> None:
@@ -211,17 +203,12 @@ def _flush(path: Path) -> None:
 def publishing(output: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write a film to; then give it its name.
 
-    What a killed process left of this film is removed first.
-
-    Raises AssemblyError if the film cannot be written, with the disk and its free space.
+    What a killed process left of this film is removed first. See `naming_the_disk` for errors.
     """
     remove_leftovers(output)
-    try:
-        # The inner one looks at the disk while what fills it is still there.
-        with atomic_file(output) as film, naming_the_disk(output):
-            yield film
-    except OSError as error:
-        raise _not_written(output, error) from error
+    # The inner one looks at the disk while what fills it is still there.
+    with naming_the_disk(output), atomic_file(output) as film, naming_the_disk(output):
+        yield film
 
 
 @contextmanager
@@ -230,19 +217,17 @@ def naming_the_disk(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(output, error) from error
+        reason = error.strerror or error
+        raise AssemblyError(
+            f"film {str(output)!r} cannot be written: {reason}; {disk_of(output)}"
+        ) from error
     except AssemblyError as error:
         # Some programs do not report that their last bytes found no room.
-        named = isinstance(error.__cause__, OSError) or type(error) is not AssemblyError
-        if named or shutil.disk_usage(_existing(output)).free >= _NEARLY_FULL_BYTES:
+        named = isinstance(error.__cause__, OSError | AssemblyError)
+        full = shutil.disk_usage(_existing(output)).free < _NEARLY_FULL_BYTES
+        if named or not full or type(error) is not AssemblyError:
             raise
         raise AssemblyError(f"film {str(output)!r}: {error}; {disk_of(output)}") from error
-
-
-def _not_written(output: Path, error: OSError) -> AssemblyError:
-    return AssemblyError(
-        f"film {str(output)!r} cannot be written: {error.strerror or error}; {disk_of(output)}"
-    )
 
 
 def disk_of(output: Path) -> str:

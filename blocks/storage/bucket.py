@@ -56,8 +56,6 @@ class BucketStore(ObjectStore):
 
     root: ClassVar[str] = "renderfarm"
     in_place: ClassVar[bool] = False
-    poll_seconds: ClassVar[float] = 0.3
-    parallel_fetches: ClassVar[int] = 4
 
     def __init__(self, block: ObjectStorageBlock) -> None:
         self.block = block
@@ -106,7 +104,7 @@ class BucketStore(ObjectStore):
                     blob.upload_from_string(data, if_generation_match=0)
                 else:
                     raise SetupError(f"{self.name} cannot create an object on condition")
-        except _ExistsError:
+        except FileExistsError:
             # The client repeats a request of which the answer was lost.
             return self.read(key) == data
         return True
@@ -202,7 +200,7 @@ class BucketStore(ObjectStore):
             if codes & _MISSING and what in _READING:
                 raise ObjectMissing(f"{self.name} has no object {key!r}") from None
             if codes & _EXISTS and what == "create":
-                raise _ExistsError from None
+                raise FileExistsError from None
             if isinstance(error, OSError) and (error.filename or error.errno in _NO_ROOM):
                 raise  # of a file on this machine, not of the storage
             raise StorageError(f"{self.name} cannot {what} {key!r}: {error}") from None
@@ -216,12 +214,8 @@ def _out_of_the_log(call: Callable[..., Any], *arguments: Any) -> Any:
     return contextvars.Context().run(call_sync, call, *arguments)
 
 
-class _ExistsError(Exception):
-    """The object to create exists already."""
-
-
 def _codes(error: BaseException) -> set[str]:
-    """Return the names and numbers under which a provider's error is known."""
+    """Return the names and numbers of a provider's error."""
     codes = {type(error).__name__}
     if isinstance(error, ClientError):
         answer: Any = error.response

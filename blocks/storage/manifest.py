@@ -19,9 +19,7 @@ class ChunkResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int = Field(description="Number of the chunk.")
-    identity: str = Field(
-        default="", description="Hash of all that decides what its command makes."
-    )
+    identity: str = Field(default="", description="Hash of all that determines its pictures.")
     start_frame: int = Field(description="First frame of its range.")
     frame_count: int = Field(description="Number of frames, counted in the file.")
     output_file: str = Field(description="Its file, relative to the job folder.")
@@ -34,15 +32,9 @@ class ChunkResult(BaseModel):
     signature: dict[str, str | int | None] = Field(
         default={}, description="How the file is coded: the same in all chunks of a film."
     )
-    billed_seconds: float | None = Field(
-        default=None, description="Seconds that the worker's provider charges for."
-    )
-    memory_mb: int | None = Field(
-        default=None, description="Memory that they are charged with, in 1,048,576 bytes."
-    )
-    images: tuple[str, ...] | None = Field(
-        default=None, description="The names of its images, if it is an image sequence."
-    )
+    billed_seconds: float | None = Field(default=None, description="Seconds that are charged for.")
+    memory_mb: int | None = Field(default=None, description="Memory charged, in 1,048,576 bytes.")
+    images: tuple[str, ...] | None = Field(default=None, description="Names of its images, if any.")
     stored_as: str | None = Field(default=None, description="The file's key in the storage.")
     log: str | None = Field(default=None, description="The key of its full log in the storage.")
     published_at: datetime | None = Field(default=None, description="When it counted as done.")

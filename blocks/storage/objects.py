@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,7 +12,6 @@ from typing import ClassVar, NamedTuple
 
 from prefect_renderfarm.blocks.errors import ObjectMissing
 from prefect_renderfarm.blocks.storage.atomic_file import (
-    atomic_file,
     create_atomic,
     is_temporary,
     link_atomic,
@@ -40,15 +38,11 @@ class ObjectStore(ABC):
     Attributes:
         root: The folder in which jobs have theirs.
         in_place: Whether commands write their files into the store; then none is sent or fetched.
-        poll_seconds: How often to look whether an object is there.
-        parallel_fetches: Number of objects to fetch at the same time.
         name: The store, in errors and logs.
     """
 
     root: ClassVar[str]
     in_place: ClassVar[bool]
-    poll_seconds: ClassVar[float]
-    parallel_fetches: ClassVar[int]
     name: str
 
     @abstractmethod
@@ -75,13 +69,15 @@ class ObjectStore(ABC):
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are no error."""
 
-    @abstractmethod
     def upload(self, path: Path, key: str) -> None:
         """Send a file."""
+        self.write(key, path.read_bytes())
 
-    @abstractmethod
     def download(self, key: str, path: Path) -> None:
         """Fetch an object into a file, which appears whole or not at all."""
+        if (data := self.read(key)) is None:
+            raise ObjectMissing(f"{self.name} has no object {key!r}")
+        write_atomic(path, data)
 
     @abstractmethod
     def copy(self, key: str, other: str) -> None:
@@ -93,8 +89,6 @@ class FolderStore(ObjectStore):
 
     root: ClassVar[str] = ".renderfarm"
     in_place: ClassVar[bool] = True
-    poll_seconds: ClassVar[float] = 0.05
-    parallel_fetches: ClassVar[int] = 1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,19 +126,6 @@ class FolderStore(ObjectStore):
         """Delete files."""
         for key in keys:
             (self.folder / key).unlink(missing_ok=True)
-
-    def upload(self, path: Path, key: str) -> None:
-        """Copy a file into the folder."""
-        with atomic_file(self.folder / key) as temporary:
-            shutil.copyfile(path, temporary)
-
-    def download(self, key: str, path: Path) -> None:
-        """Copy a file out of the folder."""
-        source = self.folder / key
-        if not source.is_file():
-            raise ObjectMissing(f"{self.name} has no file {key!r}")
-        with atomic_file(path) as temporary:
-            shutil.copyfile(source, temporary)
 
     def copy(self, key: str, other: str) -> None:
         """Give a file another name."""

@@ -23,6 +23,9 @@ from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.state.job_state import JobState
 
 _SECONDS_BETWEEN_QUESTIONS = 2.0
+_POLL_SECONDS = 0.05  # of a job folder
+_STORAGE_POLL_SECONDS = 0.3
+_PARALLEL_FETCHES = 4  # from a storage; in a job folder files are only read
 
 
 class ChunkFetcher:
@@ -55,7 +58,7 @@ class ChunkFetcher:
         Raises: AssemblyError, if a file is not what was rendered; RenderStopped, if the next chunk
         will not come, or did not come for too long.
         """
-        width = self._state.objects.store.parallel_fetches
+        width = 1 if self._state.block is None else _PARALLEL_FETCHES
         stop = threading.Event()
         with ThreadPoolExecutor(width, thread_name_prefix="fetch") as ahead:
             left = (ahead.submit(self._next, chunk, stop) for chunk in self._state.job.chunks)
@@ -83,6 +86,7 @@ class ChunkFetcher:
         return self._checked[chunk.id]
 
     def _wait(self, chunk: Chunk, sleep: Callable[[float], None]) -> None:
+        poll_seconds = _POLL_SECONDS if self._state.block is None else _STORAGE_POLL_SECONDS
         since = asked = time.monotonic()
         while self._timeout and not self._is_there(chunk):
             now = time.monotonic()
@@ -92,7 +96,7 @@ class ChunkFetcher:
                     raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
             if now - since > self._timeout:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._timeout:g} s")
-            sleep(self._state.objects.store.poll_seconds)
+            sleep(poll_seconds)
 
     def _is_there(self, chunk: Chunk) -> bool:
         try:

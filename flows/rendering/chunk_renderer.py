@@ -23,6 +23,7 @@ from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.chunks.render import (
     ChunkReader,
     ChunkRequest,
+    PlannedChunk,
     StorageAddress,
     measure,
 )
@@ -230,24 +231,25 @@ class ChunkRenderer:
             )
         )  # fmt: skip
         result.require_success(name)
-        done = measure(
-            self.state.chunk_file(chunk), chunk_id=chunk.id, identity=self.state.identity(chunk),
-            start_frame=chunk.start_frame, frame_count=chunk.frame_count,
-            output_file=chunk.output_file, fps=self.state.job.metadata.rate,
-            reader=self._reader, worker=result.worker, started=started,
+        plan, path = self._plan(chunk), self.state.chunk_file(chunk)
+        return measure(plan, path, self._reader, result.worker, started), result
+
+    def _plan(self, chunk: Chunk) -> PlannedChunk:
+        return PlannedChunk(
+            chunk_id=chunk.id, identity=self.state.identity(chunk), start_frame=chunk.start_frame,
+            frame_count=chunk.frame_count, output_file=chunk.output_file,
+            fps=str(self.state.job.metadata.rate),
         )  # fmt: skip
-        return done, result
 
     def _run_through_storage(
         self, chunk: Chunk, block: ObjectStorageBlock, stop: threading.Event
     ) -> _Rendered:
         name, job = f"chunk {chunk.id}", self.state.job
         request = ChunkRequest(
-            job=job.title, key=job.key, chunk_id=chunk.id, identity=self.state.identity(chunk),
-            index=self._indices[chunk.id], start_frame=chunk.start_frame,
-            frame_count=chunk.frame_count, output_file=chunk.output_file, command=chunk.command,
-            fps=str(job.metadata.rate), verify=self.rules.verify, timeout=self.attempts.timeout,
-            storage=StorageAddress.of(block), assets=self.state.assets,
+            **self._plan(chunk).model_dump(), job=job.title, key=job.key,
+            index=self._indices[chunk.id], command=chunk.command, verify=self.rules.verify,
+            timeout=self.attempts.timeout, storage=StorageAddress.of(block),
+            assets=self.state.assets,
         )  # fmt: skip
         cost = WorkerResult(exit_code=0)
         try:

@@ -162,7 +162,7 @@ def test_payload_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"jobPath": "x"}, "neither an order nor a command"),
         ({"command": {}}, "does not fit this version: command: Field required"),
         ({"command": {"command": ["s3cret"]}}, "does not fit this version: command: Input"),
-        ({"order": {"job": "s3cret"}}, "does not fit this version: key: Field required; chunk_id"),
+        ({"order": {"job": "s3cret"}}, "does not fit this version: chunk_id: Field required; "),
         ({"order": "s3cret"}, "does not fit this version"),
     ],
 )
