@@ -1,1 +1,1 @@
-"""The job spec: parse, check, load, plan."""
+"""The job spec: fields, checks, loading, planning."""

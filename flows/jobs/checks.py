@@ -124,10 +124,9 @@ def _key(file: _File) -> str:
 def _same(file: _File, other: _File) -> str:
     if file.parts != other.parts:
         return f"{file}, and {other}, which some file systems take for the same"
-    if file.field == other.field:
-        name = excerpt(file.name)
-        return f"{file.owner} and {other.owner} write the same {file.field} {name}"
-    return f"{file}, and {other}, which is the same file"
+    if file.field != other.field:
+        return f"{file}, and {other}, which is the same file"
+    return f"{file.owner} and {other.owner} write the same {file.field} {excerpt(file.name)}"
 
 
 def _also_a_folder(file: _File, inner: _File) -> JobError:

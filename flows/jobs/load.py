@@ -23,8 +23,13 @@ from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.flows.jobs.checks import RECORDS, relative_path_message, require_plain
-from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, parse_spec, require_size
-from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
+from prefect_renderfarm.flows.jobs.spec import (
+    MOST_BYTES,
+    RenderJob,
+    is_key,
+    parse_spec,
+    require_size,
+)
 from prefect_renderfarm.flows.results import RenderReport
 
 # From the request to the last byte: the largest spec at 1 MB a second.

@@ -1,13 +1,16 @@
-"""Job specs: what to render, as the chunks that a farm renders one by one."""
+"""Job specs: what to render, as chunks; their JSON may come from anybody."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import cache
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -17,16 +20,26 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 
 from prefect_renderfarm.blocks.errors import JobError
+from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.media.frame_grid import parse_fps
+from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.flows.jobs.checks import JobFiles, require_command, require_plain
-from prefect_renderfarm.flows.jobs.parse import one_line_errors, parse_spec, require_size
 
+# 100,000 chunks with commands of 500 characters take 65 MB.
+MOST_BYTES = 100_000_000
+# Commas and opening brackets, in text as well as outside of it: those 100,000 chunks, with 40 in
+# each command. Their number is limited because an object of 8 bytes takes 192 in memory: a text
+# takes 0.7 GB at worst, and not 3 (tests/unit/jobs/test_hostile_specs.py).
+MOST_PARTS = 5_000_000
+# A number of any use has 17 digits; the time to read one grows with their square.
+_MOST_DIGITS = 100
 # RFC 8259, section 6: beyond these, programs that read JSON do not agree about a whole number.
 MOST_NUMBER = 2**53 - 1
 # A film of 24 hours in chunks of 5 frames. They take 0.7 GB of memory, and a process some 12 s.
@@ -43,18 +56,14 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _plain(most: int, what: str) -> AfterValidator:
-    """Return a validator: no invisible characters, at most so many characters, empty is None."""
-
-    def check(text: str | None) -> str | None:
-        if text is None or not text.strip():
-            return None
-        if len(text) > most:
-            raise ValueError(f"the longest {what} has {most:,} characters")
-        require_plain(text)
-        return text
-
-    return AfterValidator(check)
+def _plain(text: str | None, most: int, what: str) -> str | None:
+    """Refuse invisible characters, and more characters than `most`; an empty text is None."""
+    if text is None or not text.strip():
+        return None
+    if len(text) > most:
+        raise ValueError(f"the longest {what} has {most:,} characters")
+    require_plain(text)
+    return text
 
 
 _WholeNumber = Annotated[int, BeforeValidator(_whole)]
@@ -72,16 +81,10 @@ class _SpecModel(BaseModel):
     @classmethod
     def _each_field_once(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name, alias in _spellings(cls):
-                if name in data and alias in data:
-                    raise ValueError(f"{alias} is there as {name}, too: keep one of them")
+            for name, field in cls.model_fields.items():
+                if name in data and field.alias in data and field.alias != name:
+                    raise ValueError(f"{field.alias} is there as {name}, too: keep one of them")
         return data
-
-
-@cache  # a job has many chunks
-def _spellings(model: type[BaseModel]) -> list[tuple[str, str]]:
-    """Return names and aliases of the fields that have two."""
-    return [(name, to_camel(name)) for name in model.model_fields if to_camel(name) != name]
 
 
 class Chunk(_SpecModel):
@@ -141,16 +144,18 @@ class RenderJob(_SpecModel):
     """
 
     # Every log line, tag and title has it.
-    id: Annotated[str | None, _plain(255, "name")] = Field(
+    id: Annotated[str | None, AfterValidator(partial(_plain, most=255, what="name"))] = Field(
         default=None, description="Name of the job."
     )
     # As long as a browser's address line takes; presigned URLs of S3 have up to 2,000 characters.
-    assets_url: Annotated[str | None, _plain(8_000, "URL")] = Field(
-        default=None,
-        description=(
-            "The job's input files, for workers that share no folder: a folder (a path or a "
-            "file:// URL), s3://bucket/prefix, or an archive at an https:// address."
-        ),
+    assets_url: Annotated[str | None, AfterValidator(partial(_plain, most=8_000, what="URL"))] = (
+        Field(
+            default=None,
+            description=(
+                "The job's input files, for workers that share no folder: a folder (a path or a "
+                "file:// URL), s3://bucket/prefix, or an archive at an https:// address."
+            ),
+        )
     )
     metadata: JobMetadata
     chunks: Annotated[tuple[Chunk, ...], FailFast()]
@@ -211,13 +216,13 @@ class RenderJob(_SpecModel):
         require_size(len(self.to_json().encode()), "the job spec")  # others have to read it
 
     def __init__(self, **data: Any) -> None:
-        with one_line_errors(data):
+        with _one_line_errors(data):
             super().__init__(**data)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
         """Make a job from parsed JSON. Raises: JobError."""
-        with one_line_errors(obj):
+        with _one_line_errors(obj):
             return super().model_validate(obj, **options)
 
     @classmethod
@@ -272,3 +277,92 @@ def _check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
         )
     if last.end_frame > MOST_NUMBER:
         raise JobError(f"chunk {last.id} ends at frame {last.end_frame}: {MOST_NUMBER} is the last")
+
+
+def parse_spec(data: str | bytes | bytearray, name: str = "job spec") -> Any:
+    """Return the values in a JSON text (RFC 8259), in memory that is limited.
+
+    A byte order mark at its beginning, which some editors write, is skipped. A key that is twice in
+    one object is refused: RFC 8259 does not define what it means. Raises: JobError.
+    """
+    require_size(len(data), name)
+    text = data if isinstance(data, str) else _decoded(bytes(data), name)
+    parts = sum(text.count(mark) for mark in ",[{")
+    if parts > MOST_PARTS:
+        raise JobError(
+            f"{name} has {parts:,} commas and brackets, more than {MOST_PARTS:,}: is it a job spec?"
+        )
+    try:
+        return json.loads(
+            text.removeprefix("\ufeff"), object_pairs_hook=_object, parse_int=_whole_number
+        )
+    except RecursionError:
+        raise JobError(f"{name} is nested too deeply: is it a job spec?") from None
+    except ValueError as error:
+        raise JobError(f"{name} is not JSON: {one_line(error)}") from None
+
+
+def require_size(size: int, name: str) -> None:
+    """Refuse a job spec of more bytes than the limit. Raises: JobError."""
+    if size > MOST_BYTES:
+        raise JobError(f"{name} has more than {MOST_BYTES:,} bytes: is it a job spec?")
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        if b"\0" in data:  # UTF-16 and UTF-32 are full of them, and JSON has none
+            raise ValueError("it has NUL bytes")  # noqa: TRY301
+        return data.decode("utf-8")
+    except ValueError as error:
+        raise JobError(
+            f"{name} is not in UTF-8 ({one_line(error)}): save it as UTF-8, as JSON has to be "
+            "(RFC 8259, section 8.1)"
+        ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {excerpt(twice)} is there twice in one object, keep one of them")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits, {_MOST_DIGITS} are the most")
+    return int(digits)
+
+
+@contextmanager
+def _one_line_errors(data: Any) -> Iterator[None]:
+    """Replace pydantic's error on a job spec by a JobError: the first fault, in one short line."""
+    try:
+        yield
+    except ValidationError as error:
+        raise JobError(_one_line(error, data)) from None
+
+
+def _one_line(error: ValidationError, data: Any) -> str:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, JobError):
+        return str(cause)
+    name, where = "job spec", first["loc"]
+    if len(where) > 1 and isinstance(where[1], int):  # chunks is the only list
+        try:
+            name = f"chunk {excerpt(data['chunks'][where[1]]['id'])}"
+        except (KeyError, TypeError, IndexError):
+            name = f"chunk at place {where[1]} of the list"
+        where = where[2:]
+    field = ".".join(str(part) for part in where)
+    fault = one_line(cause or first["msg"])
+    if first["type"] == "missing":
+        fault = f"{field} is missing"
+    elif field:
+        value = first["input"]
+        if isinstance(value, str):
+            value = public_part(value)  # a presigned URL's secret is in its query
+        fault = f"{field} is {excerpt(value)}: {fault}"
+    more = error.error_count() - 1
+    return f"{name}: {fault}" + (f" (and {more} more)" if more else "")

@@ -14,8 +14,7 @@ from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import one_line
 from prefect_renderfarm.flows.jobs.checks import RECORDS
-from prefect_renderfarm.flows.jobs.parse import parse_spec
-from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key
+from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key, parse_spec
 
 # Ranges of ids that a run's name spells out.
 _SHOWN_RANGES = 5

@@ -272,8 +272,7 @@ class StorageLock(JobLock):
             if record and not record.released and not self._is_dead(number, record):
                 return record
             begun = _clock()
-            name, data = _NAME.format(number + 1), self._updated(since=datetime.now(UTC))
-            created = jobs.create(name, data)
+            created = jobs.create(_NAME.format(number + 1), self._updated(since=datetime.now(UTC)))
             # A number may have been used and deleted since the list was read.
             if not created or self._highest() > number + 1:
                 return self._try()

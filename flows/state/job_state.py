@@ -183,9 +183,8 @@ class JobState:
 
     def _made_by_the_job(self, *others: Path | None) -> Callable[[Path], bool]:
         """Return what tells a file that the job makes, or one of the others, from its input."""
-        outputs = [self.chunk_file(chunk) for chunk in self.job.chunks]
         files = {self.path.resolve() / RECORDS}
-        for output in filter(None, [*outputs, *others]):
+        for output in filter(None, [*map(self.chunk_file, self.job.chunks), *others]):
             files.add(output.parent.resolve() / output.name)
             if has_number(output):
                 with suppress(MediaFault):
@@ -316,7 +315,8 @@ class JobState:
             for chunk in self.job.chunks:
                 remove(self.chunk_file(chunk))
 
-    # Reports
+    # Reports, and notes of a render-chunks run for the one that started it (of an error the server
+    # keeps a line)
 
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to, on this machine and in the storage."""
@@ -339,8 +339,6 @@ class JobState:
                 "work pools use the same storage block, or share the job folder"
             )
         return MergeReport.model_validate_json(data)
-
-    # Notes of a render-chunks run for the one that started it: of an error the server keeps a line.
 
     def save_failure(self, error: Exception, run_id: str) -> None:
         """Write why a run failed."""

@@ -227,7 +227,7 @@ def test_large_objects_and_other_buckets(
         monkeypatch.setenv(name, value)
     url = f"s3://{bucket.bucket_name}"
     assert load_job(f"{url}/job.json")[0].chunks
-    monkeypatch.setattr("prefect_renderfarm.flows.jobs.parse.MOST_BYTES", len(JOB) - 1)
+    monkeypatch.setattr("prefect_renderfarm.flows.jobs.spec.MOST_BYTES", len(JOB) - 1)
     assert "is it a job spec?" in refusal(lambda: load_job(f"{url}/job.json"))
     monkeypatch.setenv("RENDERFARM_URL_HOSTS", "s3://another")
     with pytest.raises(FatalWorkerError, match="is not among those of RENDERFARM_URL_HOSTS"):

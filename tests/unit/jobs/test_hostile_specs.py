@@ -17,7 +17,7 @@ from job_samples import HELIOS, all_ways, changed, refusal, set_chunk
 from prefect_renderfarm.blocks import LocalAdapter
 from prefect_renderfarm.flows import RenderJob, render_job
 from prefect_renderfarm.flows.jobs.load import load_earlier_job, load_job
-from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, MOST_PARTS
+from prefect_renderfarm.flows.jobs.spec import MOST_BYTES, MOST_PARTS
 from prefect_renderfarm.flows.runs.names import job_label
 
 DEEP = 100_000
@@ -29,7 +29,7 @@ for _ in range(DEEP):
 MEASURE = """
 import resource, sys, time
 from prefect_renderfarm.flows.jobs.load import load_job
-from prefect_renderfarm.flows.jobs.parse import parse_spec
+from prefect_renderfarm.flows.jobs.spec import parse_spec
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 if sys.argv[2] == "job":
     assert len(load_job(sys.argv[1])[0].chunks) == 100_000

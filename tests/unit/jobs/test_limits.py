@@ -11,9 +11,16 @@ import pytest
 from job_samples import HELIOS, changed, refusal, set_chunk
 
 from prefect_renderfarm.flows import RenderJob
-from prefect_renderfarm.flows.jobs import parse
-from prefect_renderfarm.flows.jobs.parse import MOST_BYTES, MOST_PARTS, parse_spec, require_size
-from prefect_renderfarm.flows.jobs.spec import MOST_NUMBER, check_each, is_key
+from prefect_renderfarm.flows.jobs import spec
+from prefect_renderfarm.flows.jobs.spec import (
+    MOST_BYTES,
+    MOST_NUMBER,
+    MOST_PARTS,
+    check_each,
+    is_key,
+    parse_spec,
+    require_size,
+)
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -268,7 +275,7 @@ def test_size_of_a_spec() -> None:
 @pytest.mark.parametrize("mark", [",", "[", "{"])
 def test_parts_of_a_spec(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commas and opening brackets of each kind are counted, wherever they are."""
-    monkeypatch.setattr(parse, "MOST_PARTS", 9)
+    monkeypatch.setattr(spec, "MOST_PARTS", 9)
     assert parse_spec('"' + mark * 9 + '"') == mark * 9
     assert "10 commas and brackets" in refusal(lambda: parse_spec('"' + mark * 10 + '"'))
     assert MOST_PARTS == 5_000_000
@@ -299,9 +306,9 @@ def test_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_size_that_is_written_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spec given as data is refused if others could not read it once it is written."""
     size = len(made(lambda data: None).to_json())
-    monkeypatch.setattr(parse, "MOST_BYTES", size)
+    monkeypatch.setattr(spec, "MOST_BYTES", size)
     assert made(lambda data: None)
-    monkeypatch.setattr(parse, "MOST_BYTES", size - 1)
+    monkeypatch.setattr(spec, "MOST_BYTES", size - 1)
     assert f"more than {size - 1:,} bytes" in refusal(lambda: made(lambda data: None))
 
 

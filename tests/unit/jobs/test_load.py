@@ -18,7 +18,7 @@ from prefect_renderfarm.flows import RenderJob, RenderReport
 from prefect_renderfarm.flows.jobs import load
 from prefect_renderfarm.flows.jobs.checks import relative_path_message
 from prefect_renderfarm.flows.jobs.load import file_of, find_in_storage, load_earlier_job, load_job
-from prefect_renderfarm.flows.jobs.parse import MOST_BYTES
+from prefect_renderfarm.flows.jobs.spec import MOST_BYTES
 from prefect_renderfarm.flows.results import Assembly
 
 JOB = RenderJob.model_validate(HELIOS)
