@@ -48,7 +48,7 @@ from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
 from prefect_renderfarm.flows.runs.report import human_size, showing_progress
-from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, job_lock, using_chunks
+from prefect_renderfarm.flows.state.job_lock import job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 _IN_STORAGE = "storage:"
@@ -107,7 +107,7 @@ def merge_job(
     tag_run(state.job)
     lock: AbstractContextManager[Any] = using_chunks(state)
     if inputs is None and not chunk_timeout:  # else render-job holds the lock
-        lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_not)
+        lock = job_lock(state, why_not)
     stitch: StitchReport | None = None
     try:
         with ending_with_its_worker(), lock, state.copies():

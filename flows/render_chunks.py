@@ -40,7 +40,7 @@ from prefect_renderfarm.flows.runs.orphans import (
     ending_with_its_worker,
     why_no_more_chunks,
 )
-from prefect_renderfarm.flows.state.job_lock import BUSY_SECONDS, JobLock, job_lock, using_chunks
+from prefect_renderfarm.flows.state.job_lock import JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 
@@ -104,7 +104,7 @@ def render_chunks(
     tell = partial(_write_note, state.save_failed_attempts)
     lock: AbstractContextManager[JobLock | None] = using_chunks(state)
     if inputs is None:  # else render-job holds the lock
-        lock = job_lock(state, timeout=BUSY_SECONDS, why_not=why_no_more_chunks())
+        lock = job_lock(state, why_no_more_chunks())
     with ending_with_its_worker(), _writing_failure(state), lock as held, job_slot(runner):
         if inputs is None:
             state.identify(runner, file_of(job))

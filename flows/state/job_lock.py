@@ -44,10 +44,8 @@ from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.runs.orphans import end_after_death
 from prefect_renderfarm.flows.state.job_state import JobState
 
-# Returns why it is in vain to wait, or None.
-WhyNot = Callable[[], str | None]
 # How long a run waits that keeps a worker busy, which the holder of the lock may be waiting for.
-BUSY_SECONDS = 60.0
+_BUSY_SECONDS = 60.0
 # The part of a silence that ends a lock after which its holder doubts that it is still its own.
 _DOUBT = 0.8
 _LOCK, _HOLDER, _USED = "lock", "holder.json", "used.lock"
@@ -89,20 +87,19 @@ class LockRecord(BaseModel):
 class JobLock(ABC):
     """The lock of a job, as a context: entering waits for it, leaving releases it.
 
-    Raises `RenderStopped` after `timeout` seconds, or when `why_not` returns a reason.
+    A run on a work pool gives `why_not`, which returns why it is in vain to wait, or None. It waits
+    for a minute at most: then, or for that reason, `RenderStopped` is raised.
     """
 
     poll_seconds = 1.0
     _freed_by_system = False  # when its holder dies
     _lost = False
 
-    def __init__(
-        self, state: JobState, *, timeout: float | None = None, why_not: WhyNot = lambda: None
-    ) -> None:
+    def __init__(self, state: JobState, why_not: Callable[[], str | None] | None = None) -> None:
         self.previous: LockRecord | None = None  # the holder that died with the lock
         self._state = state
-        self._timeout = timeout
         self._why_not = why_not
+        self._timeout = None if why_not is None else _BUSY_SECONDS
         self._record = LockRecord(
             job=state.job.title, since=datetime.now(UTC), run=flow_run.id,
             run_name=flow_run.name or "", machine=socket.gethostname(), pid=os.getpid(),
@@ -146,7 +143,7 @@ class JobLock(ABC):
         while (holder := retry(self._try, "the job lock")) is not None:
             waited = time.monotonic() - since
             who = f"job {self._state.job.title!r} waits for {holder}"
-            if reason := self._why_not():
+            if self._why_not is not None and (reason := self._why_not()):
                 raise RenderStopped(f"{who}: {reason}")
             if self._timeout is not None and waited > self._timeout:
                 raise RenderStopped(f"{who}: it has held the lock for more than {waited:.0f} s")
@@ -336,12 +333,9 @@ class StorageLock(JobLock):
             )  # fmt: skip
 
 
-def job_lock(
-    state: JobState, *, timeout: float | None = None, why_not: WhyNot = lambda: None
-) -> JobLock:
+def job_lock(state: JobState, why_not: Callable[[], str | None] | None = None) -> JobLock:
     """Return the lock of a job: of its folder, or of its storage. See `JobLock`."""
-    kind = FolderLock if state.block is None else StorageLock
-    return kind(state, timeout=timeout, why_not=why_not)
+    return (FolderLock if state.block is None else StorageLock)(state, why_not)
 
 
 @contextmanager
