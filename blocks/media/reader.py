@@ -60,10 +60,9 @@ class Packets:
 def open_media(path: Path, *, probe: bool = True, strict: bool = False) -> Iterator[InputContainer]:
     """Open a file for demuxing; MediaFault if it does not exist, is empty, or is no media file.
 
-    It is opened by its absolute path, so that no part of its name can be taken for a protocol, and
-    it may not refer to anything but local files. With `probe`, libav decodes a few frames to find
-    the pixel format: most of the time of opening goes there; without it only the container and the
-    codec's own header are read. With `strict`, decoders fail at any damage instead of hiding it.
+    Its absolute path keeps a part of its name from being taken for a protocol; it may refer to
+    local files only. With `probe`, libav decodes a few frames to find the pixel format, which takes
+    most of the time of opening. With `strict`, decoders fail at any damage instead of hiding it.
     """
     options = {"protocol_whitelist": "file"} | ({} if probe else {"codec_whitelist": "none"})
     if strict:

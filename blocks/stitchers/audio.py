@@ -89,8 +89,9 @@ def read_track(path: Path) -> Audio:
             stream = container.streams.audio[0]
             context = stream.codec_context
             clock = exact(stream.time_base)
-            late = (stream.start_time or 0) * clock
-            late -= Fraction(container.start_time or 0, av.time_base)
+            late = (stream.start_time or 0) * clock - Fraction(
+                container.start_time or 0, av.time_base
+            )
             if late > _CLOCK_SECONDS:
                 raise MediaFault(  # noqa: TRY301
                     f"has audio that begins {float(late):.3f} s after its video: begin it with "
@@ -112,10 +113,9 @@ def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
 def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> str | None:
     """Return in what a chunk's audio does not fit its frames; None if it fits.
 
-    PCM may be one sample off, and begin one sample off or, in containers with a clock of 1 ms, one
-    tick. Compressed audio has inaudible samples before and behind, up to a few packets. Copied
-    audio is cut by whole packets: it may begin as early as it likes, and one packet late, and lack
-    one packet at its end.
+    PCM may be one sample off, and begin one off or, in containers with a clock of 1 ms, one tick.
+    Compressed audio has up to a few packets of inaudible samples before and behind. Copied audio is
+    cut by whole packets: it may begin early, or one packet late, and lack one packet at its end.
     """
     expected = frames / fps * audio.rate
     tick = float(_CLOCK_SECONDS * audio.rate)

@@ -59,7 +59,7 @@ class ChunkCheck:
         self.total_frames = sum(frame_counts or ())  # planned; 0 without a plan
         self._frame_counts = frame_counts
         self._verify = verify
-        self._taken: list[Media] = []
+        self.first: Media | None = None
         film = f"film {str(output)!r}"
         if not self.paths:
             raise StitchInputError(f"{film}: there are no chunk files to assemble")
@@ -78,23 +78,18 @@ class ChunkCheck:
             raise StitchInputError(
                 f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
             )
-
-    @property
-    def missing(self) -> int:
-        """Number of chunk files that were not taken yet."""
-        return len(self.paths) - len(self._taken)
+        self.missing = len(self.paths)  # files that were not taken yet
 
     def plan_audio(self, plan: AudioPlan) -> None:
-        """Check the audio of all chunks against a plan: of those taken, and of those to come."""
+        """Check the audio of all chunks against a plan: of the first, and of those to come."""
         self.audio = plan
-        for number, chunk in enumerate(self._taken):
-            self._check_audio(number, chunk)
+        if self.first is not None:
+            self._check_audio(0, self.first)
 
     def take(self) -> Media:
         """Read and check the next chunk file; StitchInputError names one that does not fit."""
-        number = len(self._taken)
+        number, first = len(self.paths) - self.missing, self.first
         path = self.paths[number]
-        first = self._taken[0] if self._taken else None
         planned = None if self._frame_counts is None else self._frame_counts[number]
         try:
             chunk = read_media(path, self._fps, first=first, verify=self._verify, planned=planned)
@@ -107,7 +102,8 @@ class ChunkCheck:
             raise self._refusal(number, fault)
         self._check_audio(number, chunk)
         self._fps = chunk.fps
-        self._taken.append(chunk)
+        self.first = first or chunk
+        self.missing -= 1
         return chunk
 
     def _check_audio(self, number: int, chunk: Media) -> None:
@@ -209,7 +205,7 @@ class CheckedStitcher(VideoStitcher, ABC):
 
     def _take(self, check: ChunkCheck) -> Media:
         """Read and check the next chunk; the first one decides the plan of the film's audio."""
-        is_first = check.missing == len(check.paths)
+        is_first = check.first is None
         chunk = check.take()
         if not is_first:
             return chunk

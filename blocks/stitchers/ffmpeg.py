@@ -142,10 +142,7 @@ class FfmpegStitcher(CheckedStitcher):
         fps: float | str | Fraction | None = None,
         frame_counts: Sequence[int] | None = None,
     ) -> StitchReport:
-        """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`.
-
-        An output such as `film/%05d.png` makes one image sequence of several.
-        """
+        """See `VideoStitcher`; an output such as `film/%05d.png` makes one sequence of several."""
         output = Path(output).absolute()
         if not has_number(output):
             return super().stitch(inputs, output, fps=fps, frame_counts=frame_counts)
@@ -161,8 +158,7 @@ class FfmpegStitcher(CheckedStitcher):
         if self.video_codec == "copy":
             check_container(film, str(chunks[0].signature["codec"]))
         self._write(self._exact_program(), chunks, film, check.audio, check.output)
-        frames = sum(chunk.frames for chunk in chunks)
-        figures = read_figures(film, chunks[0].fps)
+        frames, figures = sum(chunk.frames for chunk in chunks), read_figures(film, chunks[0].fps)
         return check_figures(figures, frames, len(chunks), check.audio.mode)
 
     def _exact_program(self) -> Path:
@@ -368,13 +364,18 @@ def _write_sample(path: Path) -> Path:
     with av.open(str(path), "w") as output:
         video: Any = output.add_stream("libx264", rate=_FPS)
         video.width, video.height, video.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
-        video.options = {"preset": "ultrafast", "bf": "2", "b-adapt": "0",
-                         "x264-params": "scenecut=0"}  # fmt: skip
+        video.options = {
+            "preset": "ultrafast",
+            "bf": "2",
+            "b-adapt": "0",
+            "x264-params": "scenecut=0",
+        }
         for number in range(_FRAMES):
             frame: Any = av.VideoFrame(_WIDTH, _HEIGHT, "yuv420p")
             for plane in frame.planes:
-                shades = (8 * (place + number) % 256 for place in range(plane.buffer_size))
-                plane.update(bytes(shades))
+                plane.update(
+                    bytes(8 * (number + place) % 256 for place in range(plane.buffer_size))
+                )
             frame.pts, frame.time_base = number, 1 / _FPS
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
