@@ -70,8 +70,10 @@ def where_assets_are(url: str | None, root: str) -> str | None:
     fault = f"has scheme {excerpt(scheme)}, which workers cannot fetch"
     if scheme in ("s3", "https"):
         fault = "names no input files"
-    archive = f"an archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
-    raise JobError(f"{name} {fault}: give a folder, s3://bucket/prefix, or {archive}")
+    raise JobError(
+        f"{name} {fault}: give a folder's path, a folder in a bucket, s3://bucket/prefix, or an "
+        f"archive, https://…{' or '.join(ARCHIVE_ENDINGS)}"
+    )
 
 
 def local_folder(url: str | None, job_dir: Path) -> Path | None:

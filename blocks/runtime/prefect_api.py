@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -53,11 +53,11 @@ def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
 
 def start_run(
     deployment: str,
-    parameters: Mapping[str, Any],
+    parameters: dict[str, Any],
     *,
     name: str,
-    tags: Iterable[str],
-    job_variables: Mapping[str, Any] | None = None,
+    tags: list[str],
+    job_variables: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> FlowRun:
     """Create a run of a deployment, as a child of the current flow run; do not wait for it.
@@ -69,11 +69,11 @@ def start_run(
         run: FlowRun = call_sync(
             run_deployment,
             deployment,
-            parameters=dict(parameters),
+            parameters=parameters,
             flow_run_name=name,
             timeout=0,
-            tags=list(tags),
-            job_variables=dict(job_variables or {}),
+            tags=tags,
+            job_variables=job_variables,
             # The client repeats a request whose answer was lost, and the run may exist already.
             idempotency_key=idempotency_key or uuid4().hex,
         )

@@ -99,9 +99,8 @@ class JobStore:
     def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
         """Return what is wrong with the files of finished chunks, by the chunks' ids.
 
-        In a folder the files are read. In a storage none is: one is altered if it has another size,
-        or was written after its manifest, by the storage's own clocks. What slips through is found
-        when it is fetched.
+        In a folder the files are read. In a storage one is altered if it has another size, or was
+        written after its manifest, by the storage's clocks; the rest is found when it is fetched.
         """
         results = list(results)
         if self.store.in_place:
@@ -132,9 +131,8 @@ class JobStore:
     def publish(self, result: ChunkResult, log: bytes = b"") -> ChunkResult:
         """Send a chunk's file or images and its log to a storage, then write its manifest.
 
-        In a folder only the manifest is written: the file is where it belongs. Nor is a file sent
-        whose object, `stored_as`, exists already. Return the manifest that counts: an earlier one,
-        if another attempt was first.
+        In a folder, and with `stored_as`, the file is where it belongs. Return the manifest that
+        counts: an earlier one, if another attempt was first.
         """
         if self.store.in_place:
             return self._announce(result)
@@ -157,15 +155,16 @@ class JobStore:
         found = _parse(self.store.read(self._known(identity)))
         if found is None:
             return None
-        new = found = found.model_copy(update={"id": chunk_id, "path": path})
-        if not self.store.in_place:
-            folder = self._attempt(chunk_id)
-            stored_as, log = f"{folder}/{Path(str(found.stored_as)).name}", f"{folder}/log.txt"
-            new = found.model_copy(update={"stored_as": stored_as, "log": log})
-            for (_, key), (_, copy) in zip(_files(found), _files(new), strict=True):
-                self.store.copy(key, copy)
-            with suppress(StorageError):  # a chunk is as good without its log
-                self.store.copy(str(found.log), log)
+        found = found.model_copy(update={"id": chunk_id, "path": path})
+        if self.store.in_place:
+            return self._announce(found)
+        folder = self._attempt(chunk_id)
+        stored_as, log = f"{folder}/{Path(str(found.stored_as)).name}", f"{folder}/log.txt"
+        new = found.model_copy(update={"stored_as": stored_as, "log": log})
+        for (_, key), (_, copy) in zip(_files(found), _files(new), strict=True):
+            self.store.copy(key, copy)
+        with suppress(StorageError):  # a chunk is as good without its log
+            self.store.copy(str(found.log), log)
         return self._announce(new)
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
@@ -175,11 +174,8 @@ class JobStore:
     def fetch(self, result: ChunkResult, path: Path) -> None:
         """Bring a chunk's file or images to this machine, unless they are there already.
 
-        A chunk whose file is not what was rendered does not count as done any more.
-
-        Raises:
-            AssemblyError: They are not what the manifest says.
-            OSError: This machine's disk is full, or cannot be written to.
+        Raises AssemblyError if they are not what the manifest says (in a storage, the chunk then no
+        longer counts as done), OSError if this machine's disk is full or cannot be written to.
         """
         wanted = (result.size, result.sha256)
         found = content(path)
