@@ -67,20 +67,16 @@ _LASTING = frozenset(
      "KMSDisabledException", "KMSNotFoundException", "InvalidSecurityGroupIDException",
      "InvalidSubnetIDException"}
 )  # fmt: skip
-_CREDENTIALS = "check the adapter's credentials"
 _PERMISSION = "the credentials lack the permission lambda:InvokeFunction for it"
-_FIXES = {
-    "ResourceNotFoundException": (
-        "check the function's name, its qualifier and the region of the credentials"
-    ),
+_CREDENTIALS = "check the adapter's credentials"
+_FIXES = dict.fromkeys(
+    ("InvalidSignatureException", "UnrecognizedClientException", "ExpiredTokenException",
+     "InvalidClientTokenId", "MissingAuthenticationTokenException"), _CREDENTIALS
+) | {
+    "ResourceNotFoundException": "check the function's name, qualifier and region",
     "AccessDeniedException": _PERMISSION,
     "AccessDenied": _PERMISSION,
-    "InvalidSignatureException": _CREDENTIALS,
-    "UnrecognizedClientException": _CREDENTIALS,
-    "ExpiredTokenException": _CREDENTIALS,
-    "InvalidClientTokenId": _CREDENTIALS,
-    "MissingAuthenticationTokenException": _CREDENTIALS,
-}
+}  # fmt: skip
 
 
 class AwsLambdaAdapter(RemoteAdapter):
@@ -171,9 +167,8 @@ class AwsLambdaAdapter(RemoteAdapter):
     ) -> WorkerResult:
         """Render a chunk in the function. See `WorkerAdapter`.
 
-        The file of a Helios function is the object `output_file` beside the job spec. One that an
-        earlier run left there is removed first. If the answer is lost, but the file is there, the
-        chunk is done: it is not rendered twice.
+        The file of a Helios function is the object `output_file` beside the job spec; an older one
+        is removed first. If the answer is lost, but the file is there, the chunk is done.
         """
         if self.protocol == "renderfarm":
             return super().render(request, storage, stop, worker)
@@ -210,10 +205,7 @@ class AwsLambdaAdapter(RemoteAdapter):
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
     ) -> WorkerResult:
-        """Invoke the function and wait for its answer. See `RemoteAdapter`.
-
-        The function keeps the time limit itself; `stop` ends the waiting, not the invocation.
-        """
+        """Invoke the function, which keeps the time limit itself. See `RemoteAdapter`."""
         invoke = partial(
             self._call, "invoke", name, 1, InvocationType="RequestResponse", LogType="Tail",
             Payload=json.dumps(payload).encode(),
@@ -251,7 +243,6 @@ class AwsLambdaAdapter(RemoteAdapter):
         return answer
 
     def _client(self, attempts: int) -> Any:
-        """Return the client that makes so many attempts at a call."""
         with self._lock:  # sessions of boto3 are not safe to use from several threads
             if attempts not in self._clients:
                 config = Config(
@@ -270,12 +261,7 @@ class AwsLambdaAdapter(RemoteAdapter):
 
 
 def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
-    """Return the result in a Helios function's answer.
-
-    Raises:
-        WorkerLost: Its status is 429 or at least 500, or it is not an answer of Helios' protocol.
-        WorkerRefused: Its status is another one of at least 400.
-    """
+    """Return the result in a Helios function's answer, or raise the error that it stands for."""
     try:
         status = int(answer["statusCode"])
         body = answer.get("body")
@@ -313,13 +299,14 @@ def _publish(
 class LogTail:
     """The last 4 KB of an invocation's log: the function's own lines, and what Lambda reports.
 
-    Memory is in units of 1,048,576 bytes. None means that the log does not say.
+    Memory is in units of 1,048,576 bytes; `full` says whether nearly all of it was used. None means
+    that the log does not say.
     """
 
     lines: tuple[str, ...] = ()
     billed_seconds: float | None = None
     memory_mb: int | None = None
-    used_mb: int | None = None
+    full: bool | None = None
 
     @classmethod
     def decode(cls, encoded: str | None, mask: Mask = NO_SECRETS) -> Self:
@@ -336,14 +323,8 @@ class LogTail:
         )
         added = ("START ", "END ", "REPORT ", "INIT_")
         own = (line.rstrip() for line in lines if line.strip() and not line.startswith(added))
-        return cls(tuple(own), None if billed is None else billed / 1000, memory, used)
-
-    @property
-    def full(self) -> bool | None:
-        """Whether the function used all its memory; None if the log does not say."""
-        if self.memory_mb is None or self.used_mb is None:
-            return None
-        return self.used_mb >= _FULL * self.memory_mb
+        full = None if memory is None or used is None else used >= _FULL * memory
+        return cls(tuple(own), None if billed is None else billed / 1000, memory, full)
 
     def __str__(self) -> str:
         last = " / ".join(self.lines[-_LAST_LINES:])
@@ -376,10 +357,7 @@ def function_error(payload: Any, log: LogTail, name: str, function: str) -> Work
 
 
 def service_error(error: Exception, name: str, function: str) -> WorkerError:
-    """Return the error for what boto3 raised: AWS Lambda did not invoke a function, or not answer.
-
-    It is a `FatalWorkerError` unless another attempt may succeed.
-    """
+    """Return the error for what boto3 raised; fatal unless another attempt may succeed."""
     what = f"{name}: function {function!r}"
     if isinstance(error, boto.ClientError):
         answer: Any = error.response

@@ -78,13 +78,9 @@ class WorkerAdapter(FarmBlock, ABC):
         """Render a chunk: fetch its input from the storage, run its command, publish its file.
 
         An adapter that reaches other machines sends them the request; this one runs the command
-        with `execute`, in an empty workspace on this machine.
-
-        Args:
-            request: The chunk.
-            storage: The storage that the request names, with this machine's credentials.
-            stop: As in `WorkerJob`.
-            worker: Name of the worker in reports; None means the one that `execute` returns.
+        with `execute`, in an empty workspace on this machine. `storage` is the one that the request
+        names, with this machine's credentials; `worker` is the worker's name in reports, None the
+        one that `execute` returns.
 
         Returns:
             How the command ended. If the exit code is 0, the chunk's manifest is in the storage.

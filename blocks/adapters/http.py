@@ -11,16 +11,16 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import httpx
 from pydantic import (
+    AfterValidator,
     Field,
     PrivateAttr,
     SecretStr,
     SerializationInfo,
     field_serializer,
-    field_validator,
     model_validator,
 )
 
@@ -60,6 +60,17 @@ _FIXES: dict[int, str] = {  # RFC 9110, 15.5
 }
 
 
+def _check_secret(secret: SecretStr) -> SecretStr:
+    """Refuse what a header cannot hold; RFC 9110, section 5.5."""
+    text = secret.get_secret_value()
+    if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
+        raise ValueError("is empty, or has a space or line end around it or an odd character")
+    return secret
+
+
+_HeaderSecret = Annotated[SecretStr, AfterValidator(_check_secret)]
+
+
 class HttpAdapter(RemoteAdapter):
     """Send commands and chunks to a worker at an address, one POST request each.
 
@@ -83,11 +94,11 @@ class HttpAdapter(RemoteAdapter):
     url: str = Field(repr=False, title="URL")
     """The worker's address. https, unless it is on this machine. A key in its query is kept out of
     logs, errors and runs, but whoever may see this block sees it: a header is safer."""
-    token: SecretStr | None = Field(default=None, title="Token")
+    token: _HeaderSecret | None = Field(default=None, title="Token")
     """Sent as a bearer token. Empty: none."""
     header_name: str | None = Field(default=None, pattern=_HEADER_NAME, title="Header")
     """Name of a further header with a key, such as x-functions-key of Azure."""
-    header_value: SecretStr | None = Field(default=None, title="Value of the header")
+    header_value: _HeaderSecret | None = Field(default=None, title="Value of the header")
     """Value of the further header."""
     audience: str | None = Field(default=None, title="Audience of a Google ID token")
     """Sends an ID token for this audience, for Cloud Run usually the service's address. Needs the
@@ -110,17 +121,6 @@ class HttpAdapter(RemoteAdapter):
         limits = httpx.Limits(max_connections=self.max_in_flight, keepalive_expiry=_IDLE_SECONDS)
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
         close_with(self._limit, self._client)  # copies of this adapter share both
-
-    @field_validator("token", "header_value")
-    @classmethod
-    def _fits_into_a_header(cls, secret: SecretStr | None) -> SecretStr | None:
-        """Refuse what a header cannot hold; RFC 9110, section 5.5."""
-        if secret is None:
-            return None
-        text = secret.get_secret_value()
-        if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
-            raise ValueError("is empty, or has a space or line end around it or an odd character")
-        return secret
 
     @field_serializer("url")
     def _without_query(self, url: str, info: SerializationInfo) -> str:
@@ -179,7 +179,17 @@ class HttpAdapter(RemoteAdapter):
             raise WorkerBusy(message, retry_after(response.headers))
         if kind is not None:
             raise kind(message)
-        result = parse_answer(self._parsed(response, payload_secrets(payload)), name)
+        # Another server than a worker may answer with the request; errors quote answers.
+        keys = [
+            response.request.headers.get(header, "").removeprefix("Bearer ")
+            for header in ("Authorization", self.header_name or "")
+        ]
+        mask = Mask([*keys, *payload_secrets(payload), *query_secrets(self.url)])
+        try:
+            answer = mask.parsed(json.loads(response.text))
+        except ValueError:
+            answer = mask(response.text)
+        result = parse_answer(answer, name)
         return dataclasses.replace(result, worker=result.worker or _worker_at(url))
 
     def _send(
@@ -234,30 +244,15 @@ class HttpAdapter(RemoteAdapter):
                 if not self._google.valid:
                     self._google.refresh(Request())
                 return str(self._google.token)
-        except DefaultCredentialsError as error:
-            raise SetupError(
-                f"there are no Google credentials for an ID token for {audience!r}: "
-                f"{one_line((*error.args, error)[0])}; set GOOGLE_APPLICATION_CREDENTIALS to a "
-                "service account's file, or run where Google gives one"
-            ) from None
         except GoogleAuthError as error:
             reason = one_line((*error.args, error)[0])
-            raise WorkerLost(f"Google gave no ID token for {audience!r}: {reason}") from None
-
-    def _parsed(self, response: httpx.Response, secrets: list[str]) -> Any:
-        """Return the answer's JSON, or its text if it is none, without the secrets of the request.
-
-        Another server than a worker may answer with the request; errors quote answers.
-        """
-        headers = [
-            response.request.headers.get(name, "").removeprefix("Bearer ")
-            for name in ("Authorization", self.header_name or "")
-        ]
-        mask = Mask([*headers, *secrets, *query_secrets(self.url)])
-        try:
-            return mask.parsed(json.loads(response.text))
-        except ValueError:
-            return mask(response.text)
+            if not isinstance(error, DefaultCredentialsError):
+                raise WorkerLost(f"Google gave no ID token for {audience!r}: {reason}") from None
+            raise SetupError(
+                f"there are no Google credentials for an ID token for {audience!r}: {reason}; set "
+                "GOOGLE_APPLICATION_CREDENTIALS to a service account's file, or run where Google "
+                "gives one"
+            ) from None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

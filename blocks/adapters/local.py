@@ -32,7 +32,10 @@ PASSED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TERM",
     "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR",
 )  # fmt: skip
-_NOT_EXECUTABLE = (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG)
+# Exit codes of programs that cannot be started, as in a POSIX shell.
+_EXIT_CODES = {errno.ENOENT: 127} | dict.fromkeys(
+    (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG), 126
+)
 
 
 class LocalAdapter(WorkerAdapter):
@@ -92,18 +95,16 @@ class LocalAdapter(WorkerAdapter):
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command as a subprocess; its output goes to the run's log line by line.
 
-        A program that does not exist ends with exit code 127, one that may not be executed with
-        126, as in a POSIX shell.
+        A program that is not there ends with exit code 127, one that cannot be executed with 126.
         """
         started = time.monotonic()
         try:
             exit_code, stdout, stderr = self._run(job)
-        except FileNotFoundError as error:
-            exit_code, stdout, stderr = 127, "", f"{error.filename}: {os.strerror(errno.ENOENT)}"
         except OSError as error:
-            if error.errno not in _NOT_EXECUTABLE:
+            if error.errno not in _EXIT_CODES:
                 raise
-            exit_code, stdout, stderr = 126, "", f"{error.filename}: {error.strerror}"
+            exit_code, stdout = _EXIT_CODES[error.errno], ""
+            stderr = f"{error.filename}: {error.strerror}"
         return WorkerResult(
             exit_code=exit_code,
             stdout=stdout,
@@ -114,7 +115,8 @@ class LocalAdapter(WorkerAdapter):
 
     def _run(self, job: WorkerJob) -> tuple[int, str, str]:
         program, *arguments = split_command(job.command)
-        program = self._find(program, job.name)
+        if self.programs:
+            program = self._allowed(program, job.name)
         log = run_log()  # here: the threads that read the output have no run
         file = (job.log_file or Path(os.devnull)).open("w", encoding="utf-8")
 
@@ -144,10 +146,8 @@ class LocalAdapter(WorkerAdapter):
         environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
         return environment
 
-    def _find(self, program: str, name: str) -> str:
-        """Return the path or name by which to start a program, if it is allowed and exists."""
-        if not self.programs:
-            return program
+    def _allowed(self, program: str, name: str) -> str:
+        """Return the path by which to start a program that is allowed and exists."""
         try:
             require_allowed(program, self.programs)
         except CommandNotRunnable as error:
@@ -165,15 +165,15 @@ class LocalAdapter(WorkerAdapter):
         return passed | self.environment | self._secrets()
 
     def _secrets(self) -> dict[str, str]:
-        given = self.secret_environment.get_secret_value()
-        return {name: str(value) for name, value in given.items()}
+        secrets = self.secret_environment.get_secret_value()
+        return {name: str(value) for name, value in secrets.items()}
 
     def digest_inputs(self) -> dict[str, Any]:
         """Return the variables that are set or passed, and the FFmpeg that was chosen."""
         return {
             "set": self.environment,
             "passed": sorted(self.pass_variables),
-            "secret": sorted(self.secret_environment.get_secret_value()),
+            "secret": sorted(self._secrets()),
             "ffmpeg": str(self.ffmpeg or ""),
         }
 

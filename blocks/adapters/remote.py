@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from prefect.blocks.abstract import ObjectStorageBlock
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 import prefect_renderfarm.blocks.errors as errors
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
@@ -36,10 +36,8 @@ _MIN_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 30.0
 
 
-class WorkerFailure(BaseModel):
+class WorkerFailure(BaseModel, frozen=True):
     """Why a worker failed, though its command may have succeeded."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: str
     message: str
@@ -57,10 +55,8 @@ class WorkerFailure(BaseModel):
         return kind(self.message)
 
 
-class WorkerAnswer(BaseModel):
+class WorkerAnswer(BaseModel, frozen=True):
     """How a command or a chunk's rendering ended."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     exit_code: int
     stdout: str = ""
@@ -70,10 +66,8 @@ class WorkerAnswer(BaseModel):
     failure: WorkerFailure | None = None
 
 
-class CommandRequest(BaseModel):
+class CommandRequest(BaseModel, frozen=True):
     """A command to run in an empty folder."""
-
-    model_config = ConfigDict(frozen=True)
 
     command: str
     name: str = "command"
@@ -92,10 +86,9 @@ def answer_payload(
     worker: str,
     stop: threading.Event | None = None,
 ) -> WorkerAnswer:
-    """Do on this machine, the worker's, what a payload asks for, and answer.
+    """Do on this machine, the worker's, what a payload asks for. Raises ValueError if it is none.
 
-    The adapter runs commands; `worker` is this worker's name in reports. Raises ValueError if the
-    payload is not valid.
+    The adapter runs commands; `worker` is this worker's name in reports.
     """
     stop = stop or threading.Event()
     try:
@@ -210,9 +203,8 @@ class RemoteAdapter(WorkerAdapter, ABC):
         worker: str | None = None,
     ) -> WorkerResult:
         """Render a chunk on a worker. See `WorkerAdapter`."""
-        payload, timeout = {"order": request.model_dump(mode="json")}, request.timeout
-        name = f"chunk {request.chunk_id}"
-        return self.ask_until_free(payload, name, timeout or self.timeout, stop)
+        payload, name = {"order": request.model_dump(mode="json")}, f"chunk {request.chunk_id}"
+        return self.ask_until_free(payload, name, request.timeout or self.timeout, stop)
 
     def ask_until_free(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event

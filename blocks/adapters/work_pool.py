@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import SetupError
-from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, start_run
+from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment
 
 FLOW = "render-chunks"
 # The fields of a saved adapter that determine the pictures of a command.
@@ -112,21 +111,10 @@ class WorkPoolAdapter(WorkerAdapter):
             "name a merge_adapter, such as 'local-adapter/default', or a stitcher"
         )
 
-    def start(
-        self, parameters: dict[str, Any], name: str, tags: list[str], key: str | None = None
-    ) -> FlowRun:
-        """Start a run of the deployment for chunks; see `start_run`, which gets `key`."""
-        given = parameters | {"adapter": self.worker_adapter, "concurrency": self.chunks_at_once}
-        return start_run(
-            self.deployment, given, name=name, tags=tags, job_variables=self.job_variables,
-            idempotency_key=key,
-        )  # fmt: skip
-
     def lost_seconds(self, longest_chunk: float | None, *, starting: bool) -> float | None:
         """Return the seconds without a finished chunk after which a run is lost; None: unknown.
 
-        `longest_chunk` is None if no chunk is finished; `starting` says that a worker has taken the
-        run, but its machine has not started yet.
+        `starting`: a worker has taken the run, but its machine has not started yet.
         """
         if starting:
             return max(self.lost_after or 0.0, _MIN_LOST_SECONDS)

@@ -91,7 +91,7 @@ def local_folder(url: str | None, job_dir: Path) -> Path | None:
     if "\0" in str(folder):
         raise JobError(f"{name} has a NUL character: remove it")
     inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(job_dir))
-    if not inside and "file" not in UrlRules.of().schemes:
+    if not inside and "file" not in UrlRules().schemes:
         raise JobError(
             f"{name} is outside the job folder, and {SCHEMES_VARIABLE} does not allow that: "
             "put the input files into the job folder"
@@ -264,7 +264,7 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     """
     parts, name = urlsplit(url), name_of_url(url)
     try:
-        UrlRules.of().require_bucket(parts.netloc)
+        UrlRules().require_bucket(parts.netloc)
     except UrlRefused as error:
         raise FatalWorkerError(f"{name}: {error}") from None
     prefix = parts.path.strip("/")

@@ -58,26 +58,23 @@ def error_kind(response: httpx.Response) -> type[WorkerError] | None:
     return WorkerLost if code >= 500 or code in _PASSING else WorkerRefused
 
 
-class _WithoutQueries(logging.Filter):
-    """Removes queries, which may be secret, from httpx's log of each request."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                each.copy_with(query=None, fragment=None) if isinstance(each, httpx.URL) else each
-                for each in record.args
-            )
-        return True
+def _without_queries(record: logging.LogRecord) -> bool:
+    """Remove queries, which may be secret, from httpx's log of a request."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            each.copy_with(query=None, fragment=None) if isinstance(each, httpx.URL) else each
+            for each in record.args
+        )
+    return True
 
 
-logging.getLogger("httpx").addFilter(_WithoutQueries())
+logging.getLogger("httpx").addFilter(_without_queries)
 
 
 def wait_until_stopped(step: Awaitable[Value], timeout: float, stop: threading.Event) -> Value:
     """Await a step in the event loop of all requests; give it up within 0.1 s of a stop.
 
-    The connection of a request that is given up is closed, so that the server notices. Raises the
-    step's error, TimeoutError after `timeout` seconds, or WorkStopped.
+    Its connection is then closed, so that the server notices. Raises TimeoutError, WorkStopped.
     """
     waiting = asyncio.wait_for(step, timeout)
     future = asyncio.run_coroutine_threadsafe(waiting, _event_loop())
@@ -85,10 +82,9 @@ def wait_until_stopped(step: Awaitable[Value], timeout: float, stop: threading.E
 
 
 def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
-    """Make a call that cannot be interrupted; wait no longer for it within 0.1 s of a stop.
+    """Make a call that cannot be interrupted; within 0.1 s of a stop, raise WorkStopped.
 
-    It then runs to its end in its thread, for which a process that ends does not wait. Raises the
-    call's error, or WorkStopped.
+    It then runs to its end in its thread, for which a process that ends does not wait.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not requested, because its job was stopped")
@@ -135,10 +131,7 @@ def close_with(owner: object, client: httpx.AsyncClient) -> None:
 
 
 class DownloadFailed(Exception):
-    """A file could not be fetched; `again`: another attempt may succeed.
-
-    The message holds nothing of the URL's query.
-    """
+    """A file could not be fetched; `again`: another attempt may succeed. Shows no URL's query."""
 
     def __init__(self, message: str, *, again: bool = False) -> None:
         super().__init__(message)
@@ -161,9 +154,8 @@ class Download:
         # A small compressed answer may hold gigabytes, and none was asked for.
         encoding = self.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise DownloadFailed(
-                f"the server compresses it ({one_line(encoding, 20)}): serve it as it is"
-            )
+            what = one_line(encoding, 20)
+            raise DownloadFailed(f"the server compresses it ({what}): serve it as it is")
         self._require_size(self.size)
 
     def parts(self) -> Iterator[bytes]:
@@ -186,10 +178,7 @@ def open_download(
 ) -> Iterator[Download]:
     """Begin to fetch a file of at most `max_bytes`, in at most `seconds` up to its last part.
 
-    Raises:
-        DownloadFailed: It cannot be fetched, or `url_rules` does not allow its URL.
-        SetupError: The variables of `url_rules` are not valid.
-        WorkStopped: `stop` was set.
+    Raises DownloadFailed if it cannot be, or may not; SetupError as `UrlRules`; and WorkStopped.
     """
     deadline, stopped = time.monotonic() + seconds, stop or threading.Event()
 
@@ -206,7 +195,7 @@ def open_download(
 
     # Without the environment: the transport reads its proxies.
     client = httpx.AsyncClient(
-        transport=_CheckedTransport(UrlRules.of()),
+        transport=_CheckedTransport(UrlRules()),
         timeout=httpx.Timeout(min(_SILENCE_SECONDS, seconds), connect=_CONNECT_SECONDS),
         headers={"Accept-Encoding": "identity"},
         trust_env=False,

@@ -22,9 +22,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Self
 
 import httpx
 
@@ -61,43 +59,34 @@ class UrlRefused(Exception):
     """A URL may not be fetched; the message says why, and which variable allows it."""
 
 
-@dataclass(frozen=True)
 class UrlRules:
-    """The values of the two variables."""
+    """What the two variables allow. Raises SetupError if one of them is not valid."""
 
-    schemes: frozenset[str]
-    names: tuple[str, ...]
-    networks: tuple[Network, ...]
-    public: bool
-    buckets: tuple[str, ...]
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables. Raises SetupError if one of them is not valid."""
-        schemes = frozenset(_entries(environment.get(SCHEMES_VARIABLE, ""))) or frozenset(SCHEMES)
-        if unknown := schemes - frozenset(SCHEMES):
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self.schemes = set(_entries(environment.get(SCHEMES_VARIABLE, ""))) or set(SCHEMES)
+        if unknown := self.schemes.difference(SCHEMES):
             raise SetupError(
                 f"{SCHEMES_VARIABLE}: {excerpt(min(unknown))} is none of {', '.join(SCHEMES)}"
             )
-        names, networks, buckets, public = [], [], [], False
-        for entry in _entries(environment.get(HOSTS_VARIABLE, "")):
+        entries = _entries(environment.get(HOSTS_VARIABLE, ""))
+        self._names: list[str] = []
+        self._networks: list[Network] = []
+        self._buckets: list[str] = []
+        for entry in entries:
             bucket = entry.removeprefix("s3://")
             if bucket != entry and _BUCKET.fullmatch(bucket):
-                buckets.append(bucket)
-            elif entry == "*":
-                public = True
+                self._buckets.append(bucket)
             elif (network := _network(entry)) is not None:
-                networks.append(network)
+                self._networks.append(network)
             elif _NAME.fullmatch(entry.lower()):
-                names.append(entry.lower())
-            else:
+                self._names.append(entry.lower())
+            elif entry != "*":
                 raise SetupError(
                     f"{HOSTS_VARIABLE}: {excerpt(entry)} is no host: give names such as "
                     "assets.example.com or *.example.com, networks such as 10.1.0.0/16, *, or "
                     "buckets such as s3://farm"
                 )
-        public = public or not (names or networks)
-        return cls(schemes, tuple(names), tuple(networks), public, tuple(buckets) or ("*",))
+        self._public = "*" in entries or not (self._names or self._networks)
 
     def require_scheme(self, scheme: str) -> None:
         """Refuse a scheme that is not allowed. Raises: UrlRefused."""
@@ -110,7 +99,7 @@ class UrlRules:
     def require_bucket(self, bucket: str) -> None:
         """Refuse a bucket that jobs may not read. Raises: UrlRefused."""
         self.require_scheme("s3")
-        if not any(fnmatchcase(bucket, pattern) for pattern in self.buckets):
+        if not any(fnmatchcase(bucket, pattern) for pattern in self._buckets or ["*"]):
             raise UrlRefused(f"bucket {excerpt(bucket)} is not among those of {HOSTS_VARIABLE}")
 
     def host_of(self, url: httpx.URL) -> str:
@@ -126,7 +115,7 @@ class UrlRules:
         host = url.raw_host.decode("ascii").lower().rstrip(".")
         if host in _CLOUD_NAMES:
             raise UrlRefused(f"host {excerpt(host)} is a cloud's metadata service")
-        if not (self.public or self.networks or self.names_host(host)):
+        if not (self._public or self._networks or self.names_host(host)):
             raise UrlRefused(f"host {excerpt(host)} is not among those of {HOSTS_VARIABLE}")
         return host
 
@@ -134,14 +123,11 @@ class UrlRules:
         """Return whether a host is listed by its name."""
         return any(
             host.endswith(name[1:]) if name.startswith("*.") else host == name
-            for name in self.names
+            for name in self._names
         )
 
     def allowed(self, host: str, found: Iterable[str]) -> list[str]:
-        """Return those addresses of a host that may be connected to, of those that were found.
-
-        Connect to these, and look up no others. Raises UrlRefused if none may be.
-        """
+        """Return those found addresses that may be connected to. Raises UrlRefused if none may."""
         found = list(dict.fromkeys(found))
         allowed = [text for text in found if self._allows(host, ipaddress.ip_address(text))]
         if not allowed:
@@ -155,16 +141,9 @@ class UrlRules:
         real = _embedded_v4(address)
         if _is_internal_service(address) or _is_internal_service(real):
             return False
-        listed = any(each in network for network in self.networks for each in (address, real))
-        return listed or self.names_host(host) or (self.public and is_public(address))
-
-
-def is_public(address: Address) -> bool:
-    """Return whether an address is of the public internet, and of no cloud's own service."""
-    real = _embedded_v4(address)
-    if real.version == 6 and real not in _PUBLIC_V6:
-        return False
-    return real.is_global and not _is_internal_service(real)
+        listed = any(each in network for network in self._networks for each in (address, real))
+        public = real.is_global and (real.version == 4 or real in _PUBLIC_V6)
+        return listed or self.names_host(host) or (self._public and public)
 
 
 def public_part(url: str) -> str:

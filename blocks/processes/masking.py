@@ -18,11 +18,9 @@ _MIN_QUERY_CHARACTERS = 8
 
 
 class Mask:
-    """Replaces secrets in texts with `***`.
+    """Replaces each line of secrets, also as JSON, Python and URLs write it, in texts with `***`.
 
-    Each line of a secret, such as those of a private key, is a secret of its own. A secret is also
-    found as JSON, Python and URLs write it; not in other encodings, such as Base64. Lines of less
-    than `MIN_CHARACTERS` are not masked.
+    Not lines of less than `MIN_CHARACTERS`; and not other encodings, such as Base64.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -60,11 +58,8 @@ def warn_of_short(secrets: Mapping[str, str]) -> None:
     """Log which secrets, by their names, are too short to be masked."""
     short = [name for name, secret in secrets.items() if secret and not Mask([secret]).longest]
     if short:
-        run_log().warning(
-            "%s: less than %d characters are not masked in logs, errors and output",
-            ", ".join(short),
-            MIN_CHARACTERS,
-        )
+        what = f"less than {MIN_CHARACTERS} characters are not masked in logs, errors and output"
+        run_log().warning("%s: %s", ", ".join(short), what)
 
 
 def query_secrets(url: str) -> list[str]:

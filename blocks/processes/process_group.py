@@ -59,46 +59,35 @@ class _Pipe(io.RawIOBase):
         return count
 
 
-class _Reader(threading.Thread):
-    """Passes each line of a program's output to `on_line` as it comes, and keeps the last ones."""
+def _read(
+    pipe: IO[bytes], ended: threading.Event, on_line: Callable[[str], None], mask: Mask,
+    tail: deque[str],
+) -> None:  # fmt: skip
+    """Pass each line of a program's output to `on_line` as it comes, and keep the last ones."""
+    buffer = io.BufferedReader(_Pipe(pipe, ended))
+    with pipe, io.TextIOWrapper(buffer, encoding="utf-8", errors="replace") as stream:
+        for text in map(printable, _masked(stream, mask)):
+            tail.append(text)
+            if text.strip():
+                # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a program
+                # whose output is no longer read would wait for ever.
+                with suppress(Exception, SystemExit):
+                    on_line(text)
 
-    def __init__(
-        self, pipe: IO[bytes], ended: threading.Event, on_line: Callable[[str], None], mask: Mask
-    ) -> None:
-        super().__init__(daemon=True)
-        self._pipe, self._ended, self._on_line, self._mask = pipe, ended, on_line, mask
-        self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
-        self.start()
 
-    def run(self) -> None:
-        buffer = io.BufferedReader(_Pipe(self._pipe, self._ended))
-        with self._pipe, io.TextIOWrapper(buffer, encoding="utf-8", errors="replace") as stream:
-            for text in map(printable, self._masked(stream)):
-                self._lines.append(text)
-                if text.strip():
-                    # rich, which prints Prefect's log, raises SystemExit at a broken pipe; a
-                    # program whose output is no longer read would wait for ever.
-                    with suppress(Exception, SystemExit):
-                        self._on_line(text)
-
-    def _masked(self, stream: IO[str]) -> Iterator[str]:
-        """Yield the lines without secrets; long lines in parts."""
-        held = ""
-        while line := stream.readline(_LINE_CHARACTERS):
-            text, held = self._mask(held + line.rstrip("\n")), ""
-            if len(line) == _LINE_CHARACTERS and not line.endswith("\n"):
-                # A secret may begin in this part and end in the next one.
-                end = max(len(text) - self._mask.longest, 0)
-                text, held = text[:end], text[end:]
-            if text or not held:
-                yield text
-        if held:
-            yield held
-
-    def text(self) -> str:
-        """Return the last lines, once the program has ended."""
-        self.join()
-        return "\n".join(self._lines)
+def _masked(stream: IO[str], mask: Mask) -> Iterator[str]:
+    """Yield the lines without secrets; long lines in parts."""
+    held = ""
+    while line := stream.readline(_LINE_CHARACTERS):
+        text, held = mask(held + line.rstrip("\n")), ""
+        if len(line) == _LINE_CHARACTERS and not line.endswith("\n"):
+            # A secret may begin in this part and end in the next one.
+            end = max(len(text) - mask.longest, 0)
+            text, held = text[:end], text[end:]
+        if text or not held:
+            yield text
+    if held:
+        yield held
 
 
 def run_program(
@@ -119,13 +108,9 @@ def run_program(
     and SIGKILL after `grace` seconds. If this process is killed, the reaper ends the group. Each
     line of output goes to `on_line`, from other threads, without the secrets of `mask`.
 
-    Returns:
-        The exit code (128 + N if signal N ended the program), and the last lines of standard
-        output and standard error.
-
-    Raises:
-        OSError: The program could not be started.
-        CommandTimeout, WorkStopped: It was ended after `timeout` seconds, or because of `stop`.
+    Returns the exit code (128 + N if signal N ended the program), and the last lines of standard
+    output and standard error. Raises OSError if the program could not be started; CommandTimeout or
+    WorkStopped if it was ended.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not started, because its job was stopped")
@@ -147,20 +132,29 @@ def run_program(
     # An exception that a signal handler raises, such as Prefect's for SIGTERM, comes in the main
     # thread only. There it could hit `Popen` after the start and lose the process.
     starter = threading.Thread(target=start)
+    tails: list[deque[str]] = [deque(maxlen=_TAIL_LINES), deque(maxlen=_TAIL_LINES)]
     try:
         starter.start()
         process = starting.result()
-        assert process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
-        stdout = _Reader(process.stdout, ended, on_line, mask)
-        stderr = _Reader(process.stderr, ended, on_line, mask)
+        readers = [
+            threading.Thread(target=_read, args=(pipe, ended, on_line, mask, tail), daemon=True)
+            for pipe, tail in zip((process.stdout, process.stderr), tails, strict=True)
+        ]
+        for reader in readers:
+            reader.start()
         _wait(process, name, stop, timeout)
     finally:
         if starter.ident is not None and starting.exception() is None:
-            end_group(starting.result(), grace)
+            process = starting.result()
+            reaper.end_groups({process.pid}, grace, process.poll)
+            process.wait()
             ended.set()
-            reaper.forget(starting.result().pid)
+            reaper.forget(process.pid)
+    for reader in readers:
+        reader.join()
     code = process.returncode
-    return (code if code >= 0 else 128 - code), stdout.text(), stderr.text()
+    stdout, stderr = map("\n".join, tails)
+    return (code if code >= 0 else 128 - code), stdout, stderr
 
 
 def _wait(
@@ -175,9 +169,3 @@ def _wait(
             raise WorkStopped(f"{name}: ended, because its job was stopped")
         if deadline is not None and time.monotonic() > deadline:
             raise CommandTimeout(f"{name}: ended after {timeout:g} s, the longest it may run")
-
-
-def end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End what is left of a program's process group: SIGTERM, then after `grace` s SIGKILL."""
-    reaper.end_groups({process.pid}, grace, process.poll)
-    process.wait()

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import imageio_ffmpeg
@@ -30,15 +31,13 @@ _WORD = re.compile(
     r"""(?:[^ \t\r\n'"\\]++ | '[^']*+' | "(?:[^"\\]++|\\.)*+" | \\.)+""", re.VERBOSE | re.DOTALL
 )
 
-_links: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 _links_lock = threading.Lock()
 
 
 def split_command(command: str) -> list[str]:
     """Split a command line into words as `shlex` does in its POSIX mode, or raise JobError.
 
-    Variables, patterns, pipes and comments are plain text: no shell ever sees the command. A
-    backslash at the end of a line joins it with the next one.
+    No shell ever sees it. A backslash at the end of a line joins it with the next one.
     """
     name, size = f"command {excerpt(command)}", len(command.encode(errors="replace"))
     if size > MAX_COMMAND_BYTES:
@@ -108,10 +107,9 @@ def find_program(program: str, search_path: str) -> str | None:
 
 
 def find_ffmpeg(named: Path | None = None) -> Path:
-    """Return the absolute path of an ffmpeg program: the named one, or the carried one.
+    """Return the absolute path of an ffmpeg program: the named one, or imageio-ffmpeg's.
 
-    The one that the imageio-ffmpeg package carries is of the release that this package is tested
-    with, whatever is on PATH. Raises SetupError if the program is not there or not executable.
+    That is of the release that this package is tested with. Raises SetupError if it cannot be run.
     """
     try:
         found = shutil.which(named or imageio_ffmpeg.get_ffmpeg_exe())
@@ -135,15 +133,14 @@ def path_with_ffmpeg(search_path: str, named: Path | None = None) -> str:
     if named is None and find_program("ffmpeg", search_path):
         return search_path
     program = find_ffmpeg(named)
-    folder = program.parent if program.name == "ffmpeg" else _folder_with_link(program)
+    with _links_lock:
+        folder = program.parent if program.name == "ffmpeg" else _folder_with_link(program).name
     return os.pathsep.join(filter(None, [str(folder), search_path]))
 
 
-def _folder_with_link(program: Path) -> Path:
+@cache
+def _folder_with_link(program: Path) -> tempfile.TemporaryDirectory[str]:
     """Make a folder, for as long as this process lasts, with a link `ffmpeg` to `program`."""
-    with _links_lock:
-        if program not in _links:
-            folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
-            (Path(folder.name) / "ffmpeg").symlink_to(program)
-            _links[program] = folder
-        return Path(_links[program].name)
+    folder = tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-")
+    (Path(folder.name) / "ffmpeg").symlink_to(program)
+    return folder

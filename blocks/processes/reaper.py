@@ -59,10 +59,8 @@ def reap(lines: IO[str]) -> None:
     groups: set[int] = set()
     for line in lines:
         number = int(line)
-        if number > 0:
-            groups.add(number)
-        else:
-            groups.discard(-number)
+        change = groups.add if number > 0 else groups.discard
+        change(abs(number))
     end_groups(groups, _GRACE_SECONDS)
 
 

@@ -223,7 +223,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     try:
         settings = Settings()
-        UrlRules.of()  # which each job would refuse
+        UrlRules()  # which each job would refuse
     except (ValidationError, SetupError) as error:
         raise SystemExit(str(error)) from None
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)

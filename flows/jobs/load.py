@@ -150,7 +150,7 @@ def _read_s3(url: str, name: str) -> bytes:
     deadline = time.monotonic() + _FETCH_SECONDS
     try:
         parts = urlsplit(url)
-        UrlRules.of().require_bucket(parts.netloc)
+        UrlRules().require_bucket(parts.netloc)
         client = boto3.Session().client("s3", config=_S3_CLIENT)
         answer = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
         require_size(answer["ContentLength"], name)

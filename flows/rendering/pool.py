@@ -30,6 +30,7 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
     end_run,
     read_runs,
     run_log,
+    start_run,
 )
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
@@ -130,7 +131,8 @@ class ChunkRuns:
     def __post_init__(self) -> None:
         self.state, self.chunks, self.reused = self.done.state, self.done.chunks, self.done.reused
         state, adapter = self.state, self.adapter
-        given = {"inputs": state.inputs, "verify": self.done.rules.verify.value}
+        given: dict[str, Any] = {"inputs": state.inputs, "verify": self.done.rules.verify.value}
+        given |= {"adapter": adapter.worker_adapter, "concurrency": adapter.chunks_at_once}
         if state.block is None:
             given |= {"job": str(state.job_file), "job_dir": str(state.path)}
         else:
@@ -322,7 +324,10 @@ class ChunkRuns:
         given = self._parameters | {"chunk_ids": ids}
 
         def ask() -> BatchRun:
-            run = self.adapter.start(given, batch_name(ids, job.title), [job_tag(job)], key)
+            run = start_run(
+                self.adapter.deployment, given, name=batch_name(ids, job.title),
+                tags=[job_tag(job)], job_variables=self.adapter.job_variables, idempotency_key=key,
+            )  # fmt: skip
             return BatchRun(run, list(chunks), again)
 
         self._ask = ask

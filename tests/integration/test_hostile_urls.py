@@ -131,7 +131,7 @@ def test_listed_name_leads_to_no_metadata(
 ) -> None:
     """A name that is allowed may lead to a private address, but not to a machine's own services."""
     allow("assets.example.com")
-    rules = UrlRules.of()
+    rules = UrlRules()
     for address in ("169.254.169.254", "fd00:ec2::254", "168.63.129.16", "::ffff:169.254.170.2"):
         lookups["assets.example.com"] = [address] * 2
         refuse("https://assets.example.com/a.zip", "which is no public", tmp_path)

@@ -148,7 +148,7 @@ def test_log_of_an_invocation() -> None:
         f"END RequestId: 8f5\n{REPORT}"
     )
     log = LogTail.decode(encoded(text))
-    assert log == LogTail(("d", "  frame 1", "frame 2"), 2.345, 1769, 512)
+    assert log == LogTail(("d", "  frame 1", "frame 2"), 2.345, 1769, full=False)
     assert str(log) == "; the end of its log: d /   frame 1 / frame 2"
     for nothing in (None, "", "%", "a"):
         assert LogTail.decode(nothing) == LogTail()
@@ -162,7 +162,9 @@ def test_log_of_an_invocation() -> None:
 )
 def test_full_memory(memory: int | None, used: int | None, full: bool | None) -> None:
     """A function that used nearly all its memory has most likely been ended for it."""
-    assert LogTail((), None, memory, used).full is full
+    parts = {"Memory Size": memory, "Max Memory Used": used}
+    told = "\t".join(f"{name}: {value} MB" for name, value in parts.items() if value is not None)
+    assert LogTail.decode(encoded(f"REPORT RequestId: 8f5\t{told}\n")).full is full
 
 
 KILLED = "RequestId: 1 Error: Runtime exited with error: signal: killed"
@@ -178,9 +180,9 @@ EXITED = "RequestId: 1 Error: Runtime exited with error: exit status 3"
         ({"errorType": "Runtime.ExitError", "errorMessage": KILLED}, LogTail(), WorkerError,
          "more memory"),
         ({"errorType": "Runtime.ExitError", "errorMessage": KILLED},
-         LogTail((), 1.0, 1769, 100), WorkerLost, "signal: killed"),
+         LogTail((), 1.0, 1769, full=False), WorkerLost, "signal: killed"),
         ({"errorType": "Runtime.ExitError", "errorMessage": EXITED},
-         LogTail((), 1.0, 1769, 1769), WorkerError, "memory of 1,769 MB"),
+         LogTail((), 1.0, 1769, full=True), WorkerError, "memory of 1,769 MB"),
         ({"errorType": "Runtime.ExitError", "errorMessage": EXITED}, LogTail(), WorkerLost,
          "Runtime.ExitError"),
         ({"errorType": "KeyError", "errorMessage": KILLED}, LogTail(("x",)), WorkerLost,

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +254,10 @@ def test_ffmpeg_is_found_without_one(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_ffmpeg")
 def test_ffmpeg_is_found_by_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that look for ffmpeg at the same time all get a folder that stays."""
+    make = programs._folder_with_link.__wrapped__
     threads_count = 8
     for _ in range(20):
-        monkeypatch.setattr(programs, "_links", {})
+        monkeypatch.setattr(programs, "_folder_with_link", cache(make))
         barrier = threading.Barrier(threads_count)
         paths: list[str] = []
 

@@ -18,7 +18,7 @@ from processes_here import gone, wait_for
 from prefect_renderfarm.blocks import CommandTimeout, WorkStopped
 from prefect_renderfarm.blocks.processes import process_group, reaper
 from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
-from prefect_renderfarm.blocks.processes.process_group import end_group, run_program
+from prefect_renderfarm.blocks.processes.process_group import run_program
 
 
 def run(
@@ -166,7 +166,7 @@ def test_end_of_a_group_that_is_gone() -> None:
     process = subprocess.Popen(["true"], text=True, start_new_session=True)
     process.wait()
     started = time.monotonic()
-    end_group(process, 30.0)
+    reaper.end_groups({process.pid}, 30.0, process.poll)
     assert time.monotonic() - started < 5
 
 
