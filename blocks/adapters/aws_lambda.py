@@ -13,12 +13,11 @@ after its answer, this side downloads the chunk's file from the storage, verifie
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -185,7 +184,7 @@ class AwsLambdaAdapter(RemoteAdapter):
         lost: WorkerError | None = None
         try:
             answer = self.ask_until_free(payload, name, self.timeout, stop)
-            result = dataclasses.replace(answer, worker=worker)
+            result = replace(answer, worker=worker)
         except FatalWorkerError:
             raise
         except WorkerError as error:
@@ -223,9 +222,8 @@ class AwsLambdaAdapter(RemoteAdapter):
         if answer.get("FunctionError"):
             raise function_error(parsed, log, name, self.function)
         parse = parse_helios_answer if self.protocol == "helios" else parse_answer
-        return dataclasses.replace(
-            parse(parsed, name), billed_seconds=log.billed_seconds, memory_mb=log.memory_mb
-        )
+        result = parse(parsed, name)
+        return replace(result, billed_seconds=log.billed_seconds, memory_mb=log.memory_mb)
 
     def _call(
         self, operation: str, name: str = _NAME, attempts: int = _CHECK_ATTEMPTS, **parameters: Any

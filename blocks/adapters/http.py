@@ -6,10 +6,10 @@ import dataclasses
 import ipaddress
 import json
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -33,7 +33,6 @@ from prefect_renderfarm.blocks.errors import (
     WorkerError,
     WorkerLost,
     WorkerRefused,
-    WorkStopped,
 )
 from prefect_renderfarm.blocks.http.client import (
     call_until_stopped,
@@ -201,7 +200,7 @@ class HttpAdapter(RemoteAdapter):
         headers = call_until_stopped(get, stop, name) if self.audience else get()
         try:
             answer = self._client.request(method, url, headers=headers, json=payload)
-            return wait_until_stopped(answer, timeout, stop)
+            return wait_until_stopped(answer, timeout, stop, name)
         except TimeoutError:
             raise CommandTimeout(
                 f"{name}: given up after {timeout:g} s, the longest it may take at "
@@ -212,8 +211,6 @@ class HttpAdapter(RemoteAdapter):
                 f"{name}: {_worker_at(url)} cannot be reached, or was lost: "
                 f"{type(error).__name__}: {str(error).strip() or 'no answer'}"
             ) from None
-        except WorkStopped:
-            raise WorkStopped(f"{name}: ended, because its job was stopped") from None
 
     def _headers(self) -> dict[str, str]:
         headers = {}
@@ -260,10 +257,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
-    with suppress(ValueError):
-        date = parsedate_to_datetime(text)
-        date = date.replace(tzinfo=date.tzinfo or UTC)  # RFC 9110, 5.6.7: some forms do not say so
-        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    with suppress(ValueError, OverflowError):
+        if date := parsedate_tz(text):  # some forms name no zone and mean UTC (RFC 9110, 5.6.7)
+            return max(0.0, mktime_tz(date) - time.time())
     return None
 
 

@@ -106,12 +106,9 @@ class LocalAdapter(WorkerAdapter):
             exit_code, stdout = _EXIT_CODES[error.errno], ""
             stderr = f"{error.filename}: {error.strerror}"
         return WorkerResult(
-            exit_code=exit_code,
-            stdout=stdout,
-            stderr=stderr,
-            duration=time.monotonic() - started,
-            worker=socket.gethostname(),
-        )
+            exit_code=exit_code, stdout=stdout, stderr=stderr,
+            duration=time.monotonic() - started, worker=socket.gethostname(),
+        )  # fmt: skip
 
     def _run(self, job: WorkerJob) -> tuple[int, str, str]:
         program, *arguments = split_command(job.command)
@@ -126,16 +123,11 @@ class LocalAdapter(WorkerAdapter):
 
         try:
             return run_program(
-                [program, *arguments],
-                name=job.name,
-                cwd=job.cwd,
-                environment=self.child_environment(job),
-                on_line=on_line,
-                stop=job.stop,
-                timeout=job.timeout or self.timeout,
-                grace=self.grace,
+                [program, *arguments], name=job.name, cwd=job.cwd,
+                environment=self.child_environment(job), on_line=on_line, stop=job.stop,
+                timeout=job.timeout or self.timeout, grace=self.grace,
                 mask=Mask(self._secrets().values()),
-            )
+            )  # fmt: skip
         finally:
             with suppress(OSError):  # a disk that the command has filled; its end matters more
                 file.close()

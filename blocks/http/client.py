@@ -71,14 +71,16 @@ def _without_queries(record: logging.LogRecord) -> bool:
 logging.getLogger("httpx").addFilter(_without_queries)
 
 
-def wait_until_stopped(step: Awaitable[Value], timeout: float, stop: threading.Event) -> Value:
+def wait_until_stopped(
+    step: Awaitable[Value], timeout: float, stop: threading.Event, name: str
+) -> Value:
     """Await a step in the event loop of all requests; give it up within 0.1 s of a stop.
 
     Its connection is then closed, so that the server notices. Raises TimeoutError, WorkStopped.
     """
     waiting = asyncio.wait_for(step, timeout)
     future = asyncio.run_coroutine_threadsafe(waiting, _event_loop())
-    return _result(future, stop, "a request was given up, because its job was stopped")
+    return _result(future, stop, f"{name}: ended, because its job was stopped")
 
 
 def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: str) -> Value:
@@ -184,7 +186,7 @@ def open_download(
 
     def wait(step: Awaitable[Any]) -> Any:
         try:
-            return wait_until_stopped(step, deadline - time.monotonic(), stopped)
+            return wait_until_stopped(step, deadline - time.monotonic(), stopped, "a download")
         except UrlRefused as error:
             raise DownloadFailed(str(error)) from None
         except TimeoutError:
@@ -204,7 +206,7 @@ def open_download(
         yield Download(wait(_send(client, url)), max_bytes, wait)
     finally:
         with suppress(Exception):
-            wait_until_stopped(client.aclose(), _CLOSE_SECONDS, threading.Event())
+            wait_until_stopped(client.aclose(), _CLOSE_SECONDS, threading.Event(), "a download")
 
 
 class _CheckedTransport(httpx.AsyncBaseTransport):
@@ -228,7 +230,6 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
                     f"{HOSTS_VARIABLE} lists by name"
                 )
             return await self._transport(proxy).handle_async_request(request)
-        failure: httpx.HTTPError = httpx.ConnectError("its host has no address")
         loop, port = asyncio.get_running_loop(), request.url.port or 443
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -95,10 +95,9 @@ def require_allowed(program: str, programs: Sequence[str]) -> None:
 
 
 def find_program(program: str, search_path: str) -> str | None:
-    """Return the path by which to start a program; None if no folder has it.
+    """Return the path by which to start a program; None if no absolute folder of PATH has it.
 
-    Only absolute folders of PATH are searched: an empty or relative one would be looked up in the
-    job folder, where a job may have put a program of the same name.
+    Others would be looked up in the job folder, where a job may have put such a program.
     """
     if "/" in program:
         return program

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO
 
 _GRACE_SECONDS = 5.0
@@ -65,10 +66,7 @@ def reap(lines: IO[str]) -> None:
 
 
 def end_groups(groups: set[int], grace: float, poll: Callable[[], object] = lambda: None) -> None:
-    """End process groups: SIGTERM, then after `grace` seconds SIGKILL.
-
-    A group exists as long as a zombie is in it: `poll` reaps children of this process.
-    """
+    """End process groups: SIGTERM, then after `grace` seconds SIGKILL. `poll` reaps zombies."""
     deadline = time.monotonic() + grace
     left = _signal_all(groups, signal.SIGTERM)
     while left and time.monotonic() < deadline:
@@ -79,14 +77,12 @@ def end_groups(groups: set[int], grace: float, poll: Callable[[], object] = lamb
 
 
 def _signal_all(groups: set[int], number: int) -> set[int]:
-    """Send a signal to process groups; return those that exist."""
+    """Send a signal to process groups; return those that exist, if only as a zombie."""
     reached = set()
     for group in groups:
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):
-            continue
-        reached.add(group)
+            reached.add(group)
     return reached
 
 
