@@ -185,9 +185,7 @@ def send_assets(
     return files
 
 
-def list_assets(
-    folder: Path, job_dir: Path, skip: Callable[[Path], bool] = lambda _: False
-) -> AssetList:
+def list_assets(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> AssetList:
     """Return what `send_assets` would send. Raises: JobError."""
     return AssetList(files=tuple(local.file for local in _describe_files(folder, job_dir, skip)))
 
