@@ -90,11 +90,7 @@ def _save(download: Download, path: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
-    """Unpack a zip or tar file. Raises DamagedArchive if it is none, or damaged.
-
-    Raises FatalWorkerError if a name leads out of the folder, something in it is neither file nor
-    folder, or it holds too much.
-    """
+    """Unpack a zip or tar file. Raises DamagedArchive, or FatalWorkerError beyond the limits."""
     room = _Room(folder, stop)
     try:
         with archive.open("rb") as file:

@@ -94,10 +94,7 @@ class AssetCache:
         (self.folder / name).unlink(missing_ok=True)
 
     def make_room(self, size: int, keep: Collection[str]) -> None:
-        """Remove the least recently used files, except `keep`, until so many bytes fit.
-
-        Raises WorkerLost if they do not fit.
-        """
+        """Remove files, longest unused first, until `size` fits; `keep` stays. Raises: WorkerLost."""
         remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
         entries = []
         for path in self.folder.iterdir():
@@ -149,10 +146,7 @@ class WantedFile:
 def place_files(
     files: Sequence[WantedFile], folder: Path, cache: AssetCache, stop: threading.Event
 ) -> None:
-    """Put files into a workspace, several at once; see `inputs.lay_out` for errors.
-
-    Files of known content are read-only links into the cache; others are copies.
-    """
+    """Put files into a workspace: links into the cache where the content is known, else copies."""
     targets = [inside(folder, file.path) for file in files]
     size = sum({file.name: file.size for file in files if not cache.has(file.name)}.values())
     size += sum(file.size for file in files if file.sha256 is None)
