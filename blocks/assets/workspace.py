@@ -94,7 +94,7 @@ class AssetCache:
         (self.folder / name).unlink(missing_ok=True)
 
     def make_room(self, size: int, keep: Collection[str]) -> None:
-        """Remove files, longest unused first, until `size` fits; `keep` stays. Raises: WorkerLost."""
+        """Remove the longest unused files, not `keep`, until `size` fits. Raises: WorkerLost."""
         remove_all_leftovers(self.folder, older_than=_LEFTOVER_SECONDS)
         entries = []
         for path in self.folder.iterdir():
