@@ -21,6 +21,7 @@ from pydantic import (
     FailFast,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -192,20 +193,15 @@ class RenderJob(_SpecModel):
         require_command(command, "the merge command")
         return command
 
-    @field_validator("chunks", mode="before")
+    @field_validator("chunks", mode="wrap")
     @classmethod
-    def _not_too_many_chunks(cls, chunks: Any) -> Any:
-        if isinstance(chunks, Sequence) and len(chunks) > _MOST_CHUNKS:
+    def _in_order(cls, given: Any, validate: ValidatorFunctionWrapHandler) -> tuple[Chunk, ...]:
+        if isinstance(given, Sequence) and len(given) > _MOST_CHUNKS:
             raise JobError(
-                f"the job has {len(chunks):,} chunks, and {_MOST_CHUNKS:,} are the most: give each "
+                f"the job has {len(given):,} chunks, and {_MOST_CHUNKS:,} are the most: give each "
                 "more frames"
             )
-        return chunks
-
-    @field_validator("chunks")
-    @classmethod
-    def _chunks_in_order(cls, chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
-        if not chunks:
+        if not (chunks := validate(given)):
             raise JobError("the job has no chunks: give it at least one")
         return tuple(sorted(chunks, key=lambda chunk: chunk.id))
 

@@ -249,15 +249,14 @@ class JobState:
             self.objects.take_over, self.identity(chunk), chunk.id, self.path / chunk.output_file
         )
         try:
-            # What was waited for in vain is not waited for at each of a thousand chunks.
-            return retry(find, f"chunk {chunk.id}") if self._retry_known else find()
-        except ObjectMissing:
-            return None
+            with suppress(ObjectMissing):
+                # What was waited for in vain is not waited for at each of a thousand chunks.
+                return retry(find, f"chunk {chunk.id}") if self._retry_known else find()
         except StorageError as error:
             if self._retry_known:
                 run_log().warning("chunks are rendered that other jobs may have: %s", error)
             self._retry_known = False
-            return None
+        return None
 
     def forget_chunks(self, chunks: Iterable[Chunk]) -> None:
         """Remove the manifests of chunks that are to be rendered anew, for this job and others."""
