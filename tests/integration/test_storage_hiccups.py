@@ -28,7 +28,7 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.blocks.storage.objects import FolderStore
 from prefect_renderfarm.flows.jobs.spec import Chunk
-from prefect_renderfarm.flows.merging.fetch import ChunkFetcher
+from prefect_renderfarm.flows.merge_job import ChunkFetcher
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
 from prefect_renderfarm.flows.rendering.pool import _LEAST_LOST, BatchRun, ChunkRuns
 from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
