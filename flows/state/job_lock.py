@@ -304,7 +304,9 @@ class StorageLock(JobLock):
         return _clock() - since >= self.silent_seconds
 
     def _heartbeats(self) -> AbstractContextManager[None]:
-        return periodic(self._heartbeat, self.heartbeat_seconds, "heartbeat of the job lock")
+        # One that is being written is waited for: it would undo the release.
+        name = "heartbeat of the job lock"
+        return periodic(self._heartbeat, self.heartbeat_seconds, name, wait=True)
 
     def _heartbeat(self) -> None:
         if self._lost or not self._number:

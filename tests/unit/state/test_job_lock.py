@@ -125,6 +125,22 @@ def test_lost_lock_is_waited_for(tmp_path: Path) -> None:
                 first.ensure(stop)
 
 
+def test_release_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat that is under way when the lock is released does not undo the release."""
+    write = FolderStore.write
+
+    def write_slowly(store: FolderStore, key: str, data: bytes) -> None:
+        if b'"released":false' in data:
+            time.sleep(0.3)
+        write(store, key, data)
+
+    with lock_of("storage", tmp_path):
+        monkeypatch.setattr(FolderStore, "write", write_slowly)
+        time.sleep(0.2)
+    time.sleep(0.4)
+    assert record_of(tmp_path).released
+
+
 def waiting_for(lock: JobLock, stop: threading.Event) -> threading.Thread:
     """Return a thread that waits until the run holds its lock again."""
     waiting = threading.Thread(target=lock.ensure, args=(stop,), daemon=True)
