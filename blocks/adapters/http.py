@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import mktime_tz, parsedate_tz
 from http import HTTPStatus
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import httpx
 from pydantic import (
-    AfterValidator,
     Field,
     PrivateAttr,
     SecretStr,
     SerializationInfo,
     field_serializer,
+    field_validator,
     model_validator,
 )
 
@@ -59,17 +59,6 @@ _FIXES: dict[int, str] = {  # RFC 9110, 15.5
 }
 
 
-def _check_secret(secret: SecretStr) -> SecretStr:
-    """Refuse what a header cannot hold; RFC 9110, section 5.5."""
-    text = secret.get_secret_value()
-    if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
-        raise ValueError("is empty, or has a space or line end around it or an odd character")
-    return secret
-
-
-_HeaderSecret = Annotated[SecretStr, AfterValidator(_check_secret)]
-
-
 class HttpAdapter(RemoteAdapter):
     """Send commands and chunks to a worker at an address, one POST request each.
 
@@ -93,11 +82,11 @@ class HttpAdapter(RemoteAdapter):
     url: str = Field(repr=False, title="URL")
     """The worker's address. https, unless it is on this machine. A key in its query is kept out of
     logs, errors and runs, but whoever may see this block sees it: a header is safer."""
-    token: _HeaderSecret | None = Field(default=None, title="Token")
+    token: SecretStr | None = Field(default=None, title="Token")
     """Sent as a bearer token. Empty: none."""
     header_name: str | None = Field(default=None, pattern=_HEADER_NAME, title="Header")
     """Name of a further header with a key, such as x-functions-key of Azure."""
-    header_value: _HeaderSecret | None = Field(default=None, title="Value of the header")
+    header_value: SecretStr | None = Field(default=None, title="Value of the header")
     """Value of the further header."""
     audience: str | None = Field(default=None, title="Audience of a Google ID token")
     """Sends an ID token for this audience, for Cloud Run usually the service's address. Needs the
@@ -128,6 +117,15 @@ class HttpAdapter(RemoteAdapter):
             return url
         address, mark, _ = url.partition("?")
         return f"{address}{mark}{MASKED if mark else ''}"
+
+    @field_validator("token", "header_value")
+    @classmethod
+    def _fits_a_header(cls, secret: SecretStr | None) -> SecretStr | None:
+        """Refuse what a header cannot hold; RFC 9110, section 5.5."""
+        text = "none" if secret is None else secret.get_secret_value()
+        if text != text.strip() or not text or not (text.isascii() and text.isprintable()):
+            raise ValueError("is empty, or has a space or line end around it or an odd character")
+        return secret
 
     @model_validator(mode="after")
     def _can_work(self) -> Self:

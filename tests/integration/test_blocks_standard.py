@@ -10,6 +10,7 @@ import pytest
 from farm_client import FarmClient
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import SecretStr
 from repository import ROOT
 
 from prefect_renderfarm.blocks import (
@@ -61,6 +62,27 @@ def test_fields_have_titles(block: type[Block]) -> None:
 def test_a_reference_is_no_block(block: type[Block]) -> None:
     """The schema requires the block's slug, so that a reference never passes for a block."""
     assert "block_type_slug" in block.model_json_schema()["required"]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_secrets_are_known(block: type[Block]) -> None:
+    """Prefect knows each secret field: it hides them, and saves them as they are, not as stars."""
+    secrets = {
+        AwsLambdaAdapter: ["credentials.aws_secret_access_key"],
+        HttpAdapter: ["token", "header_value"],
+        LocalAdapter: ["secret_environment.*"],
+    }
+    assert block.model_json_schema()["secret_fields"] == secrets.get(block, [])
+
+
+def test_saved_secrets_come_back(api: FarmClient) -> None:
+    """A token that was saved is sent by whoever loads the block."""
+    adapter = HttpAdapter(url="https://worker.example.com", token=SecretStr("s3cret-token"))
+    adapter.save("kept", overwrite=True)
+    loaded = HttpAdapter.load("kept")
+    assert loaded.token is not None
+    assert loaded.token.get_secret_value() == "s3cret-token"
+    assert "s3cret-token" not in api.command("block", "inspect", "http-adapter/kept").stdout
 
 
 def test_saved_block_comes_back(api: FarmClient) -> None:
