@@ -268,7 +268,7 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
 
 def _tracks(container: InputContainer) -> tuple[Any, Any]:
     """Return the video track, and the audio track if there is one."""
-    size = container.size  # below 0 if it is not known yet
+    size = container.size or -1  # None or below 0 if it is not known yet
     if container.format.name == "mpegts" and size > 0 and all(size % n for n in _TRANSPORT_PACKETS):
         # Its last frame would lack its end.
         raise MediaFault(f"is cut short: its last transport packet has {size % 188} bytes, not 188")
