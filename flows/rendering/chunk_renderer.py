@@ -115,7 +115,9 @@ class ChunkRenderer:
         When the last attempt at one fails, the rest is stopped and its error raised.
         """
         left = [chunk for chunk in self.chunks if chunk.id not in self.done]
-        size = math.ceil(len(left) / MAX_TASK_RUNS) or 1
+        # Also if this run has a part of the job only: the other parts have task runs, too.
+        size = math.ceil(len(self.state.job.chunks) / MAX_TASK_RUNS)
+        size = min(size, math.ceil(len(left) / self.width)) or 1
         batches = [ChunkBatch(left[i : i + size], self) for i in range(0, len(left), size)]
         progress = showing_progress(len(self.chunks), "chunks rendered")
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)

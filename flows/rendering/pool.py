@@ -6,11 +6,13 @@ only how the runs are.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -71,11 +73,13 @@ class BatchRun:
     run: FlowRun
     chunks: list[Chunk]
     duplicated: bool = False  # another run has the same chunks
+    replaced: bool = False  # its successor has been started beside it
     lost: str = ""  # why it was given up
 
     def __post_init__(self) -> None:
-        self._news_at = time.monotonic()
+        self._asked_at = self._news_at = time.monotonic()
         self._ending_since: float | None = None
+        self.start_seconds: float | None = None  # until its flow began
 
     @property
     def state(self) -> State[Any]:
@@ -93,6 +97,11 @@ class BatchRun:
         """Seconds since the run began, or since the last one of its chunks was done."""
         return time.monotonic() - self._news_at
 
+    @property
+    def frames_left(self) -> int:
+        """Frames that the run has yet to render."""
+        return sum(chunk.frame_count for chunk in self.chunks)
+
     def update(self, run: FlowRun | None, done: set[int]) -> None:
         """Take what the server says of the run, if it does, and the ids of chunks that are done."""
         run = run or self.run
@@ -100,6 +109,14 @@ class BatchRun:
         if run.state_type != self.run.state_type or len(left) < len(self.chunks):
             self._news_at = time.monotonic()
         self.run, self.chunks = run, left
+        if self.start_seconds is None and self.state.is_running():
+            self.start_seconds = time.monotonic() - self._asked_at
+
+    def seconds_left(self, frame_seconds: float, at_once: int) -> float:
+        """Return how long the run still renders; infinity if it does not yet, or is given up."""
+        if not self.state.is_running() or self.duplicated or self.lost:
+            return math.inf
+        return frame_seconds * self.frames_left / at_once - self.silence
 
     def end(self, reason: str) -> None:
         """Have the run ended, if it is not; once."""
@@ -142,6 +159,7 @@ class ChunkRuns:
         self._queue = ChunkQueue(self.done.left, adapter.chunks_per_run, target, self.width)
         self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
         self._runs: list[BatchRun] = []
+        self._start_seconds = math.inf  # the shortest start of a run
         # Asks again for a run that the server was asked to start, and has not answered.
         self._ask: Callable[[], BatchRun] | None = None
         self._warned: set[str] = set()
@@ -203,6 +221,7 @@ class ChunkRuns:
         done = {chunk.id for chunk in misfits} | self.done.results.keys()
         for run in self._runs:
             run.update(states.get(run.run.id), done)
+            self._start_seconds = min(self._start_seconds, run.start_seconds or math.inf)
         self._queue.give_back(misfits)
         for run in [run for run in self._runs if run.state.is_final()]:
             self._runs.remove(run)
@@ -296,14 +315,26 @@ class ChunkRuns:
 
     def _give_out(self) -> None:
         times = frame_times(self.done.results.values())
-        for _ in range(self.width - len(self._runs)):
+        alone = [run for run in self._runs if not run.replaced]
+        ending = [run for run in alone if self._ends_soon(run, times)]
+        for before in [*ending, *[None] * (self.width - len(alone))]:
             if self._queue:
-                left = sum(chunk.frame_count for run in self._runs for chunk in run.chunks)
-                self._start(self._queue.next_batch(times, left))
-            elif slow := self._slow_run():
+                frames = sum(run.frames_left for run in self._runs)
+                own = before.frames_left if before else 0
+                self._start(self._queue.next_batch(times, frames, own))
+                if before:
+                    before.replaced = True
+            elif before is None and (slow := self._slow_run()):
                 slow.duplicated = True
                 run_log().info("run %r is slow: its chunks are given out once more", slow.run.name)
                 self._start(slow.chunks, again=True)
+
+    def _ends_soon(self, run: BatchRun, times: Sequence[float]) -> bool:
+        """Return whether a run ends within the time that its successor takes to start."""
+        if not times or len(self._runs) >= 2 * self.width:
+            return False
+        left = run.seconds_left(median(times), self.adapter.chunks_at_once)
+        return left < self._start_seconds < math.inf
 
     def _slow_run(self) -> BatchRun | None:
         """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""

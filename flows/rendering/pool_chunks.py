@@ -52,6 +52,7 @@ class DoneChunks:
             StorageError: The storage did not answer; chunks that do not fit are returned next time.
         """
         done = self.state.done(left := self.left)
+        lines: list[str] = []
         for chunk in left:
             if chunk.id not in done or (result := self.state.manifest(chunk)) is None:
                 continue
@@ -67,11 +68,12 @@ class DoneChunks:
                 run_log().warning("%s; it is rendered again", error)
                 continue
             self.results[chunk.id] = result
-            run_log().info(
-                "chunk %s: frames %s-%s done in %.1f s by %s, %s bytes",
-                chunk.id, chunk.start_frame, chunk.end_frame - 1, result.seconds, result.worker,
-                f"{result.size:,}",
-            )  # fmt: skip
+            lines.append(
+                f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
+                f"{result.seconds:.1f} s by {result.worker}, {result.size:,} bytes"
+            )
+        if lines:  # one entry: the server needs longer for many than short chunks take
+            run_log().info("%s", "\n".join(lines))
         misfits, self._misfits = self._misfits, []
         return misfits
 
@@ -96,22 +98,28 @@ class ChunkQueue:
         known = {chunk.id for chunk in self._waiting}
         self._waiting[:0] = [chunk for chunk in chunks if chunk.id not in known]
 
-    def next_batch(self, frame_times: Sequence[float], frames_running: int) -> list[Chunk]:
-        """Give out a batch of one chunk at least; `frames_running` are what runs have yet to do."""
+    def next_batch(
+        self, frame_times: Sequence[float], frames_running: int, frames_before: int = 0
+    ) -> list[Chunk]:
+        """Give out a batch of one chunk at least.
+
+        `frames_running` are what all runs have yet to do, `frames_before` what one of them has, if
+        the batch is for its successor.
+        """
         if self.per_run:
             count = self.per_run
         elif frame_times:
-            count = self._count(median(frame_times), frames_running)
+            share = sum(chunk.frame_count for chunk in self._waiting) + frames_running
+            fair = share / self.width - frames_before
+            count = self._count(min(fair, self.target / max(median(frame_times), 1e-9)))
         else:
             count = math.ceil(len(self.chunks) / (_FIRST_PART * self.width))
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    def _count(self, frame_seconds: float, frames_running: int) -> int:
-        """Return how many chunks fill a batch up to the wanted time, or to a fair share."""
+    def _count(self, wanted: float) -> int:
+        """Return how many chunks have so many frames, one at least; a small rest goes with them."""
         waiting = sum(chunk.frame_count for chunk in self._waiting)
-        share = (waiting + frames_running) / self.width
-        wanted = min(self.target / max(frame_seconds, 1e-9), share)
         frames = count = 0
         for chunk in self._waiting:
             if count and frames + chunk.frame_count / 2 > wanted:

@@ -46,3 +46,12 @@ def test_longest_chunks_go_first() -> None:
     queue.give_back([order[1]])
     queue.give_back([order[2]])
     assert queue.next_batch([], 0) == [order[2]]
+
+
+def test_batch_of_a_successor_counts_what_its_predecessor_still_does() -> None:
+    """Two runs of which each has 10 of 100 frames left get successors of equal length."""
+    chunks = small_job(total_frames=80, chunks=80).chunks
+    queue = ChunkQueue(chunks, None, 1e6, 2)
+    first = queue.next_batch([0.5], 20, 10)
+    rest = queue.next_batch([0.5], 20 + len(first), 10)
+    assert (len(first), len(rest)) == (40, 40)
