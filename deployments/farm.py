@@ -32,6 +32,7 @@ from prefect_renderfarm.deployments import FILES
 
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
+_SERVER = [sys.executable, "-m", "prefect_renderfarm.deployments.server"]
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 _DEFAULT_PORT = 4200
@@ -82,6 +83,8 @@ class Farm:
             "PREFECT_HOME": str(self.state / "prefect"),
             "PREFECT_CLI_PROMPT": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # Labels for traces that nobody collects cost each run a request.
+            "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         }
 
     def up(self, *, port: int | None = None, api_url: str | None = None) -> None:
@@ -125,8 +128,8 @@ class Farm:
         }
         if _DATABASE in os.environ:  # only the server's own environment has the password
             variables[_DATABASE] = os.environ[_DATABASE]
-        arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        self._start("server", self.state, arguments, variables)
+        command = [*_SERVER, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        self._start("server", self.state, command, variables)
 
     def _start_worker(self, pool: str) -> None:
         name = f"worker-{pool}"
@@ -137,17 +140,15 @@ class Farm:
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         }
-        arguments = ["worker", "start", "--pool", pool, "--type", "process",
-                     "--name", f"{pool}-1", "--install-policy", "never"]  # fmt: skip
-        self._start(name, self.state / pool, arguments, variables)
+        command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process",
+                   "--name", f"{pool}-1", "--install-policy", "never"]  # fmt: skip
+        self._start(name, self.state / pool, command, variables)
 
     def _start(
-        self, name: str, folder: Path, arguments: list[str], variables: dict[str, str]
+        self, name: str, folder: Path, command: list[str], variables: dict[str, str]
     ) -> None:
         log, environment = self.state / f"{name}.log", self.environment() | variables
-        self._processes.start(
-            name, [*PREFECT, *arguments], cwd=folder, log=log, environment=environment
-        )
+        self._processes.start(name, command, cwd=folder, log=log, environment=environment)
 
     def _create_pool(self, pool: str) -> None:
         """Create a pool whose runs work in a folder of the farm that outlasts them."""
