@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import Counter
@@ -29,7 +28,7 @@ class Result:
     Attributes:
         seed: Their seed.
         outcomes: What each came to.
-        seconds: How long they took.
+        seconds: How long those of each kind took, one after the other.
         processes: Processes that are left over.
         runs: Flow runs that are left over, not final.
     """
@@ -62,7 +61,7 @@ class Result:
                     sum(o.rendered_again for o in some), sum(len(o.paid_twice) for o in some),
                     sum(o.lost for o in some), sum(o.films for o in some),
                     sum(len(o.broken) for o in some), sum(o.stuck for o in some),
-                    round(sum(self.seconds.values()) if kind == "all" else self.seconds[kind]),
+                    round(self.seconds[kind]),
                 )  # fmt: skip
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
         lines.append("")
@@ -104,20 +103,30 @@ def run_suite(
     result = Result(stage.seed)
     remains = Remains(stage.api, stage.folder)
     begun = time.monotonic()
+    together = {kind: count for kind, count in counts.items() if kind not in _ALONE}
     turns = max(1, min(_MOST_TURNS, max(counts.values()) // lanes))  # each fills the lanes
-    for turn, kind in itertools.product(range(turns), counts):
+
+    def trial(kind: str, number: int) -> None:
         started = time.monotonic()
-        numbers = range(turn, counts[kind], turns)
-        if started - begun > seconds or not numbers:
-            continue
-        with ThreadPoolExecutor(1 if kind in _ALONE else lanes) as pool:
-            trials = [pool.submit(stage.run, kind, number) for number in numbers]
-            for trial in as_completed(trials):
-                outcome = trial.result()
-                result.outcomes.append(outcome)
-                if tell:
-                    print(f"{time.monotonic() - begun:7.1f} s {outcome}", flush=True)
+        outcome = stage.run(kind, number)
+        result.outcomes.append(outcome)
         result.seconds[kind] += time.monotonic() - started
+        if tell:
+            print(f"{time.monotonic() - begun:7.1f} s {outcome}", flush=True)
+
+    for turn in range(turns):
+        for kinds in [tuple(together), *[(kind,) for kind in _ALONE if kind in counts]]:
+            if time.monotonic() - begun > seconds:
+                break
+            with ThreadPoolExecutor(lanes if kinds == tuple(together) else 1) as pool:
+                trials = [
+                    pool.submit(trial, kind, number)
+                    for kind in kinds
+                    for number in range(turn, counts[kind], turns)
+                ]
+                for each in as_completed(trials):
+                    each.result()
+    result.seconds["all"] = time.monotonic() - begun
     result.processes = remains.processes(_GRACE_SECONDS)
     result.runs = remains.runs(grace)
     return result

@@ -129,8 +129,8 @@ def quiet_ffmpeg(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("stitcher", "mode", "name", "moment"),
-    [(*which, moment) for which in (*REMUX, FFMPEG) for moment in ("mid-write", "trailer")]
-    + [(*QUIET_FFMPEG, "trailer")],
+    [(*which, "trailer") for which in (*REMUX, FFMPEG, QUIET_FFMPEG)]
+    + [pytest.param(*which, "mid-write", marks=pytest.mark.long) for which in (*REMUX, FFMPEG)],
 )
 def test_full_disk(
     stitcher: str,

@@ -33,6 +33,9 @@ KILLS = {
     "SIGTERM-in-Prefect": (signal.SIGTERM, "prefect"),
 }
 
+# In `make test`, each assembly is killed in one way.
+SHORT = dict(zip(ASSEMBLIES, ("SIGTERM-in-Prefect", "SIGKILL", "SIGKILL"), strict=True))
+
 
 @pytest.fixture(scope="module")
 def chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -132,10 +135,13 @@ def is_running(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(
-    "kill",
-    [pytest.param(kill, marks=[pytest.mark.long] if kill == "SIGTERM" else []) for kill in KILLS],
+    ("stitcher", "mode", "name", "kill"),
+    [
+        pytest.param(*which, kill, marks=[] if kill == SHORT[which] else [pytest.mark.long])
+        for which in ASSEMBLIES
+        for kill in KILLS
+    ],
 )
-@pytest.mark.parametrize(("stitcher", "mode", "name"), ASSEMBLIES)
 def test_killed(
     stitcher: str, mode: str, name: str, kill: str, program: Program, chunks: Path, tmp_path: Path
 ) -> None:

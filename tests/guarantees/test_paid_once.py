@@ -111,7 +111,9 @@ def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     assert place.render(job)[1] == []  # in a folder, too: the other command made the same file
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "storage", [pytest.param("folder", marks=pytest.mark.long), "storage"], indirect=True
+)
 def test_what_is_gone_or_altered_is_rendered_again(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

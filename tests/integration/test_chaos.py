@@ -23,7 +23,7 @@ def test_every_job_is_done_in_spite_of_faults() -> None:
         for name, value in os.environ.items()
         if not name.startswith(("PREFECT_", "TESTS_OF_RENDERFARM_"))
     }
-    options = ["--runs=4", "--seed=5", "--lanes=2", f"--kinds={','.join(KINDS)}"]
+    options = ["--runs=3", "--seed=5", "--lanes=3", f"--kinds={','.join(KINDS)}"]
     done = subprocess.run(
         [sys.executable, str(RUN), *options], env=own, capture_output=True, text=True, check=False
     )

@@ -81,6 +81,7 @@ def helios_function(functions: LambdaServer, s3: S3Server) -> str:
     return functions.function("helios-worker", HELIOS, s3.environment())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_job_in_helios_functions(
     functions: LambdaServer, helios_function: str, s3: S3Server, tmp_path: Path

@@ -40,13 +40,14 @@ STITCHERS: dict[str, Callable[..., VideoStitcher]] = {
 }
 SILENT = Take(None, ".mp4")
 AAC = Take("aac", ".mp4")
+LONG = pytest.mark.long
 PRIMED = [
     AAC,
-    Take("aac", ".mkv"),
+    pytest.param(Take("aac", ".mkv"), marks=LONG),
     Take("aac", ".ts"),
     Take("libopus", ".mkv"),
-    Take("libopus", ".webm", codec="libvpx-vp9"),
-    Take("libmp3lame", ".mkv"),
+    pytest.param(Take("libopus", ".webm", codec="libvpx-vp9"), marks=LONG),
+    pytest.param(Take("libmp3lame", ".mkv"), marks=LONG),
 ]
 ONE_SAMPLE_OF_16_BIT = 1 / 32768
 
@@ -154,9 +155,9 @@ def test_pcm_is_kept_byte_for_byte(
 @pytest.mark.parametrize(
     ("take", "ending", "codec"),
     [
-        (Take(fps=Fraction(30)), ".mp4", None),
+        pytest.param(Take(fps=Fraction(30)), ".mp4", None, marks=LONG),
         (Take(), ".mp4", None),
-        (Take(), ".ts", None),
+        pytest.param(Take(), ".ts", None, marks=LONG),
         (Take(), ".mkv", "aac"),
         (Take(codec="libvpx-vp9"), ".webm", None),
         (Take(), ".mp4", "flac"),
@@ -181,11 +182,11 @@ def test_pcm_is_encoded_once(
     ("take", "audio", "kind", "ending", "codec"),
     [
         (SILENT, "auto", "wav", ".mkv", None),
-        (SILENT, "track", "wav", ".mov", None),
+        pytest.param(SILENT, "track", "wav", ".mov", None, marks=LONG),
         (SILENT, "auto", "flac", ".mp4", "flac"),
         (AAC, "track", "flac", ".mp4", "flac"),
         (AAC, "auto", "wav", ".mov", None),
-        (AAC, "track", "wav", ".mp4", None),
+        pytest.param(AAC, "track", "wav", ".mp4", None, marks=LONG),
     ],
 )
 def test_track_is_the_audio_of_the_film(
