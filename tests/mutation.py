@@ -3,8 +3,8 @@
     make mutation                               the modules that carry guarantees
     make mutation MODULES="flows/jobs/checks.py"
 
-mutmut does the work, in `.mutation/`, where the packages lie as they are imported, with the unit
-tests of the module's room. Changes of a message alone (a text with a space in it) that no test
+mutmut does the work, in `.mutation/`, where the packages lie as they are imported, with the
+module's own unit tests. Changes of a message alone (a text with a space in it) that no test
 notices are counted apart: messages are not tested word by word. Ends with 1 if fewer than 90 % of
 the other changes are noticed.
 """
@@ -20,21 +20,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutation"
-MODULES = (
-    "blocks/stitchers/film_check.py",
-    "blocks/stitchers/checked.py",
-    "blocks/stitchers/audio.py",
-    "blocks/media/frame_grid.py",
-    "blocks/media/model.py",
-    "blocks/storage/atomic_file.py",
-    "blocks/processes/masking.py",
-    "blocks/processes/programs.py",
-    "blocks/http/url_rules.py",
-    "blocks/runtime/repeat.py",
-    "flows/jobs/checks.py",
-    "flows/state/identity.py",
-    "flows/state/job_lock.py",
-)
+# Each with its own tests: a change that only a whole film shows has none.
+MODULES = {
+    "blocks/stitchers/film_check.py": ("stitchers/test_film_check.py",),
+    "blocks/stitchers/checked.py": (
+        "stitchers/test_chunk_check.py",
+        "stitchers/test_mismatch.py",
+        "stitchers/test_film_check.py",
+    ),
+    "blocks/stitchers/audio.py": ("stitchers/test_audio_plan.py", "stitchers/test_audio.py"),
+    "blocks/media/frame_grid.py": ("media/test_frame_grid.py",),
+    "blocks/media/model.py": ("media/test_signature.py", "stitchers/test_mismatch.py"),
+    "blocks/storage/atomic_file.py": ("storage/test_atomic_file.py",),
+    "blocks/processes/masking.py": ("processes/test_masking.py",),
+    "blocks/processes/programs.py": (
+        "processes/test_programs.py",
+        "processes/test_allowed_programs.py",
+    ),
+    "blocks/http/url_rules.py": ("http/test_url_rules.py",),
+    "blocks/runtime/repeat.py": ("runtime",),
+    "flows/jobs/checks.py": ("jobs/test_hostile_paths.py", "jobs/test_spec.py"),
+    "flows/state/identity.py": ("state/test_identity.py",),
+    "flows/state/job_lock.py": ("state/test_job_lock.py",),
+}
 LEAST = 0.9
 # Tests of what is not in the modules' own process, or of this repository's files.
 LEFT_OUT = "not many_chunks and not shell and not larger and not wheel and not make_commands"
@@ -43,7 +51,8 @@ _NOTICED = ("killed", "timeout", "suspicious", "segfault", "caught by type check
 
 
 def prepare(module: str) -> None:
-    """Lay out the packages and the tests of a module's room for mutmut."""
+    """Lay out the packages and a module's tests for mutmut."""
+    tests = MODULES.get(module, (Path(module).parent.name,))
     shutil.rmtree(WORK, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("blocks", "flows", "deployments"):
@@ -52,7 +61,7 @@ def prepare(module: str) -> None:
     settings = {
         "source_paths": ["src/"],
         "only_mutate": [f"src/prefect_renderfarm/{module}"],
-        "pytest_add_cli_args_test_selection": [f"tests/unit/{Path(module).parent.name}"],
+        "pytest_add_cli_args_test_selection": [f"tests/unit/{name}" for name in tests],
         "pytest_add_cli_args": ["-p", "no:xdist", "-m", "not long", "-k", LEFT_OUT],
         "process_isolation": "forkserver",
         "timeout_multiplier": 4,
