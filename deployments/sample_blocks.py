@@ -1,6 +1,13 @@
-"""Save sample blocks: one of each kind under the name `default`, and one to show a choice."""
+"""Save sample blocks: one of each kind under the name `default`, and one to show a choice.
+
+Words behind the module's name are then run as a command of `prefect`, in the same process.
+"""
 
 from __future__ import annotations
+
+import sys
+
+from prefect.cli import app
 
 from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, RemuxStitcher
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
@@ -24,3 +31,5 @@ def save_sample_blocks() -> None:
 
 if __name__ == "__main__":
     save_sample_blocks()
+    if sys.argv[1:]:
+        app()

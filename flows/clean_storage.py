@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
+from humanize import naturalsize
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +18,7 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.parameters import OptionalText, StorageParameter, load_storage
-from prefect_renderfarm.flows.runs.report import human_size, publish
+from prefect_renderfarm.flows.runs.report import publish
 
 # A job keeps these: they are small, and say what the job was and how it ended.
 _RECORDS = frozenset({"job.json", "report.json", "merge.json"})
@@ -158,12 +159,12 @@ def _publish(report: CleanReport) -> None:
     lines = ["| Job | Objects | Size | Age in days | |", "|---|---:|---:|---:|---|"]
     for row in rows:
         state = "deleted" if row.deleted else "old" if row.old else ""
-        size = human_size(row.size)
+        size = naturalsize(row.size)
         lines.append(f"| `{row.key}` | {row.objects:,} | {size} | {row.age_days:.1f} | {state} |")
     table = "\n".join(lines) if rows else "No job left anything."
     run_log().info(
         "%s: %d jobs left something; %s of it is old%s", report.storage, len(report.jobs),
-        human_size(sum(row.size for row in rows if row.old)),
+        naturalsize(sum(row.size for row in rows if row.old)),
         " and deleted" if any(row.deleted for row in rows) else "",
     )  # fmt: skip
     publish("clean-storage", f"# {report.storage}\n\n{table}", report.storage)

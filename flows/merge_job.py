@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from humanize import naturalsize
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -53,7 +54,7 @@ from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
-from prefect_renderfarm.flows.runs.report import human_size, showing_progress
+from prefect_renderfarm.flows.runs.report import showing_progress
 from prefect_renderfarm.flows.state.job_lock import job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
@@ -295,7 +296,7 @@ def _stitch(
     with showing_progress(sum(frame_counts), "frames assembled") as show_progress:
 
         def show(frames: int, size: int) -> None:
-            show_progress(frames, f", {human_size(size)}")
+            show_progress(frames, f", {naturalsize(size)}")
 
         growing = None
         if not fetcher.all_here():

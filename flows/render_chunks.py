@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
+from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.blocks.errors import JobError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.media.model import Verify
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
@@ -41,7 +40,7 @@ from prefect_renderfarm.flows.runs.orphans import (
     why_no_more_chunks,
 )
 from prefect_renderfarm.flows.state.job_lock import JobLock, job_lock, using_chunks
-from prefect_renderfarm.flows.state.job_state import JobState, open_job
+from prefect_renderfarm.flows.state.job_state import JobState, RunNotes, open_job
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
@@ -101,11 +100,16 @@ def render_chunks(
     tag_run(state.job)
     if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
         raise WorkStopped(f"no chunk is begun: {reason}")
-    tell = partial(_write_note, state.save_failed_attempts)
+    failures = Failures(max_failures, lambda failed: _write(state, RunNotes(failed=tuple(failed))))
     lock: AbstractContextManager[JobLock | None] = using_chunks(state)
     if inputs is None:  # else render-job holds the lock
         lock = job_lock(state, why_no_more_chunks())
-    with ending_with_its_worker(), _writing_failure(state), lock as held, job_slot(runner):
+    with (
+        ending_with_its_worker(),
+        _writing_failure(state, failures),
+        lock as held,
+        job_slot(runner),
+    ):
         if inputs is None:
             state.identify(runner, file_of(job))
         else:
@@ -113,7 +117,7 @@ def render_chunks(
         rendering = plan_rendering(
             state, chunks, runner, ChunkRules(verify=verify), attempts,
             width=concurrency or runner.default_concurrency(),
-            failures=Failures(max_failures, tell), lock=held, force=force,
+            failures=failures, lock=held, force=force,
         )  # fmt: skip
         return sorted(rendering.render_all(), key=lambda result: result.id)
 
@@ -127,18 +131,18 @@ def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:
     return [known[number] for number in wanted]
 
 
-def _write_note(write: Callable[[Any, str], object], note: Any) -> None:
+def _write(state: JobState, notes: RunNotes) -> None:
     """Write what the run reads that started this one; it is no error if that fails."""
     try:
-        write(note, str(flow_run.id))
+        state.save_notes(notes, str(flow_run.id))
     except (OSError, StorageError) as error:
-        run_log().warning("could not record a failed attempt: %s", error)
+        run_log().warning("could not record what failed: %s", error)
 
 
 @contextmanager
-def _writing_failure(state: JobState) -> Iterator[None]:
+def _writing_failure(state: JobState, failures: Failures) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _write_note(state.save_failure, error)
+        _write(state, RunNotes(failed=failures.all, failure=WorkerFailure.of(error)))
         raise

@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".mutation"
 # Each with its own tests: a change that only a whole film shows has none.
 MODULES = {
-    "blocks/stitchers/film_check.py": ("stitchers/test_film_check.py",),
+    "blocks/stitchers/film_check.py": (
+        "stitchers/test_film_check.py",
+        "stitchers/test_growing_file.py",
+    ),
     "blocks/stitchers/checked.py": (
         "stitchers/test_chunk_check.py",
         "stitchers/test_mismatch.py",

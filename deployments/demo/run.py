@@ -8,33 +8,46 @@ Uses the farm in the current folder's `.farm`; without one it starts a farm and 
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 from av import open as open_media
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.sorting import FlowRunSort
 
-from prefect_renderfarm.deployments.demo import julia
 from prefect_renderfarm.deployments.farm import PREFECT, Farm
 from prefect_renderfarm.flows import RenderJob, plan_job
 
-FRAMES, FPS, CHUNKS = 240, 24, 10
+FRAMES, FPS, CHUNKS, RATE = 240, 24, 10, 48_000
+# Waves of light around a point that wanders: each frame depends on its number alone.
+_TURN = f"2*PI*(N+{{start}})/{FRAMES}"
+_WAVE = f"hypot(X-160-100*sin({_TURN}),Y-90-45*sin(2*{_TURN}))/9-8*{_TURN}"
+_RGB = ":".join(f"{name}='128+127*sin({_WAVE}+{n})'" for n, name in enumerate("rgb"))
+_PICTURE = f"color=size=320x180:rate={FPS},format=gbrp,geq={_RGB},scale=1280x720"
+# A chord that swells, in pieces as long as a frame.
+_TONES = "|".join(
+    f"0.2*sin({low}*2*PI*t)*sin(PI*t/5)+0.1*sin({high}*2*PI*t)*cos(PI*t/5)"
+    for low, high in ((220, 277), (165, 330))
+)
+_SOUND = (
+    f"aevalsrc={_TONES}:sample_rate={RATE}:duration={FRAMES // FPS},"
+    f"asetnsamples={RATE // FPS},aselect='between(n,{{start}},{{last}})',asetpts=N/SR/TB"
+)
 
 
 def demo_job() -> RenderJob:
     """Return the job: ten seconds of film in ten chunks."""
-    renderer = Path(julia.__file__).resolve()
     return plan_job(
         FRAMES,
         FPS,
         id="demo",
-        command_template=f"'{sys.executable}' '{renderer}' --start {{start}} --count {{count}} "
-        f"--total {FRAMES} --fps {FPS} --output {{output}}",
+        command_template="ffmpeg -nostdin -v error -y "
+        f'-f lavfi -i "{_PICTURE}" -f lavfi -i "{_SOUND}" '
+        "-frames:v {count} -c:v libx264 -preset veryfast -crf 18 -pix_fmt yuv420p "
+        "-c:a pcm_s16le {output}",
         output_template="chunks/{id:02d}.mov",
         chunks=CHUNKS,
-        width=julia.WIDTH,
-        height=julia.HEIGHT,
+        width=1280,
+        height=720,
     )
 
 
@@ -66,7 +79,7 @@ def check_film(film: Path) -> None:
         frames = sum(1 for _ in media.decode(video=0))
         media.seek(0)
         samples = sum(frame.samples for frame in media.decode(audio=0))
-    if (frames, samples) != (FRAMES, FRAMES * julia.RATE // FPS):
+    if (frames, samples) != (FRAMES, FRAMES * RATE // FPS):
         raise SystemExit(f"the film has {frames} frames and {samples} samples: something is wrong")
     print(f"{frames} frames, {samples} samples, {film.stat().st_size:,} bytes")
 

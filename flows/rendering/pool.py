@@ -48,6 +48,7 @@ from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunk
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.report import showing_progress
 from prefect_renderfarm.flows.state.finished import Eta
+from prefect_renderfarm.flows.state.job_state import RunNotes
 
 # A run that no worker has taken by then is worth a warning.
 _WAITING_SECONDS = 60.0
@@ -194,7 +195,7 @@ class ChunkRuns:
                     self._wait_for_ends()
                 raise
         for run in self._runs:
-            self._take_failures(run)
+            self._notes(run)
         _end([run for run in self._runs if run.duplicated], _DONE_ELSEWHERE)
         return [self._result(chunk.id) for chunk in self.chunks]
 
@@ -225,9 +226,9 @@ class ChunkRuns:
         self._queue.give_back(misfits)
         for run in [run for run in self._runs if run.state.is_final()]:
             self._runs.remove(run)
-            self._take_failures(run)
+            notes = self._notes(run)
             if run.chunks:
-                self.count_loss(run)
+                self.count_loss(run, notes)
                 self.failures.check()
                 others = {chunk.id for other in self._runs for chunk in other.chunks}
                 self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
@@ -241,17 +242,19 @@ class ChunkRuns:
             self._warn("the server does not say how the runs are: %s", error)
             return {}
 
-    def _take_failures(self, run: BatchRun) -> None:
+    def _notes(self, run: BatchRun) -> RunNotes | None:
+        """Return what a run has told, its failed attempts recorded; None: it cannot be read."""
         try:
-            failed = self.state.load_failed_attempts(str(run.run.id))
+            notes = self.state.load_notes(str(run.run.id))
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
             self._warn("the storage does not say what failed in a run: %s", error)
-        else:
-            self.failures.take(failed)
+            return None
+        self.failures.take(notes.failed)
+        return notes
 
-    def count_loss(self, run: BatchRun) -> None:
+    def count_loss(self, run: BatchRun, notes: RunNotes | None) -> None:
         """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
         It is lost, at its first chunk, if its process or machine is or it cannot reach the storage:
@@ -270,7 +273,7 @@ class ChunkRuns:
             if state.is_cancelled():
                 raise WorkStopped(f"{where} was cancelled, and so its job ends")
             if state.is_failed():
-                why = self._reason_of_failure(run, f"{where} {why}")
+                why = _reason_of_failure(notes, f"{where} {why}")
         self.lost[first] += 1
         if self.lost[first] > max(self.attempts.retries, _LEAST_LOST):
             raise WorkerLost(
@@ -278,20 +281,6 @@ class ChunkRuns:
                 f"{where}: {why}"
             )
         run_log().warning("%s was lost: %s; its unfinished chunks are given out again", where, why)
-
-    def _reason_of_failure(self, run: BatchRun, instead: str) -> str:
-        """Return why a run failed that counts as lost; raise the error of another one."""
-        try:
-            error = self.state.load_failure(str(run.run.id))
-        except StorageRefused:
-            raise
-        except (StorageError, OSError) as unread:
-            return f"{instead}; what it wrote of that cannot be read: {unread}"
-        if error is None:
-            raise SetupError(instead)
-        if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):
-            raise error
-        return str(error)
 
     def _watch(self, run: BatchRun) -> None:
         """Notice a run that no worker takes, or of which nothing is heard any more."""
@@ -402,3 +391,15 @@ def _end(runs: Sequence[BatchRun], reason: str) -> None:
         except Exception as error:
             with suppress(Exception):
                 run_log().warning("run %r cannot be ended: %s", run.run.name, error)
+
+
+def _reason_of_failure(notes: RunNotes | None, instead: str) -> str:
+    """Return why a run failed that counts as lost; raise the error of another one."""
+    if notes is None:
+        return f"{instead}; what it wrote of that cannot be read"
+    if notes.failure is None:
+        raise SetupError(instead)
+    error = notes.failure.as_error()
+    if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):
+        raise error
+    return str(error)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from humanize import naturalsize
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -115,7 +116,7 @@ def _chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
     ]
     return lines + [
         f"| {chunk.id} | {chunk.start_frame} | {chunk.frame_count} | {chunk.seconds:.1f} "
-        f"| {chunk.attempts} | {human_size(chunk.size)} | {_cell(chunk.worker)} "
+        f"| {chunk.attempts} | {naturalsize(chunk.size)} | {_cell(chunk.worker)} "
         f"| {_cell(chunk.output_file)} |"
         for chunk in chunks
     ]
@@ -138,7 +139,7 @@ def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
     yield "Chunks", f"{len(chunks):,}"
     yield "Chunks from other runs", f"{len(report.reused):,}"
     yield "Frames", f"{report.frames:,} at {report.fps} a second"
-    yield "Size of all chunks", human_size(sum(chunk.size for chunk in chunks))
+    yield "Size of all chunks", naturalsize(sum(chunk.size for chunk in chunks))
     yield "Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"
     yield "Failed attempts, of this run", f"{len(report.failed_attempts):,}"
     yield "Rendering, wall time", f"{report.render_seconds:.1f} s"
@@ -149,17 +150,7 @@ def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
         seconds = (report.assembled_at - report.rendered_at).total_seconds()
         yield "From the last chunk to the film", f"{seconds:.2f} s"
     if report.stitch is not None:
-        yield "Film", f"{report.stitch.duration:.3f} s, {human_size(report.stitch.size)}"
-
-
-def human_size(size: int) -> str:
-    """Return a number of bytes in decimal units, as in IEC 80000-13."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+        yield "Film", f"{report.stitch.duration:.3f} s, {naturalsize(report.stitch.size)}"
 
 
 def _cell(text: str) -> str:

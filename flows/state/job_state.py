@@ -15,7 +15,7 @@ from typing import Any
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.runtime import deployment
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
@@ -54,7 +54,12 @@ from prefect_renderfarm.flows.parameters import load_storage
 from prefect_renderfarm.flows.results import FailedAttempt, MergeReport, RenderReport
 from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
-_ATTEMPTS = TypeAdapter(tuple[FailedAttempt, ...])
+
+class RunNotes(BaseModel, frozen=True):
+    """What a render-chunks run tells the one that started it; the server keeps a line of it."""
+
+    failed: tuple[FailedAttempt, ...] = ()  # attempts
+    failure: WorkerFailure | None = None  # why the run failed
 
 
 class JobState:
@@ -314,8 +319,7 @@ class JobState:
             for chunk in self.job.chunks:
                 remove(self.chunk_file(chunk))
 
-    # Reports, and notes of a render-chunks run for the one that started it (of an error the server
-    # keeps a line)
+    # Reports and notes
 
     def save_report(self, report: RenderReport) -> None:
         """Write what the job came to, on this machine and in the storage."""
@@ -339,25 +343,14 @@ class JobState:
             )
         return MergeReport.model_validate_json(data)
 
-    def save_failure(self, error: Exception, run_id: str) -> None:
-        """Write why a run failed."""
-        data = WorkerFailure.of(error).model_dump_json().encode()
-        self.objects.write(f"runs/{run_id}-failure.json", data)
+    def save_notes(self, notes: RunNotes, run_id: str) -> None:
+        """Write what a render-chunks run tells the one that started it."""
+        self.objects.write(f"runs/{run_id}.json", notes.model_dump_json().encode())
 
-    def load_failure(self, run_id: str) -> Exception | None:
-        """Return why a run failed; None: it wrote nothing."""
-        data = self.objects.read(f"runs/{run_id}-failure.json")
-        return None if data is None else WorkerFailure.model_validate_json(data).as_error()
-
-    def save_failed_attempts(self, attempts: Sequence[FailedAttempt], run_id: str) -> None:
-        """Write which of a run's attempts have failed."""
-        data = _ATTEMPTS.dump_json(tuple(attempts))
-        self.objects.write(f"runs/{run_id}-attempts.json", data)
-
-    def load_failed_attempts(self, run_id: str) -> tuple[FailedAttempt, ...]:
-        """Return which of a run's attempts have failed, as far as it has written so."""
-        data = self.objects.read(f"runs/{run_id}-attempts.json")
-        return () if data is None else _ATTEMPTS.validate_json(data)
+    def load_notes(self, run_id: str) -> RunNotes:
+        """Return what a render-chunks run has told so far."""
+        data = self.objects.read(f"runs/{run_id}.json")
+        return RunNotes() if data is None else RunNotes.model_validate_json(data)
 
 
 def open_job(

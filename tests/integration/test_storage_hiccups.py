@@ -164,12 +164,12 @@ def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.M
     run = failed_run(folder)
     done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
     runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(), Failures(), 1)
-    runs.count_loss(run)
+    runs.count_loss(run, runs._notes(run))
     assert runs.lost == {0: 1}
     for _ in range(_LEAST_LOST - 1):
-        runs.count_loss(run)
-    with pytest.raises(WorkerLost, match="cannot be read: storage 'x' does not answer"):
-        runs.count_loss(run)
+        runs.count_loss(run, runs._notes(run))
+    with pytest.raises(WorkerLost, match="what it wrote of that cannot be read"):
+        runs.count_loss(run, runs._notes(run))
 
 
 def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 import av
 import pytest
 
-from prefect_renderfarm.blocks.errors import AssemblyError
+from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.media.model import Audio
+from prefect_renderfarm.blocks.media.reader import Packets
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode
 from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
 from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     FilmReader,
+    _figures,
+    _on_grid,
     check_figures,
     read_figures,
 )
@@ -331,3 +334,24 @@ def test_reader_waits_for_the_end_of_the_film(tmp_path: Path) -> None:
     waiting.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "follow"]
     FilmReader(film, audio=False).close()
+
+
+def test_grid_between_the_ticks_of_the_clock() -> None:
+    """Where a clock has no tick for a frame, the nearest one is right; else it is not."""
+    order, error = _on_grid([0, 63, 125, 188], Fraction(1, 1000), Fraction(16))
+    assert (order, error) == ([0, 1, 2, 3], Fraction(1, 2000))
+    with pytest.raises(MediaFault, match="off the grid of 20 per second"):
+        _on_grid([0, 51, 100], Fraction(1, 1000), Fraction(20))
+
+
+@pytest.mark.parametrize(
+    ("dts", "words"),
+    [
+        ([0, None, 4], "^has frames without a decoding time$"),
+        ([2, 0, 4], "^has decoding times out of order$"),
+    ],
+)
+def test_decoding_times_that_no_decoder_takes(dts: list[int | None], words: str) -> None:
+    """They are there for each frame, and rise."""
+    with pytest.raises(MediaFault, match=words):
+        _figures(Packets([0, 2, 4], dts, Fraction(1, 50), None), FPS)
