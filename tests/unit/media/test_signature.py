@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -10,7 +11,13 @@ import pytest
 from faulty_media import copied, in_track
 from media_samples import Recipe, write_clip
 
-from prefect_renderfarm.blocks.media.model import Signature, difference, read_signature
+from prefect_renderfarm.blocks.media.model import (
+    Signature,
+    difference,
+    layout_of,
+    pcm_bytes,
+    read_signature,
+)
 from prefect_renderfarm.blocks.media.reader import open_media, read_media
 
 MATRIX, PRIMARIES, TRANSFER = "colour matrix", "colour primaries", "colour transfer"
@@ -72,6 +79,35 @@ def test_headers_differ(tmp_path: Path) -> None:
     ]
     first, second, third = (read(path)["codec header"] for path in paths)
     assert first == second != third
+
+
+def test_colours_and_header_of_the_audio(tmp_path: Path) -> None:
+    """The three colours are told by their numbers in H.273, and the audio's header by its hash."""
+    plain = write_clip(tmp_path / "plain.mp4", 0, 1, Recipe(audio="aac"))
+    bits = "colour_primaries=9:transfer_characteristics=16:matrix_coefficients=10"
+    found = read(copied("-bsf:v", f"h264_metadata={bits}")(plain, tmp_path))
+    assert [found[name] for name in (PRIMARIES, TRANSFER, MATRIX)] == [9, 16, 10]
+    assert len(str(found["audio codec header"])) == 16
+
+
+@pytest.mark.parametrize(
+    ("codec", "size"),
+    [
+        ("pcm_u8", 1), ("pcm_s16le", 2), ("pcm_s24be", 3), ("pcm_f32le", 4), ("pcm_f64be", 8),
+        ("pcm_alaw", None), ("pcm_dvd", None), ("aac", None), ("pcm_s16le_planar", None),
+    ],
+)  # fmt: skip
+def test_bytes_of_a_sample(codec: str, size: int | None) -> None:
+    """Plain PCM has as many as its name says; other codecs have none of their own."""
+    assert pcm_bytes(codec) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("2 channels", "stereo"), ("3 channels", "3 channels"), ("5.1", "5.1")]
+)
+def test_usual_layout(name: str, layout: str) -> None:
+    """A number of channels stands for the usual layout of so many, if there is one."""
+    assert layout_of(SimpleNamespace(layout=SimpleNamespace(name=name))) == layout
 
 
 def test_order_of_tracks_and_layout(tmp_path: Path) -> None:
@@ -138,6 +174,10 @@ def test_same_or_unknown() -> None:
     for unknown in (None, ""):
         assert difference(first, first | {"profile": unknown}) is None
         assert difference(first | {"profile": unknown}, first) is None
+        later = {"profile": unknown, "time base": "1/30"}
+        assert (
+            difference(first | {"time base": "1/24"}, first | later) == "time base 1/30, not 1/24"
+        )
     assert difference(first, first | {"profile": "High"}) == "profile High, not Main"
     assert difference(first, first | {"codec": "hevc"}) == "codec hevc, not h264"
     assert difference(first, {key: first[key] for key in first if key != "profile"}) is None
