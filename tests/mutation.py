@@ -27,6 +27,7 @@ MODULES = {
         "stitchers/test_growing_file.py",
     ),
     "blocks/stitchers/checked.py": (
+        "stitchers/test_checked.py",
         "stitchers/test_chunk_check.py",
         "stitchers/test_mismatch.py",
         "stitchers/test_film_check.py",
