@@ -115,9 +115,9 @@ class ChunkRenderer:
         When the last attempt at one fails, the rest is stopped and its error raised.
         """
         left = [chunk for chunk in self.chunks if chunk.id not in self.done]
-        # Also if this run has a part of the job only: the other parts have task runs, too.
-        size = math.ceil(len(self.state.job.chunks) / MAX_TASK_RUNS)
-        size = min(size, math.ceil(len(left) / self.width)) or 1
+        # The run that started this one has others, whose task runs count, too.
+        whole = left if self.lock else self.state.job.chunks
+        size = max(1, min(math.ceil(len(whole) / MAX_TASK_RUNS), len(left) // self.width))
         batches = [ChunkBatch(left[i : i + size], self) for i in range(0, len(left), size)]
         progress = showing_progress(len(self.chunks), "chunks rendered")
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)
