@@ -188,5 +188,5 @@ def test_clean_storage_from_its_deployment(api: FarmClient, bucket: S3Bucket) ->
     assert run.state.is_completed(), run.state.message
     assert run.name == "look through storage"
     [artifact] = api.artifacts(run)
-    assert f"| `{OLD}` | 1 | 2 B | 0.0 | old |" in artifact["data"]
+    assert f"| `{OLD}` | 1 | 2 Bytes | 0.0 | old |" in artifact["data"]
     assert len(keys(bucket)) == 1
