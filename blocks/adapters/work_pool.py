@@ -52,8 +52,8 @@ class WorkPoolAdapter(WorkerAdapter):
     worker_adapter: str = Field(default="local-adapter/default", title="Adapter of the runs")
     """The saved adapter, type-slug/name, with which a run renders its chunks."""
     max_runs: int = Field(default=10, ge=1, title="Most runs at once")
-    """Number of flow runs that render at once. A run that is about to end has its successor started
-    beside it, so that the start of a machine is not waited for."""
+    """Number of flow runs at once. A run that is about to end has its successor started beside it,
+    so that the start of a machine is not waited for; a hard limit is that of the work pool."""
     chunks_at_once: int = Field(default=1, ge=1, title="Chunks at once in a run")
     """Number of chunks that a run renders at once on its machine."""
     chunks_per_run: int | None = Field(default=None, ge=1, title="Chunks in a run")

@@ -7,6 +7,7 @@ Uses the farm in the current folder's `.farm`; without one it starts a farm and 
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from av import open as open_media
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.sorting import FlowRunSort
 
+from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
 from prefect_renderfarm.deployments.farm import PREFECT, Farm
 from prefect_renderfarm.flows import RenderJob, plan_job
 
@@ -40,7 +42,7 @@ def demo_job() -> RenderJob:
         FRAMES,
         FPS,
         id="demo",
-        command_template="ffmpeg -nostdin -v error -y "
+        command_template=f"{shlex.quote(str(find_ffmpeg()))} -nostdin -v error -y "
         f'-f lavfi -i "{_PICTURE}" -f lavfi -i "{_SOUND}" '
         "-frames:v {count} -c:v libx264 -preset veryfast -crf 18 -pix_fmt yuv420p "
         "-c:a pcm_s16le {output}",

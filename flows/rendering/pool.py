@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Scheduled
 
+from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.errors import (
     SetupError,
@@ -242,19 +243,20 @@ class ChunkRuns:
             self._warn("the server does not say how the runs are: %s", error)
             return {}
 
-    def _notes(self, run: BatchRun) -> RunNotes | None:
-        """Return what a run has told, its failed attempts recorded; None: it cannot be read."""
+    def _notes(self, run: BatchRun) -> RunNotes:
+        """Return what a run has told, its failed attempts recorded; unread, it counts as lost."""
         try:
             notes = self.state.load_notes(str(run.run.id))
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
             self._warn("the storage does not say what failed in a run: %s", error)
-            return None
+            lost = WorkerLost(f"what it wrote of its failure cannot be read: {error}")
+            return RunNotes(failure=WorkerFailure.of(lost))
         self.failures.take(notes.failed)
         return notes
 
-    def count_loss(self, run: BatchRun, notes: RunNotes | None) -> None:
+    def count_loss(self, run: BatchRun, notes: RunNotes) -> None:
         """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
         It is lost, at its first chunk, if its process or machine is or it cannot reach the storage:
@@ -306,6 +308,7 @@ class ChunkRuns:
         times = frame_times(self.done.results.values())
         alone = [run for run in self._runs if not run.replaced]
         ending = [run for run in alone if self._ends_soon(run, times)]
+        ending = ending[: max(0, 2 * self.width - len(self._runs))]
         for before in [*ending, *[None] * (self.width - len(alone))]:
             if self._queue:
                 frames = sum(run.frames_left for run in self._runs)
@@ -320,7 +323,7 @@ class ChunkRuns:
 
     def _ends_soon(self, run: BatchRun, times: Sequence[float]) -> bool:
         """Return whether a run ends within the time that its successor takes to start."""
-        if not times or len(self._runs) >= 2 * self.width:
+        if not times:
             return False
         left = run.seconds_left(median(times), self.adapter.chunks_at_once)
         return left < self._start_seconds < math.inf
@@ -393,10 +396,8 @@ def _end(runs: Sequence[BatchRun], reason: str) -> None:
                 run_log().warning("run %r cannot be ended: %s", run.run.name, error)
 
 
-def _reason_of_failure(notes: RunNotes | None, instead: str) -> str:
+def _reason_of_failure(notes: RunNotes, instead: str) -> str:
     """Return why a run failed that counts as lost; raise the error of another one."""
-    if notes is None:
-        return f"{instead}; what it wrote of that cannot be read"
     if notes.failure is None:
         raise SetupError(instead)
     error = notes.failure.as_error()

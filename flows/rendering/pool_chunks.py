@@ -53,27 +53,31 @@ class DoneChunks:
         """
         done = self.state.done(left := self.left)
         lines: list[str] = []
-        for chunk in left:
-            if chunk.id not in done or (result := self.state.manifest(chunk)) is None:
-                continue
-            try:
-                self._consistency.check(result)
-            except ChunkFileError as error:
-                if chunk not in self._misfits:  # before all else: it must be returned, if not now
-                    self._misfits.append(chunk)
-                self.state.forget_chunks([chunk])
-                self.refused[chunk.id] += 1
-                if self.refused[chunk.id] > self.retries:
-                    raise
-                run_log().warning("%s; it is rendered again", error)
-                continue
-            self.results[chunk.id] = result
-            lines.append(
-                f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
-                f"{result.seconds:.1f} s by {result.worker}, {result.size:,} bytes"
-            )
-        if lines:  # one entry: the server needs longer for many than short chunks take
-            run_log().info("%s", "\n".join(lines))
+        try:
+            for chunk in left:
+                if chunk.id not in done or (result := self.state.manifest(chunk)) is None:
+                    continue
+                try:
+                    self._consistency.check(result)
+                except ChunkFileError as error:
+                    if (
+                        chunk not in self._misfits
+                    ):  # before all else: it must be returned, if not now
+                        self._misfits.append(chunk)
+                    self.state.forget_chunks([chunk])
+                    self.refused[chunk.id] += 1
+                    if self.refused[chunk.id] > self.retries:
+                        raise
+                    run_log().warning("%s; it is rendered again", error)
+                    continue
+                self.results[chunk.id] = result
+                lines.append(
+                    f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
+                    f"{result.seconds:.1f} s by {result.worker}, {result.size:,} bytes"
+                )
+        finally:
+            if lines:  # one entry: the server needs longer for many than short chunks take
+                run_log().info("%s", "\n".join(lines))
         misfits, self._misfits = self._misfits, []
         return misfits
 

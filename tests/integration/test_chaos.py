@@ -23,12 +23,17 @@ def test_every_job_is_done_in_spite_of_faults() -> None:
         for name, value in os.environ.items()
         if not name.startswith(("PREFECT_", "TESTS_OF_RENDERFARM_"))
     }
-    options = ["--runs=3", "--seed=5", "--lanes=3", f"--kinds={','.join(KINDS)}"]
-    done = subprocess.run(
-        [sys.executable, str(RUN), *options], env=own, capture_output=True, text=True, check=False
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # A fault may come too late for its job, which is rare.
-    [faults] = re.findall(r"^\| all \| 3 \| (\d+) \|", done.stdout, re.MULTILINE)
-    assert int(faults) >= 2, done.stdout
+    missing = set(KINDS)
+    for seed in (5, 6):  # a fault may come too late for its job, which is rare
+        options = ["--runs=3", f"--seed={seed}", "--lanes=3", f"--kinds={','.join(KINDS)}"]
+        done = subprocess.run(
+            [sys.executable, str(RUN), *options], env=own, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        struck = re.findall(r"^\| (\w+) \| 1 \| [1-9]\d* \|", done.stdout, re.MULTILINE)
+        missing -= set(struck)
+        if not missing:
+            break
+    assert not missing, f"no fault of these kinds struck: {missing}"

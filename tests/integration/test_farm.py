@@ -6,11 +6,15 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from farm_client import FarmClient
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient
 from processes_here import gone, wait_for
 
 from prefect_renderfarm.deployments.farm import Farm, ProcessFile
@@ -43,6 +47,20 @@ def test_environment_is_the_farms_own(api: FarmClient, monkeypatch: pytest.Monke
     assert environment["PREFECT_API_URL"] == api.farm.api_url
     assert "PREFECT_API_KEY" not in environment
     assert Path(environment["PREFECT_HOME"]).is_relative_to(api.farm.state)
+
+
+def test_writes_at_the_same_time_wait_for_each_other(api: FarmClient) -> None:
+    """The server refuses no write of several at once; that of `prefect server start` does."""
+    with SyncPrefectClient(api.farm.api_url) as client:
+        run = client.create_flow_run(Flow(lambda: None, name="writes"))
+    url = f"{api.farm.api_url}/flow_runs/{run.id}/labels"
+
+    def write(number: int) -> set[int]:
+        with httpx.Client(timeout=60) as plain:  # Prefect's own client would ask again
+            return {plain.patch(url, json={str(number): n}).status_code for n in range(20)}
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set[int]().union(*pool.map(write, range(8))) == {204}
 
 
 def test_a_server_of_ones_own(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from jobs import clip_command, small_job, with_commands
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from processes_here import wait_for
 
 from prefect_renderfarm.blocks import (
     ChunkFileError,
@@ -183,6 +184,21 @@ def test_many_chunks_share_task_runs(
         "chunks 3-5, frames 3-5",
         "chunks 6-7, frames 6-7",
     ]
+
+
+def test_batches_share_task_runs_like_the_whole_job(
+    tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has a part of a job only has that part of the job's task runs."""
+    monkeypatch.setattr(chunk_renderer, "MAX_TASK_RUNS", 4)
+    job = small_job(total_frames=8, chunks=8)
+    (tmp_path / "job.json").write_text(job.to_json())
+    options: dict[str, Any] = {"adapter": LocalAdapter(), "job_dir": tmp_path, "concurrency": 1}
+    render_chunks(str(tmp_path / "job.json"), chunk_ids=[0, 1, 2, 3], inputs="digest", **options)
+    run = last_run(fresh, tmp_path)
+    wait_for(lambda: len(fresh.task_runs(run)) >= 2, 20)
+    names = sorted(task["name"] for task in fresh.task_runs(run))
+    assert names == ["chunks 0-1, frames 0-1", "chunks 2-3, frames 2-3"]
 
 
 def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:

@@ -168,8 +168,22 @@ def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.M
     assert runs.lost == {0: 1}
     for _ in range(_LEAST_LOST - 1):
         runs.count_loss(run, runs._notes(run))
-    with pytest.raises(WorkerLost, match="what it wrote of that cannot be read"):
+    with pytest.raises(WorkerLost, match="cannot be read: storage 'x' does not answer"):
         runs.count_loss(run, runs._notes(run))
+
+
+def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chunks that are found before the storage fails are in the log: nobody looks at them again."""
+    folder = away(tmp_path, AWAY)
+    render(folder, 0, 1)
+    folder.troubled = 1
+    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
+    with pytest.raises(StorageError), caplog.at_level("INFO"):
+        done.look()
+    assert set(done.results) == {0}
+    assert "chunk 0: frames 0-" in caplog.text
 
 
 def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> None:
