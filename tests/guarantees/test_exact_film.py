@@ -218,7 +218,7 @@ def test_exact_film(
     check_film(assemble(chunks, film), film, chunks)
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+@pytest.mark.parametrize("ending", [".mp4", pytest.param(".mkv", marks=pytest.mark.long)])
 @pytest.mark.parametrize("chunk_ending", [".mp4", pytest.param(".mkv", marks=pytest.mark.long)])
 def test_thousand_random_chunks(
     assemble: Callable[[Chunks, Path], StitchReport],

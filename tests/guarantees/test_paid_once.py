@@ -112,7 +112,7 @@ def test_one_changed_command_renders_one_chunk(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "storage", [pytest.param("folder", marks=pytest.mark.long), "storage"], indirect=True
+    "storage", ["folder", pytest.param("storage", marks=pytest.mark.long)], indirect=True
 )
 def test_what_is_gone_or_altered_is_rendered_again(
     place: Place, caplog: pytest.LogCaptureFixture
@@ -130,6 +130,7 @@ def test_what_is_gone_or_altered_is_rendered_again(
     assert "1 of 3 chunks are done already" in caplog.text
 
 
+@pytest.mark.long
 def test_force_renders_all(place: Place) -> None:
     """Whoever asks for it gets all chunks anew."""
     place.render(place.job())
@@ -181,6 +182,7 @@ def test_own_files_are_no_input(tmp_path: Path) -> None:
     assert render("one.mp4") == [1]
 
 
+@pytest.mark.long
 def test_films_hold_no_others_chunks(place: Place) -> None:
     """What another run rendered in another environment is not put into a film of this one."""
     job = place.job()
@@ -235,6 +237,7 @@ def test_batches_render_what_is_left(place: Place) -> None:
     assert other.reused == (0, 2)
 
 
+@pytest.mark.long
 @BOTH
 def test_an_old_job_may_go(place: Place) -> None:
     """What a job takes over from another is its own: the other's chunks may be deleted."""

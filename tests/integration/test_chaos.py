@@ -15,6 +15,7 @@ RUN = ROOT / "tests" / "chaos" / "run.py"
 KINDS = ["coordinator", "merge", "storage"]
 
 
+@pytest.mark.long
 @pytest.mark.farm
 def test_every_job_is_done_in_spite_of_faults() -> None:
     """All films are exact, no published chunk is rendered again, and nothing runs on."""

@@ -75,6 +75,7 @@ def test_chunks_stay_without_a_film(bucket: S3Bucket, tmp_path: Path) -> None:
     assert len(chunks_of(bucket, odd.key)) == 9
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_chunks_in_the_job_folder_go_too(tmp_path: Path) -> None:
     """Without a storage it is the chunks of the job folder that go."""
@@ -165,6 +166,7 @@ def test_one_job_alone(bucket: S3Bucket, tmp_path: Path) -> None:
         clean_storage(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api", "aged")
 def test_input_of_a_job_under_way_stays(bucket: S3Bucket, tmp_path: Path) -> None:
     """Old input that a job is about to use again stays, though its list is not final yet."""

@@ -49,6 +49,7 @@ def test_environment_is_the_farms_own(api: FarmClient, monkeypatch: pytest.Monke
     assert Path(environment["PREFECT_HOME"]).is_relative_to(api.farm.state)
 
 
+@pytest.mark.long
 def test_writes_at_the_same_time_wait_for_each_other(api: FarmClient) -> None:
     """The server refuses no write of several at once; that of `prefect server start` does."""
     with SyncPrefectClient(api.farm.api_url) as client:

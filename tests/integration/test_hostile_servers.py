@@ -158,6 +158,7 @@ def slow_body(asked: Asked) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answer", [slow_headers, slow_body, lambda _: time.sleep(20)])
 def test_time_is_limited_as_a_whole(
     hostile: HostileWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -63,6 +63,7 @@ def test_job_through_a_worker(
     assert answers.count(429) >= 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_faults_on_the_way(
     http_worker: HttpWorker, proxy: FaultyProxy, bucket: S3Bucket, tmp_path: Path

@@ -74,6 +74,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if ".part" in path.name]
 
 
+@pytest.mark.long
 def test_film_is_there_right_after_the_last_chunk(api: FarmClient, tmp_path: Path) -> None:
     """The merge run is warm when the last chunk is done; a cold one would need several seconds."""
     job = gated_job(tmp_path)

@@ -87,6 +87,7 @@ def test_failing_chunk_stops_the_others(tmp_path: Path) -> None:
     assert not list((tmp_path / "chunks").iterdir())
 
 
+@pytest.mark.long
 def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
     """A chunk that fails once is tried again after the delay, and the report counts attempts."""
     job = small_job(f"--fail-once '{tmp_path}/{{id}}'")
@@ -99,6 +100,7 @@ def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
     assert "| Attempts | 6 |" in markdown
 
 
+@pytest.mark.long
 def test_waiting_for_a_retry_ends_with_the_job(tmp_path: Path) -> None:
     """A chunk that waits for its next attempt does not hold up the end of its job."""
     job = bad_chunk(small_job(), 0, "--fail")
@@ -162,6 +164,7 @@ def test_concurrency_is_kept(tmp_path: Path) -> None:
     assert SlowAdapter.at_once[1] == 2
 
 
+@pytest.mark.long
 def test_many_chunks_share_task_runs(
     tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_flow_run_retry_renders_what_failed(api: FarmClient, tmp_path: Path) -> 
     assert_film(tmp_path, job)
 
 
+@pytest.mark.long
 def test_cancel_on_two_pools(api: FarmClient, tmp_path: Path) -> None:
     """A cancelled job of 20 chunks is over within 10 s: its runs on both pools, its children."""
     two_runs(chunks_per_run=10).save("halves", overwrite=True, _sync=True)

@@ -126,6 +126,7 @@ def test_bad_storage_is_refused_before_any_chunk(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_failed_attempt_is_repeated_and_its_log_kept(bucket: S3Bucket, tmp_path: Path) -> None:
     """A chunk that fails once is rendered again; the log of the failure is in the storage."""
@@ -154,6 +155,7 @@ def test_altered_object_is_not_assembled(bucket: S3Bucket, tmp_path: Path) -> No
     assert not (tmp_path / "film.mp4").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_clean_up_takes_the_jobs_own_only(bucket: S3Bucket, tmp_path: Path) -> None:
     """Deleting a job's chunks leaves other jobs and other objects alone."""

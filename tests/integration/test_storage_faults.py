@@ -156,6 +156,7 @@ def test_storage_that_loses_bytes_fails_the_job(
     assert work.begun() == [0, 1, 1] + ([1, 1] * 2 if kind == "work-pool" else [])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("kind", ["local", *(LATER[kind] for kind in KINDS[1:])])
 def test_full_disk_of_a_worker(
@@ -271,6 +272,7 @@ def test_damaged_chunk_is_rendered_anew(
     assert frame_hashes(tmp_path / "job" / "film.mp4") == work.frames
 
 
+@pytest.mark.long
 def test_large_upload_is_cut_off(storage: FaultyStorage, bucket: S3Bucket, tmp_path: Path) -> None:
     """A file that travels in parts, one of them cut off, is not there; sent again, it is whole."""
     path = tmp_path / "00000.mp4"

@@ -124,6 +124,7 @@ def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: 
     assert len(frame_hashes(first.film)) == job.metadata.total_frames
 
 
+@pytest.mark.long
 def test_second_run_goes_on_where_a_killed_one_stopped(storage: str | None, tmp_path: Path) -> None:
     """A run that waits for a killed one goes on within a minute, with what that one has done."""
     job = gated(job_of(CHUNKS, tmp_path, id="handed over"), tmp_path)

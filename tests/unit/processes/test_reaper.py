@@ -91,6 +91,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.long
 def test_reaper_outlives_a_killed_process(tmp_path: Path) -> None:
     """SIGKILL ends neither the reaper nor what is off its list; then the reaper ends, too."""
     with subprocess.Popen(
