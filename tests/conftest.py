@@ -52,7 +52,8 @@ def api() -> FarmClient:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a farm; put their files first, so that none is waited for at the end.
 
-    One file without a farm stands second: it is tested while the first one waits for the farm.
+    Two files without a farm stand among the first: the second process tests them while the first
+    one starts the farm.
     """
     for item in items:
         if {"api", "own_farm"} & set(getattr(item, "fixturenames", ())):
@@ -60,8 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_farm = {item.path for item in items if item.get_closest_marker("farm")}
     items.sort(key=lambda item: item.path not in with_farm)
     paths = list(dict.fromkeys(item.path for item in items))
-    second = [path for path in paths if path not in with_farm][:1]
-    order = [*paths[:1], *second]
+    farm = [path for path in paths if path in with_farm]
+    others = [path for path in paths if path not in with_farm]
+    # Each of the two processes is given two files at first, in turn.
+    order = [*farm[:1], *others[:1], *farm[1:2], *others[1:2]]
     items.sort(key=lambda item: order.index(item.path) if item.path in order else len(order))
 
 

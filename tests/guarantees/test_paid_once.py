@@ -111,9 +111,8 @@ def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     assert place.render(job)[1] == []  # in a folder, too: the other command made the same file
 
 
-@pytest.mark.parametrize(
-    "storage", ["folder", pytest.param("storage", marks=pytest.mark.long)], indirect=True
-)
+@pytest.mark.long
+@pytest.mark.parametrize("storage", ["folder", "storage"], indirect=True)
 def test_what_is_gone_or_altered_is_rendered_again(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

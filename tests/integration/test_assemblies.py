@@ -86,6 +86,7 @@ def test_chunks_that_were_rendered_here_stay(stored: Opener) -> None:
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.long
 def test_merge_job_alone_holds_the_lock(tmp_path: Path) -> None:
     """While a film is assembled nobody renders its chunks anew."""
     job = small_job().model_copy(update={"merge_command": "sleep 4"})

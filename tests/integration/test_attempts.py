@@ -93,8 +93,9 @@ def test_a_job_gives_up_after_too_many_failures(tmp_path: Path) -> None:
     assert sum(rendered(tmp_path).values()) == 4
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
-@pytest.mark.parametrize("stored", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stored", [False, True])
 def test_timeout_of_a_job(stored: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """An attempt that takes longer than the job allows is ended, and may be repeated."""
     storage = request.getfixturevalue("bucket") if stored else None

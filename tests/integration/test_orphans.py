@@ -97,10 +97,8 @@ def test_killed_while_it_assembles(api: FarmClient, tmp_path: Path) -> None:
     assert report.assembly == "merged"
 
 
-@pytest.mark.parametrize(
-    "deployment",
-    ["render-job/cloud", pytest.param("render-chunks/cloud", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("deployment", ["render-job/cloud", "render-chunks/cloud"])
 def test_killed_while_it_renders(api: FarmClient, tmp_path: Path, deployment: str) -> None:
     """A run killed in the middle of chunks leaves no open task run; another run does the job."""
     job = waiting_job(tmp_path, id="rendering")

@@ -37,6 +37,7 @@ def test_group_ends_with_its_leader(tmp_path: Path) -> None:
     wait_for(lambda: gone(int(result.stdout)), 5)
 
 
+@pytest.mark.long
 def test_children_end_with_a_killed_parent(tmp_path: Path) -> None:
     """SIGKILL of the process that runs the adapter ends the command and what it started."""
     code = (

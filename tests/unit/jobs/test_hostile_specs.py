@@ -108,6 +108,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.long
 def test_larger_than_its_text() -> None:
     """A spec that others could not read any more, once it is written, is refused as data, too."""
     plain = {"frameCount": 1, "command": "x" * 5_000}

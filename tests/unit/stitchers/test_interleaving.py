@@ -12,7 +12,10 @@ from audio_samples import Take, due, write_takes, write_track
 from prefect_renderfarm.blocks import RemuxStitcher
 
 
-@pytest.mark.parametrize("ending", [".mov", ".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize(
+    "ending",
+    [".mp4", ".mkv", *(pytest.param(each, marks=pytest.mark.long) for each in (".mov", ".ts"))],
+)
 def test_audio_lies_beside_the_video(tmp_path: Path, ending: str) -> None:
     """In a film with a track, audio and video of a moment are near each other in the file."""
     slow = Fraction(10)
