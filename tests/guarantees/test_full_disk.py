@@ -170,7 +170,9 @@ def test_full_disk(
     film.unlink()
 
 
-@pytest.mark.parametrize(("stitcher", "mode", "name"), REMUX)
+@pytest.mark.parametrize(
+    ("stitcher", "mode", "name"), [REMUX[0], pytest.param(*REMUX[1], marks=pytest.mark.long)]
+)
 def test_not_one_byte_is_lost(
     stitcher: str, mode: str, name: str, chunks: dict[str, Chunks], tmp_path: Path
 ) -> None:

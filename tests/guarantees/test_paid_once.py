@@ -138,6 +138,7 @@ def test_force_renders_all(place: Place) -> None:
     assert report.reused == ()
 
 
+@pytest.mark.long
 def test_another_environment_is_another_chunk(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -207,6 +207,7 @@ exec "$@"
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.long
 def test_commands_read_and_run_input(bucket: S3Bucket, tmp_path: Path, travels: Travels) -> None:
     """Commands find a program and a file; other runs, from elsewhere, find the same by the key."""
     job_dir = write(tmp_path / "job", {"assets/tool": TOOL.encode(), "assets/look.txt": b"noir"})

@@ -159,7 +159,7 @@ def test_pcm_is_kept_byte_for_byte(
         (Take(), ".mp4", None),
         pytest.param(Take(), ".ts", None, marks=LONG),
         (Take(), ".mkv", "aac"),
-        (Take(codec="libvpx-vp9"), ".webm", None),
+        pytest.param(Take(codec="libvpx-vp9"), ".webm", None, marks=LONG),
         (Take(), ".mp4", "flac"),
     ],
 )
