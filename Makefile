@@ -3,6 +3,7 @@
 # make test-all   all tests but chaos, and the documentation
 # make up         start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
 # make check      ruff and mypy; make unit  the tests without a server; make test-long  the other ones
+# make test-renderers  Blender and POV-Ray, where they are installed
 # make docs       build the documentation into site/; make dist  build the wheel into dist/
 # make coverage   which lines the tests reach; make mutation [MODULES="…"]  which changes they notice
 # make bench      all benchmarks; make bench NAME …  some; make screenshots  docs/pictures anew
@@ -32,7 +33,7 @@ BENCHES := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
 $(if $(BENCHES),$(eval $(BENCHES):;@:))
 endif
 
-.PHONY: demo test test-all test-long test-pythons unit check up down docs dist coverage mutation \
+.PHONY: demo test test-all test-long test-renderers test-pythons unit check up down docs dist coverage mutation \
 	bench chaos screenshots lock clean
 
 demo: $(LINKED)
@@ -48,6 +49,9 @@ test-long: $(LINKED)
 
 unit: check
 	@$(PYTEST) tests/unit
+
+test-renderers: $(LINKED)
+	@$(PYTEST) -m long -rs tests/integration/test_renderers.py
 
 test-pythons:
 	@$(PYTHON) tests/pythons.py $(PYTHONS)

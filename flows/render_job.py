@@ -218,8 +218,13 @@ def _check_assembly(
     if (track := state.audio_track()) is not None:
         stitcher = stitcher.with_track(track)
     files = [state.chunk_file(chunk) for chunk in state.job.chunks]
+    for chunk, file in zip(state.job.chunks, files, strict=True):
+        if chunk.output_file.endswith("/"):  # a folder of pictures, by which stitchers know them
+            file.mkdir(parents=True, exist_ok=True)
+    frames, rate = state.job.metadata.total_frames, state.job.metadata.rate
     stitcher.check_output(film, files)
-    stitcher.check_track(state.job.metadata.total_frames, state.job.metadata.rate)
+    stitcher.check_length(film, frames, rate)
+    stitcher.check_track(frames, rate)
     for chunk, file in zip(state.job.chunks, files, strict=True):
         if file.resolve() == film.resolve():
             raise JobError(

@@ -12,6 +12,7 @@ the other changes are noticed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,9 @@ MODULES = {
         "stitchers/test_film_check.py",
     ),
     "blocks/stitchers/audio.py": ("stitchers/test_audio_plan.py", "stitchers/test_audio.py"),
+    "blocks/stitchers/film_content.py": ("stitchers/test_film_content.py",),
+    "blocks/stitchers/colours.py": ("stitchers/test_colours.py",),
+    "blocks/media/codec_header.py": ("media/test_codec_header.py",),
     "blocks/media/frame_grid.py": ("media/test_frame_grid.py",),
     "blocks/media/model.py": ("media/test_signature.py", "stitchers/test_mismatch.py"),
     "blocks/storage/atomic_file.py": ("storage/test_atomic_file.py",),
@@ -66,7 +70,16 @@ def prepare(module: str) -> None:
         "source_paths": ["src/"],
         "only_mutate": [f"src/prefect_renderfarm/{module}"],
         "pytest_add_cli_args_test_selection": [f"tests/unit/{name}" for name in tests],
-        "pytest_add_cli_args": ["-p", "no:xdist", "-m", "not long", "-k", LEFT_OUT],
+        "pytest_add_cli_args": [
+            "-p",
+            "reading_here",
+            "-p",
+            "no:xdist",
+            "-m",
+            "not long",
+            "-k",
+            LEFT_OUT,
+        ],
         "process_isolation": "forkserver",
         "timeout_multiplier": 4,
         "timeout_constant": 5,
@@ -104,7 +117,10 @@ def survey(module: str) -> tuple[int, int, int]:
     prepare(module)
     with (WORK / "run.log").open("w") as log:
         command = [sys.executable, "-m", "mutmut", "run"]
-        if subprocess.run(command, cwd=WORK, stdout=log, stderr=log, check=False).returncode:
+        own = os.environ | {"PYTHONPATH": str(WORK / "tests" / "support")}
+        if subprocess.run(
+            command, cwd=WORK, stdout=log, stderr=log, check=False, env=own
+        ).returncode:
             raise SystemExit(f"mutmut failed on {module}: see {WORK / 'run.log'}")
     noticed = total = messages = 0
     found = re.findall(r"^\s*(\S+): ([\w ]+)$", mutmut("results", "--all", "true"), re.MULTILINE)

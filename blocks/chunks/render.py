@@ -32,6 +32,7 @@ from prefect_renderfarm.blocks.errors import (
 )
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.media.reader import read_by_index, read_media
+from prefect_renderfarm.blocks.media.reader_process import prepare
 from prefect_renderfarm.blocks.storage.atomic_file import disk_of
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
@@ -106,6 +107,7 @@ class ChunkReader:
     def __init__(self, verify: Verify) -> None:
         self._verify = verify
         self._first: Media | None = None
+        prepare()
 
     def read(self, path: Path, fps: Fraction) -> Media:
         """Read a file or image sequence with frames on a grid of `fps`. See `read_media`."""
@@ -129,7 +131,7 @@ def render_here(
     A chunk whose manifest exists already is not rendered again: an answer was lost, or another
     attempt was faster. What fails on a full disk raises WorkerLost.
     """
-    started = time.monotonic()
+    started, reader = time.monotonic(), ChunkReader(request.verify)
     bucket = BucketStore(storage)
     store = JobStore(bucket, request.key)
     if (done := store.manifest(request.chunk_id, request.identity)) is not None:
@@ -163,7 +165,6 @@ def render_here(
                 _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
             return result
         try:
-            reader = ChunkReader(request.verify)
             done = measure(request, output, reader, worker or result.worker, started)
         except ChunkFileError as error:
             store.keep_log(request.chunk_id, log)

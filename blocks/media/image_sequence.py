@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media.model import Signature, difference
+from prefect_renderfarm.blocks.media.model import Signature, difference, specified
 
 IMAGE_ENDINGS = (".png", ".exr", ".jpg", ".jpeg", ".tif", ".tiff", ".dpx", ".tga", ".bmp",
                  ".webp")  # fmt: skip
@@ -42,10 +42,21 @@ def list_images(path: Path) -> dict[int, Path]:
     if path.is_file():
         return {0: path}
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS]
-        images = {_last_number(file): file for file in found}
-        if len(images) != len(found) or len({file.suffix for file in found}) > 1:
-            raise MediaFault("holds several image sequences: write one into each folder")
+        # Systems put hidden files beside pictures: macOS `._00001.png` on shared disks.
+        found = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")
+        )
+        images: dict[int, Path] = {}
+        for file in found:
+            other = images.setdefault(_last_number(file), file)
+            if other is not file or file.suffix != found[0].suffix:
+                other = other if other is not file else found[0]
+                raise MediaFault(
+                    f"holds several image sequences, with {other.name!r} and {file.name!r}: write "
+                    "one into each folder"
+                )
     else:
         parts = _NUMBER.split(path.name)
         if len(parts) != 3:
@@ -94,6 +105,8 @@ def _read_image(path: Path) -> Signature:
                 "codec": context.name,
                 "frame size": f"{frame.width}x{frame.height}",
                 "pixel format": frame.format.name,
+                "colour primaries": specified(frame.color_primaries),
+                "colour transfer": specified(frame.color_trc),
             }
     except FileNotFoundError:
         raise MediaFault(f"has no image {path.name!r} any more") from None

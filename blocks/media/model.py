@@ -7,7 +7,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -16,6 +16,8 @@ from typing import Any
 
 import av
 
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.codec_header import header_digest
 from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.mp4_index import Track
 
@@ -25,6 +27,9 @@ Signature = Mapping[str, str | int | None]
 _USUAL_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "6 channels": "5.1",
                   "8 channels": "7.1"}  # fmt: skip
 _UNKNOWN = (None, "")
+# Audio packets follow each other closer, whatever the container's clock; lost ones last longer.
+HOLE_SECONDS = Fraction(1, 200)
+LONGEST_SILENCE = 60  # seconds; it is kept in memory
 # ITU-T H.273: this is unspecified for primaries, transfer and matrix.
 _UNSPECIFIED = 2
 # libav's numbers: AVColorRange.
@@ -35,8 +40,32 @@ _RGB, _LARGE, _SMALL = (
     dict(zip(("colour matrix", "colour primaries", "colour transfer"), values, strict=True))
     for values in (((0,), (1,), (1, 13)), ((1,), (1,), (1,)), ((5, 6), (5, 6), (1, 6)))
 )
-# A `tkhd` box of version 0 (ISO/IEC 14496-12, 8.3.2) has its matrix so far behind its name.
+# libav's numbers: AVFieldOrder. How a container stores fields ("coded first") changes no picture.
+PROGRESSIVE, TOP_FIRST, BOTTOM_FIRST = "progressive", "top field first", "bottom field first"
+_FIELDS = {1: PROGRESSIVE, 2: TOP_FIRST, 3: BOTTOM_FIRST, 4: TOP_FIRST, 5: BOTTOM_FIRST}
+# FFmpeg's order: libavutil/channel_layout.h, AVChannel.
+_CHANNELS = (
+    "FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR", "TC", "TFL", "TFC", "TFR",
+    "TBL", "TBC", "TBR", "DL", "DR", "WL", "WR", "SDL", "SDR", "LFE2", "TSL", "TSR", "BFC", "BFL",
+    "BFR",
+)  # fmt: skip
+# PyAV 18 frees the list of channels of such a layout twice: with the layout, and with its track.
+_never_freed: list[Any] = []
+# A `tkhd` box of version 0 (ISO/IEC 14496-12, 8.3.2) has its matrix so far behind its name; the
+# boxes in a visual sample entry (12.1.3) begin so far behind its length.
 _MATRIX_PLACE = 44
+_ENTRY_BYTES = 86
+# What a container tells of light, depth and direction: ISO/IEC 23001-8 and 14496-12, 12.1.5 to
+# 12.1.9; Dolby Vision Streams Within the ISO Base Media File Format; VP Codec ISO Media File Format
+# Binding; Spherical Video V2; Apple's Spatial Media.
+_SIDE_DATA = {
+    "mastering display": (b"mdcv", b"SmDm"),
+    "content light level": (b"clli", b"CoLL"),
+    "ambient light": (b"amve",),
+    "Dolby Vision record": (b"dvcC", b"dvvC", b"dvwC"),
+    "stereo mode": (b"st3d", b"vexu"),
+    "projection": (b"sv3d",),
+}
 
 
 class Verify(StrEnum):
@@ -57,6 +86,9 @@ class Audio:
     samples: int  # from its start; exact for PCM, else by the packets' times
     # In seconds after the first frame; below 0 where an encoder puts priming samples first.
     start: Fraction = Fraction(0)
+    # Where the first packet is missing, or begins before the end of another, in seconds.
+    hole: Fraction | None = None
+    overlap: Fraction | None = None
 
     @property
     def audible(self) -> int:
@@ -67,6 +99,24 @@ class Audio:
     def is_pcm(self) -> bool:
         """Whether the audio is uncompressed, so that pieces can be joined without a gap."""
         return pcm_bytes(self.codec) is not None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a file tells people; a film has the labels of its first chunk."""
+
+    title: str | None = None
+    timecode: str | None = None  # of the first frame (SMPTE ST 12-1)
+    language: str | None = None  # of the video track
+    audio_language: str | None = None
+
+    def lost(self, film: Labels) -> list[str]:
+        """Return those that a film does not have, in words."""
+        return [
+            f"{name.replace('_', ' ')} {value!r}"
+            for name, value in vars(self).items()
+            if value and getattr(film, name) != value
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,18 +132,72 @@ class Media:
     audio: Audio | None = None
     mp4_track: Track | None = None  # the index of an mp4 or mov file without any other track
     images: tuple[Path, ...] = ()
+    labels: Labels = Labels()
+    extras: tuple[str, ...] = ()  # what else is in the file, in words: no film has it
 
 
 def layout_of(context: Any) -> str:
-    """Return FFmpeg's name of a channel layout; PCM in Matroska tells only how many channels."""
-    name = str(context.layout.name)
+    """Return FFmpeg's name of a channel layout; PCM in Matroska tells only how many channels.
+
+    Raises MediaFault if the channels have an order of their own, which PyAV cannot decode.
+    """
+    name = str(_layout(context).name)
     return _USUAL_LAYOUTS.get(name, name)
+
+
+def _layout(context: Any) -> Any:
+    layout = context.layout
+    names = [channel.name for channel in layout.channels] if "+" in layout.name else []
+    places = [_CHANNELS.index(name) if name in _CHANNELS else -1 for name in names]
+    if places != sorted(set(places)) or -1 in places:
+        _never_freed.append(layout)
+        raise MediaFault(
+            f"has audio with an unusual order of channels, {layout.name}: render a usual one, such "
+            "as stereo, 5.1 or 7.1, with a later FFmpeg, or as WAV"
+        )
+    return layout
 
 
 def pcm_bytes(codec: str) -> int | None:
     """Return the bytes of one PCM sample of one channel; None if the codec is not plain PCM."""
     match = re.fullmatch(r"pcm_[suf](8|16|24|32|64)(le|be)?", codec)
     return int(match[1]) // 8 if match else None
+
+
+def read_labels(container: Any, video: Any, audio: Any) -> Labels:
+    """Return what an open file tells people."""
+    timecodes = (_tag(each, "timecode") for each in (video, *container.streams.data, container))
+    return Labels(
+        title=_tag(container, "title"),
+        timecode=next(filter(None, timecodes), None),
+        language=_language(video),
+        audio_language=audio and _language(audio),
+    )
+
+
+def read_extras(container: Any) -> tuple[str, ...]:
+    """Return what an open file has that no film gets, in words."""
+    streams = container.streams
+    counts = {
+        "chapters": len(container.chapters()),
+        "subtitle tracks": len(streams.subtitles),
+        "data tracks": sum(_tag(track, "timecode") is None for track in streams.data),
+        "attachments": len(streams.attachments),
+    }
+    return tuple(
+        f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items() if count
+    )
+
+
+def _language(track: Any) -> str | None:
+    language = _tag(track, "language")
+    return None if language == "und" else language
+
+
+def _tag(holder: Any, name: str) -> str | None:
+    """Return a tag of a file or of a track; Matroska writes the names of some in capitals."""
+    tags = {key.lower(): value for key, value in holder.metadata.items()}
+    return tags.get(name) or None
 
 
 def read_signature(container: Any, video: Any, audio: Any) -> Signature:
@@ -104,28 +208,35 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
         "container": container.format.name,
         "tracks": " and ".join(track.type for track in tracks),
         "codec": context.codec.canonical_name,
+        "codec tag": context.codec_tag.strip("\0 ") or None,
         "profile": context.profile,
         "frame size": f"{context.width}x{context.height}",
         "pixel format": context.pix_fmt,
         # The container has precedence over the codec; without either, pixels are square.
-        "pixel aspect": str(exact(video.sample_aspect_ratio) or 1),
+        "pixel aspect": str(
+            exact(video.sample_aspect_ratio) or exact(context.sample_aspect_ratio) or 1
+        ),
         "colour range": _colour_range(context),
-        "colour matrix": _specified(context.colorspace),
-        "colour primaries": _specified(context.color_primaries),
-        "colour transfer": _specified(context.color_trc),
-        "rotation": _rotation(video),
+        "colour matrix": specified(context.colorspace),
+        "colour primaries": specified(context.color_primaries),
+        "colour transfer": specified(context.color_trc),
+        "field order": _FIELDS.get(context.field_order),
+        "alpha": "yes" if _tag(video, "alpha_mode") == "1" else "no",
+        **_told_by_head(video),
         "time base": str(exact(video.time_base)),
-        "codec header": _short_hash(context.extradata),
+        "codec header": header_digest(context.codec.canonical_name, context.extradata),
     }
     if audio is not None:
         coding = audio.codec_context
+        layout = _layout(coding)
         signature |= {
             "audio codec": coding.name,
             "audio rate": coding.sample_rate or None,
-            "audio channels": len(coding.layout.channels),
+            "audio channels": layout.nb_channels,
+            "audio format": coding.format.packed.name if coding.format else None,
             # "2 channels" and the like do not tell the layout.
-            "audio layout": None if "channels" in coding.layout.name else coding.layout.name,
-            "audio codec header": _short_hash(coding.extradata),
+            "audio layout": None if "channels" in layout.name else layout.name,
+            "audio codec header": header_digest(coding.name, coding.extradata),
         }
     return signature
 
@@ -153,18 +264,15 @@ def difference(expected: Signature, found: Signature) -> str | None:
 
 
 def _assumed_colours(signature: Signature) -> Mapping[str, tuple[int, ...]]:
-    if _is_rgb(str(signature["pixel format"] or "")):
+    if is_rgb(str(signature["pixel format"] or "")):
         return _RGB
     width, height = map(int, str(signature["frame size"]).split("x"))
     return _LARGE if width >= 1280 or height > 576 else _SMALL
 
 
-def _is_rgb(pixel_format: str) -> bool:
+def is_rgb(pixel_format: str) -> bool:
+    """Return whether a pixel format has red, green and blue."""
     return bool(pixel_format) and av.VideoFormat(pixel_format).is_rgb
-
-
-def _short_hash(data: bytes | None) -> str | None:
-    return hashlib.sha256(data).hexdigest()[:16] if data else None
 
 
 def _colour_range(context: Any) -> str:
@@ -172,23 +280,25 @@ def _colour_range(context: Any) -> str:
     pixel_format = context.pix_fmt or ""
     if pixel_format.startswith("yuvj"):
         return "full"
-    return _RANGES.get(context.color_range, "full" if _is_rgb(pixel_format) else "limited")
+    return _RANGES.get(context.color_range, "full" if is_rgb(pixel_format) else "limited")
 
 
-def _specified(value: int) -> int | None:
+def specified(value: int) -> int | None:
+    """Return a number of ITU-T H.273; None if it means "unspecified"."""
     return None if value == _UNSPECIFIED else value
 
 
-def _rotation(video: Any) -> str | None:
-    """Return how players rotate the picture; None if that is unknown.
+def _told_by_head(video: Any) -> dict[str, str | None]:
+    """Return the rotation and the side data of a track: unknown without a place for its codec.
 
-    PyAV gives no access to a track's display matrix, but copies it: the head of a QuickTime or mp4
-    file with such a track, written in memory, contains it.
+    PyAV gives no access to them, but copies them: the head of an mp4 or QuickTime file with such a
+    track, written in memory, contains them.
     """
-    for kind in ("mov", "mp4"):
+    for kind in ("mp4", "mov"):
         head = io.BytesIO()
+        options = {"movflags": "empty_moov", "strict": "unofficial"}
         try:
-            with av.open(head, "w", kind, container_options={"movflags": "empty_moov"}) as file:
+            with av.open(head, "w", kind, container_options=options) as file:
                 file.add_stream_from_template(video, opaque=True)
                 file.start_encoding()
         except (av.FFmpegError, ValueError):
@@ -197,5 +307,24 @@ def _rotation(video: Any) -> str | None:
         place = data.index(b"tkhd") + _MATRIX_PLACE
         a, b, _, c, d = struct.unpack_from(">5i", data, place)
         degrees = round(math.degrees(math.atan2(b, a))) % 360
-        return f"{degrees} degrees{' and mirrored' if a * d - b * c < 0 else ''}"
-    return None
+        mirrored = " and mirrored" if a * d - b * c < 0 else ""
+        boxes = _boxes_of_entry(data, data.index(b"stsd") + 12)
+        told = {name: _side_data(boxes, kinds) for name, kinds in _SIDE_DATA.items()}
+        return {"rotation": f"{degrees} degrees{mirrored}", **told}
+    return dict.fromkeys(("rotation", *_SIDE_DATA))
+
+
+def _side_data(boxes: Mapping[bytes, bytes], kinds: Sequence[bytes]) -> str:
+    found = b"".join(boxes.get(kind, b"") for kind in kinds)
+    return hashlib.sha256(found).hexdigest()[:16] if found else "none"
+
+
+def _boxes_of_entry(data: bytes, begin: int) -> dict[bytes, bytes]:
+    """Return the boxes in a visual sample entry."""
+    end = begin + struct.unpack_from(">I", data, begin)[0]
+    at, boxes = begin + _ENTRY_BYTES, {}
+    while at + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        boxes[kind] = data[at + 8 : at + size]
+        at += max(size, 8)
+    return boxes

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import av
 from av.container import InputContainer
+from av.filter import Graph
 
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.frame_grid import exact, frame_order, reorder_depth
@@ -21,12 +24,20 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     read_images,
 )
 from prefect_renderfarm.blocks.media.model import (
+    BOTTOM_FIRST,
+    HOLE_SECONDS,
+    LONGEST_SILENCE,
+    PROGRESSIVE,
+    TOP_FIRST,
     Audio,
     Media,
+    Signature,
     Verify,
     difference,
     layout_of,
     pcm_bytes,
+    read_extras,
+    read_labels,
     read_signature,
 )
 from prefect_renderfarm.blocks.media.mp4_index import (
@@ -35,6 +46,7 @@ from prefect_renderfarm.blocks.media.mp4_index import (
     Track,
     read_mp4_index,
 )
+from prefect_renderfarm.blocks.media.reader_process import read_apart
 
 # `aggressive` reports left-over bits, by which most damage to H.264 shows.
 _STRICT = "crccheck+bitstream+buffer+careful+compliant+aggressive+explode"
@@ -43,6 +55,7 @@ _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
 # ISO/IEC 14496-15: sample entries of H.264 and H.265 whose parameter sets may be among the frames.
 _IN_BAND = (b"avc3", b"hev1")
+_BEGIN_AT_0 = ("mov,", "matroska,")
 _coding = attrgetter("description", "presentation", "timescale")
 
 
@@ -100,20 +113,50 @@ def read_media(
 ) -> Media:
     """Read a file, or an image sequence, and check that its frames lie on a grid of `fps`.
 
-    `first` is a file that has been read in full: one that is coded in the same way, byte for byte
-    of its headers, is then read by its index alone, or else without a probe. `verify` may be
-    `header`, which assumes the planned number of frames where a file does not tell it.
+    libav reads it in another process. `first` is a file that has been read in full: one that is
+    coded in the same way, byte for byte of its headers, is then read by its index alone, or else
+    without a probe. `verify` may be `header`, which assumes the planned number of frames where a
+    file does not tell it.
 
     MediaFault: it is damaged, or has other tracks than one of video and at most one of audio, or
     frames that are doubled, missing or off the grid.
     """
+    if first is not None:
+        if verify is not Verify.DECODE and (media := read_by_index(path, fps, first)) is not None:
+            return media
+        first = replace(first, mp4_track=None)  # a large part of what the process is sent
+    options = {"first": first, "verify": verify, "planned": planned}
+    return read_apart(read_in_full, path.absolute(), fps, **options)
+
+
+def read_in_full(
+    path: Path, fps: Fraction | None, *, first: Media | None, verify: Verify, planned: int | None
+) -> Media:
+    """Read a file as `read_media` does, with libav, in this process."""
+    with faults():
+        return _read_in_full(path, fps, first, verify, planned)
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turn what PyAV raises of a damaged file into a MediaFault: damage has many faces."""
+    try:
+        yield
+    except (av.FFmpegError, ValueError, ArithmeticError, AttributeError, RuntimeError,
+            struct.error) as error:  # fmt: skip
+        raise MediaFault(f"cannot be read ({_reason(error)}): is it complete?") from None
+
+
+def _read_in_full(
+    path: Path, fps: Fraction | None, first: Media | None, verify: Verify, planned: int | None
+) -> Media:
     if is_image_sequence(path):
         images = complete_images(path)
         if fps is None:
             raise MediaFault(f"has {len(images)} images, which have no frame rate: give fps")
         signature = read_images(images, decode=verify is not Verify.HEADER)
         return Media(path, len(images), 0, fps, 0, signature, images=images)
-    media = (first and read_by_index(path, fps, first)) or _read_packets(
+    media = _read_packets(
         path, fps, first=first, planned=planned if verify is Verify.HEADER else None
     )
     if verify is Verify.DECODE:
@@ -125,8 +168,11 @@ def read_media(
 def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | None:
     """Read a file by its mp4 index alone, if it is coded as `first`; None if that is impossible."""
     known = first.mp4_track
-    # Without a header of the codec, only its frames tell the pixel format and the colours.
-    if known is None or not first.signature["codec header"] or known.description[:4] in _IN_BAND:
+    if known is None or known.description[:4] in _IN_BAND:
+        return None
+    # Without a header of the codec, only its frames tell the pixel format and the colours; which
+    # field comes first, often only they.
+    if not first.signature["codec header"] or first.signature["field order"] != PROGRESSIVE:
         return None
     track = _only_video_track(path)
     if track is None or _coding(track) != _coding(known):
@@ -159,6 +205,48 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
         raise MediaFault(f"has {frames} frames, of which only {decoded} can be decoded")
 
 
+def _fields_are_unknown(signature: Signature, first: Media | None) -> bool:
+    """Return whether only a frame tells its fields.
+
+    Headers of H.264 tell whether there are fields, but not which comes first; those of DNxHD tell
+    nothing.
+    """
+    told = signature["field order"]
+    if told == PROGRESSIVE:
+        return False
+    if first is None or first.signature["field order"] != PROGRESSIVE:
+        return True
+    return told is None and signature["codec"] not in ("h264", "hevc")
+
+
+def field_order(frame: Any) -> str:
+    """Return which field of a frame is shown first."""
+    if not frame.interlaced_frame:
+        return PROGRESSIVE
+    graph = Graph()
+    source: Any = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+    )
+    # PyAV tells it by FFmpeg's filters only.
+    chosen, sink = graph.add("select", "eq(interlace_type,TOPFIRST)"), graph.add("buffersink")
+    source.link_to(chosen)
+    chosen.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    graph.push(None)
+    try:
+        graph.pull()
+    except (av.BlockingIOError, av.EOFError):
+        return BOTTOM_FIRST
+    return TOP_FIRST
+
+
+def first_frames(path: Path, frames: int) -> Iterator[Any]:
+    """Give the first so many pictures of a file, or all that can be decoded."""
+    with open_media(path, probe=False) as container, suppress(av.FFmpegError):
+        yield from islice(container.decode(video=0), frames)
+
+
 def _only_video_track(path: Path) -> Track | None:
     """Return the video track of an mp4 or mov file that has no other track."""
     with suppress(NotIndexedError, OSError):
@@ -176,6 +264,9 @@ def _read_packets(
     with open_media(path, probe=probe) as container:
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
+        if _fields_are_unknown(signature, first):
+            for frame in first_frames(path, 1):
+                signature = {**signature, "field order": field_order(frame)}
         # Without a probe, only an equal codec header proves that the rest is equal.
         if first is not None and (
             signature["codec header"] is None or difference(first.signature, signature)
@@ -187,8 +278,10 @@ def _read_packets(
         # A single frame does not show the depth that its encoder uses elsewhere.
         depth = video.codec_context.reorder_depth
         no_index = audio is None and not video.frames and video.start_time is not None
+        labels, extras = read_labels(container, video, audio), read_extras(container)
         if planned is not None and no_index:
-            return Media(path, planned, video.start_time, rate, depth, signature)
+            return Media(path, planned, video.start_time, rate, depth, signature,
+                         labels=labels, extras=extras)  # fmt: skip
         packets = _read_tracks(container, video, audio)
         order, _ = frame_order(packets.pts, packets.time_base, rate)
         count = len(order)
@@ -197,7 +290,37 @@ def _read_packets(
         reorder = max(reorder_depth(order), depth if probe else 0)
         track = None if audio else _only_video_track(path)
         first_time = min(packets.pts)
-        return Media(path, count, first_time, rate, reorder, signature, packets.audio, track)
+        return Media(path, count, first_time, rate, reorder, signature, packets.audio, track,
+                     labels=labels, extras=extras)  # fmt: skip
+
+
+def read_audio(path: Path) -> Audio:
+    """Read the header of a file with one audio track; 0 samples mean an unknown length."""
+    with faults(), open_media(path) as container:
+        if (tracks := len(container.streams.audio)) != 1:
+            raise MediaFault(f"has {tracks} audio tracks, not one")
+        stream = container.streams.audio[0]
+        context = stream.codec_context
+        end = ((stream.start_time or 0) + (stream.duration or 0)) * exact(stream.time_base)
+        length = end - beginning(container) if stream.duration else 0
+        samples = round(length * context.sample_rate)
+        start = (stream.start_time or 0) * exact(stream.time_base) - beginning(container)
+        if start > LONGEST_SILENCE:
+            raise MediaFault(
+                f"has audio that begins {float(start):.1f} s after the file does: begin it with "
+                "silence"
+            )
+        return Audio(context.name, context.sample_rate, layout_of(context), samples, start)
+
+
+def beginning(container: Any) -> Fraction:
+    """Return the time in a file at which its film begins, in seconds.
+
+    It is 0 in Matroska, mp4 and QuickTime; a transport stream begins anywhere, with a first packet.
+    """
+    if container.format.name.startswith(_BEGIN_AT_0):
+        return Fraction(0)
+    return Fraction(container.start_time or 0, av.time_base)
 
 
 def read_back(film: Path | Any, *, probe: bool) -> Packets:
@@ -220,12 +343,25 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     """Read all packets; the audio starts relative to the first frame."""
     times: list[int] = []
     decoding_times: list[int | None] = []
-    audio_bytes = 0
+    audio_bytes = samples = 0
     start: Fraction | None = None
-    end = Fraction(0)
+    hole: Fraction | None = None
+    overlap: Fraction | None = None
+    end = usual = Fraction(0)
+    if audio is not None and audio.codec_context.frame_size and audio.codec_context.sample_rate:
+        usual = Fraction(audio.codec_context.frame_size, audio.codec_context.sample_rate)
+    # The times of packets are no exact measure, and of some codecs they are wrong.
+    counting = (
+        audio and audio.codec_context.codec.lossless and not pcm_bytes(audio.codec_context.name)
+    )
     try:
         for packet in container.demux(*filter(None, (video, audio))):
             if packet.size == 0:
+                if packet.stream_index == video.index and packet.pts is not None:
+                    raise MediaFault(
+                        f"repeats frame {len(times) - 1} by a frame without data, as Theora does: "
+                        "use another codec"
+                    )
                 continue
             if packet.is_corrupt:
                 raise MediaFault(f"has a damaged packet after {len(times)} frames")
@@ -244,11 +380,20 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
                 decoding_times.append(packet.dts)
                 continue
             audio_bytes += packet.size
+            if counting:
+                samples += sum(frame.samples for frame in packet.decode())
             if packet.pts is not None:
                 begin = packet.pts * packet.time_base
-                start = begin if start is None else start
-                # Not the sum of the lengths: Matroska rounds each of them to 1 ms.
-                end = begin + (packet.duration or 0) * packet.time_base
+                if start is None:
+                    start = end = begin
+                length = (packet.duration or 0) * packet.time_base
+                if length and begin - end > HOLE_SECONDS:
+                    hole = end - start if hole is None else hole
+                elif length and end - begin > HOLE_SECONDS:
+                    overlap = begin - start if overlap is None else overlap
+                # Not the sum of the lengths: Matroska rounds each of them to 1 ms. In mp4 the
+                # packet before a hole lasts until its end.
+                end = begin + (min(length, usual) if usual else length)
     except av.FFmpegError as error:
         raise MediaFault(
             f"cannot be read past frame {len(times)} ({_reason(error)}): is it complete?"
@@ -258,11 +403,12 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
         context = audio.codec_context
         start = start or Fraction(0)
         if size := pcm_bytes(context.name):
-            samples = audio_bytes // (size * len(context.layout.channels))
-        else:
+            samples = audio_bytes // (size * context.channels)
+        elif not counting:
             samples = round((end - start) * context.sample_rate)
         start -= min(times, default=0) * clock
-        found = Audio(context.name, context.sample_rate, layout_of(context), samples, start)
+        layout = layout_of(context)
+        found = Audio(context.name, context.sample_rate, layout, samples, start, hole, overlap)
     return Packets(times, decoding_times, clock, found)
 
 
@@ -277,4 +423,7 @@ def _tracks(container: InputContainer) -> tuple[Any, Any]:
         raise MediaFault(f"has {len(videos)} video tracks, not one")
     if len(audios) > 1:
         raise MediaFault(f"has {len(audios)} audio tracks: at most one can be assembled")
+    for track in (*videos, *audios):
+        if track.codec_context is None:
+            raise MediaFault(f"has a {track.type} track of a codec that PyAV cannot decode")
     return videos[0], audios[0] if audios else None

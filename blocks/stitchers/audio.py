@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av import AudioLayout
 from av.codec import Codec, CodecContext
 from av.container import OutputContainer
 
 from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
+from prefect_renderfarm.blocks.media.codec_header import ONE_FILE_ONLY
 from prefect_renderfarm.blocks.media.frame_grid import exact
-from prefect_renderfarm.blocks.media.model import Audio, Media, layout_of, pcm_bytes
-from prefect_renderfarm.blocks.media.reader import open_media
+from prefect_renderfarm.blocks.media.model import (
+    HOLE_SECONDS,
+    LONGEST_SILENCE,
+    Audio,
+    Media,
+    layout_of,
+    pcm_bytes,
+)
+from prefect_renderfarm.blocks.media.reader import beginning, open_media, read_audio
+from prefect_renderfarm.blocks.media.reader_process import read_apart
 
 # mp4 can hold PCM (ISO/IEC 23003-5), but browsers and many players cannot play it.
 _KEEPS_PCM = frozenset({".mkv", ".mov"})
@@ -31,7 +41,10 @@ NO_TRACK = (
 _PACKET = 1024.0
 _EXTRA = 4 * _PACKET
 # Matroska rounds the start of each packet to 1 ms, and so of audio that begins with its video.
-_CLOCK_SECONDS = Fraction(3, 2000)
+CLOCK_SECONDS = Fraction(3, 2000)
+# Blender writes PCM in packets of so many bytes, the last one whole: AV_INPUT_BUFFER_MIN_SIZE in
+# blenkernel/intern/writeffmpeg.c.
+_PCM_PACKET_BYTES = 16_384
 # Larger packets are more than some encoders take at once.
 _PACKET_SAMPLES = 4096
 
@@ -77,34 +90,30 @@ def plan_audio(
             "at every seam: render the chunks with PCM audio (mov or mkv), or set the stitcher's "
             "'audio' to 'encode' or 'none', or to 'copy' if clicks do not matter"
         )
+    if mode is AudioMode.COPY and audio.codec in ONE_FILE_ONLY:
+        raise StitchInputError(
+            f"the chunks' audio is {audio.codec}, whose header describes its own file: set the "
+            "stitcher's 'audio' to 'encode', and nothing is lost with 'audio_codec' flac"
+        )
     return AudioPlan(for_pcm if mode is AudioMode.AUTO else mode, audio)
 
 
 def read_track(path: Path) -> Audio:
     """Read the header of a file with a whole film's audio; 0 samples mean an unknown length."""
     try:
-        with open_media(path) as container:
-            if (tracks := len(container.streams.audio)) != 1:
-                raise MediaFault(f"has {tracks} audio tracks, not one")  # noqa: TRY301
-            stream = container.streams.audio[0]
-            context = stream.codec_context
-            clock = exact(stream.time_base)
-            late = (stream.start_time or 0) * clock - Fraction(
-                container.start_time or 0, av.time_base
-            )
-            if late > _CLOCK_SECONDS:
-                raise MediaFault(  # noqa: TRY301
-                    f"has audio that begins {float(late):.3f} s after its video: begin it with "
-                    "silence"
-                )
-            samples = round((stream.duration or 0) * clock * context.sample_rate)
-            return Audio(context.name, context.sample_rate, layout_of(context), samples)
+        return read_apart(read_audio, path.absolute())
     except MediaFault as fault:
         raise StitchInputError(f"audio track {str(path)!r} {fault}") from None
 
 
 def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
     """Refuse a track that is more than one frame shorter than the film, by its header."""
+    late = plan.track is not None and plan.source is not None and plan.source.start >= frames / fps
+    if frames and late and plan.source is not None:
+        raise StitchInputError(
+            f"audio track {str(plan.track)!r} begins at {float(plan.source.start):.3f} s, behind "
+            "the end of the film: begin it with silence"
+        )
     if plan.track is not None and plan.source is not None and plan.source.samples:
         length = Fraction(plan.source.samples, plan.source.rate)
         _refuse_short_track(plan.track, frames / fps - length, fps)
@@ -113,15 +122,23 @@ def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
 def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> str | None:
     """Return in what a chunk's audio does not fit its frames; None if it fits.
 
-    PCM may be one sample off, and begin one off or, in containers with a clock of 1 ms, one tick.
+    PCM may lack one sample, and begin one off or, in containers with a clock of 1 ms, one tick; it
+    may be longer by less than a packet, which is cut off.
     Compressed audio has up to a few packets of inaudible samples before and behind. Copied audio is
     cut by whole packets: it may begin early, or one packet late, and lack one packet at its end.
     """
+    if mode is AudioMode.COPY and audio.hole is not None and not audio.is_pcm:
+        return (
+            f"has a hole in its audio at {float(audio.hole):.3f} s: set the stitcher's 'audio' to "
+            "'encode', which fills it with silence"
+        )
+    if audio.overlap is not None:
+        return f"has audio packets that overlap at {float(audio.overlap):.3f} s: write it anew"
     expected = frames / fps * audio.rate
-    tick = float(_CLOCK_SECONDS * audio.rate)
+    tick = float(CLOCK_SECONDS * audio.rate)
     samples = audio.samples if audio.is_pcm else audio.audible
     if audio.is_pcm:
-        early, late, lacking, extra = tick, tick, 1.0, 1.0
+        early, late, lacking, extra = tick, tick, 1.0, _pcm_packet(audio)
     elif mode is AudioMode.COPY:
         early, late, lacking, extra = math.inf, _PACKET, _PACKET, _EXTRA
     else:
@@ -137,6 +154,12 @@ def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> st
             f"{round(expected)}: render audio as long as the frames"
         )
     return None
+
+
+def _pcm_packet(audio: Audio) -> float:
+    """Return the samples in the longest packet of PCM that renderers write."""
+    channels = AudioLayout(audio.layout).nb_channels
+    return max(_PACKET, _PCM_PACKET_BYTES / ((pcm_bytes(audio.codec) or 1) * channels))
 
 
 def find_encoder(name: str) -> Any:
@@ -197,7 +220,7 @@ class FilmAudio(ABC):
 
     def __init__(self, output: OutputContainer, stream: Any, rate: int) -> None:
         self._output = output
-        self._stream = stream
+        self.stream = stream
         self.rate = rate
         self.written = 0
         self.due = 0
@@ -238,12 +261,12 @@ class CopiedPackets(FilmAudio):
             return
         # The last packet of a chunk may be marked as shorter, but decoders do not cut it.
         samples = self._frame_size or round(packet.duration * packet.time_base * self.rate)
-        primes = packet.pts * packet.time_base < origin - _CLOCK_SECONDS
+        primes = packet.pts * packet.time_base < origin - CLOCK_SECONDS
         if primes or self.written + samples // 2 > self.due:
             return
         # Not the packet itself: its side data may tell to drop samples, which Matroska keeps.
         copy: Any = av.Packet(bytes(packet))
-        copy.stream, copy.is_keyframe, copy.duration = self._stream, packet.is_keyframe, samples
+        copy.stream, copy.is_keyframe, copy.duration = self.stream, packet.is_keyframe, samples
         copy.time_base = Fraction(1, self.rate)
         copy.pts = copy.dts = self.written
         self.written += samples
@@ -265,17 +288,19 @@ class EncodedAudio(FilmAudio):
         self._decoded = av.AudioFifo()
         self._format = (context.format.name, context.layout.name)
         self._last: list[bytes] = []
-        self._at_start = True
+        self._position: int | None = None  # of the next sample behind the chunk's first frame
         self._skip = 0
 
     def add(self, packet: Any, origin: Fraction = Fraction(0)) -> None:
-        """Decode the packet and encode its samples, as far as the chunk's frames last."""
+        """Decode the packet and encode its samples, as far as the chunk's frames last.
+
+        Samples before the chunk's first frame only prime a decoder: they are dropped. A hole, where
+        packets are missing, is filled with silence: else all that follows would be early.
+        """
         for frame in packet.decode():
-            if self._at_start:
-                # Samples before the chunk's first frame only prime a decoder: they are dropped.
-                self._at_start = False
-                late = 0 if frame.pts is None else frame.pts * frame.time_base - origin
-                self._skip = round(-late * self.rate) if late < -_CLOCK_SECONDS else 0
+            if frame.pts is not None:
+                self._align(frame.pts * exact(frame.time_base) - origin, frame.samples)
+            self._position = (self._position or 0) + frame.samples
             frame.pts = None
             self._decoded.write(frame)
             if dropped := min(self._skip, self._decoded.samples):
@@ -283,22 +308,51 @@ class EncodedAudio(FilmAudio):
                 self._skip -= dropped
         self._write()
 
+    def _align(self, time: Fraction, samples: int) -> None:
+        """Take note that so many samples come, so many seconds after the chunk's first frame."""
+        position = round(time * self.rate)
+        if self._position is None:
+            if abs(time) <= CLOCK_SECONDS:
+                return
+            self._skip, silent = max(0, -position), max(0, position)
+        else:
+            silent = position - self._position
+            if silent < -HOLE_SECONDS * self.rate or silent > LONGEST_SILENCE * self.rate:
+                raise StitchInputError(
+                    f"audio goes on at {float(time):.3f} s, behind "
+                    f"{self._position / self.rate:.3f} s: write it anew, without packets that "
+                    "overlap, or a hole of a minute"
+                )
+            if silent <= HOLE_SECONDS * self.rate:
+                return
+            lost = round(silent / samples) * samples  # packets are lost as a whole
+            silent = lost if abs(lost - silent) <= CLOCK_SECONDS * self.rate else silent
+            position = self._position + silent
+        if silent:
+            self._decoded.write(self._constant(silent))
+        self._position = position
+
     def end_chunk(self) -> None:
         """Extend what is too short, and drop what is longer than the frames."""
         self._decoded = av.AudioFifo()
-        self._at_start = True
+        self._position, self._skip = None, 0
         if missing := self.due - self.written:
-            frame: Any = av.AudioFrame(*self._format, missing)
-            lasts = self._last or [bytes(_sample_bytes(frame))] * len(frame.planes)
-            for plane, last in zip(frame.planes, lasts, strict=True):
-                plane.update((last * missing).ljust(plane.buffer_size, b"\0"))
-            frame.sample_rate = self.rate
-            self._decoded.write(frame)
+            self._decoded.write(self._constant(missing, self._last))
             self._write()
+
+    def _constant(self, samples: int, sample: Sequence[bytes] = ()) -> Any:
+        """Return audio of one sample, given by its bytes in each plane; without it, silence."""
+        frame: Any = av.AudioFrame(*self._format, samples)
+        zero = b"\x80" if frame.format.packed.name == "u8" else b"\0"
+        for number, plane in enumerate(frame.planes):
+            each = sample[number] if sample else zero * _sample_bytes(frame)
+            plane.update((each * samples).ljust(plane.buffer_size, b"\0"))
+        frame.sample_rate = self.rate
+        return frame
 
     def close(self) -> None:
         """Flush the encoder."""
-        self._output.mux(self._stream.encode(None))
+        self._output.mux(self.stream.encode(None))
 
     def _write(self) -> None:
         while (ready := min(self._decoded.samples, self.due - self.written, _PACKET_SAMPLES)) > 0:
@@ -308,7 +362,7 @@ class EncodedAudio(FilmAudio):
             self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
             frame.pts, frame.time_base = self.written, Fraction(1, self.rate)
             self.written += ready
-            self._output.mux(self._stream.encode(frame))
+            self._output.mux(self.stream.encode(frame))
 
 
 def _sample_bytes(frame: Any) -> int:
@@ -334,13 +388,14 @@ class TrackAudio:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         container = stack.enter_context(open_media(path))
         self.template: Any = container.streams.audio[0]
+        self._origin = beginning(container)
         self._path = path
         self._packets: Iterator[Any] = container.demux(self.template)
 
     def feed(self, audio: FilmAudio, fps: Fraction) -> None:
         """Bring a film's audio to the sample that is due; the file may lack up to one frame."""
         while audio.written < audio.due and (packet := next(self._packets, None)) is not None:
-            audio.add(packet)
+            audio.add(packet, self._origin)
         if (missing := audio.due - audio.written) > 0:
             _refuse_short_track(self._path, Fraction(missing, audio.rate), fps)
             audio.end_chunk()

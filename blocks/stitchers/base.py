@@ -48,6 +48,9 @@ class StitchReport(BaseModel):
         default=None, description="Length of the audio, in samples. None means no audio."
     )
     audio_rate: int | None = Field(default=None, description="Audio samples a second.")
+    dropped: tuple[str, ...] = Field(
+        default=(), description="What the chunks have and the film has not, such as chapters."
+    )
     chunks: int = Field(default=0, description="Number of chunk files.")
     size: int = Field(default=0, description="Size of the film, in bytes.")
     seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
@@ -84,6 +87,9 @@ class VideoStitcher(FarmBlock, ABC):
 
         The inputs need not exist yet: only their names are checked.
         """
+
+    def check_length(self, output: Path, frames: int, fps: Fraction) -> None:
+        """Raise StitchInputError if a film cannot be that long; before any chunk is rendered."""
 
     def chunk_rules(self) -> ChunkRules:
         """Return the rules of this stitcher for chunks."""

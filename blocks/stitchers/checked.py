@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 from pydantic import Field
 
-from prefect_renderfarm.blocks.errors import MediaFault, StitchInputError
+from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
 from prefect_renderfarm.blocks.media.frame_grid import parse_fps
-from prefect_renderfarm.blocks.media.model import Media, Verify, difference
+from prefect_renderfarm.blocks.media.model import Labels, Media, Verify, difference
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
-from prefect_renderfarm.blocks.media.reader import read_media
+from prefect_renderfarm.blocks.media.reader import open_media, read_media
+from prefect_renderfarm.blocks.media.reader_process import prepare, read_apart
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.audio import (
     NO_TRACK,
     AudioMode,
@@ -27,7 +34,12 @@ from prefect_renderfarm.blocks.stitchers.audio import (
     plan_audio,
 )
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, StitchReport, VideoStitcher
-from prefect_renderfarm.blocks.stitchers.film_check import MATROSKA_ENDINGS, FilmFigures
+from prefect_renderfarm.blocks.stitchers.film_check import (
+    MATROSKA_ENDINGS,
+    FilmFigures,
+    refusing_faults,
+)
+from prefect_renderfarm.blocks.stitchers.film_content import check_content, check_encoded
 from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
@@ -36,6 +48,15 @@ _IN_TS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1"}
     | {"dirac", "jpegxs"}
 )
+
+# Those of H.264, H.265, VP9, AV1 and Dolby Vision that mp4 and QuickTime share: ISO/IEC 14496-15,
+# and the registry of codecs at mp4ra.org.
+_TAGS_OF_MP4 = frozenset(
+    {"avc1", "avc3", "hvc1", "hev1", "vp09", "av01", "dva1", "dvav", "dvh1", "dvhe", "dav1"}
+)
+_UNOFFICIAL = ("Dolby Vision record", "stereo mode", "projection")
+# ISO/IEC 13818-1, 2.4.3.7: 33 bits at 90 kHz. libav begins at 1.4 s.
+_LONGEST_TS = 2**33 / 90_000 - 2
 
 
 class ChunkCheck:
@@ -78,7 +99,11 @@ class ChunkCheck:
             raise StitchInputError(
                 f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
             )
+        prepare()
         self.missing = len(self.paths)  # files that were not taken yet
+        self._starts: list[tuple[Path, int]] = []  # each with its first frame's number in the film
+        self._frames = 0
+        self._dropped: dict[str, None] = {}  # in the order in which they were found
 
     def plan_audio(self, plan: AudioPlan) -> None:
         """Check the audio of all chunks against a plan: of the first, and of those to come."""
@@ -104,7 +129,27 @@ class ChunkCheck:
         self._fps = chunk.fps
         self.first = first or chunk
         self.missing -= 1
+        self._starts.append((path, self._frames))
+        self._frames += chunk.frames
+        self._dropped |= dict.fromkeys(chunk.extras)
         return chunk
+
+    def check_film(self, film: Path, *, encoded: bool = False) -> None:
+        """Compare a film with its chunks; AssemblyError if it differs.
+
+        What an encoded film lacks is only told: encoding is a choice, with options of its own.
+        """
+        if self.first is not None:
+            wanted = labels_of(self.first, self.audio)
+            first = replace(self.first, mp4_track=None, labels=wanted)
+            with refusing_faults():
+                if encoded:
+                    lost = read_apart(check_encoded, film, first)
+                else:
+                    lost = read_apart(check_content, film, first, self._starts)
+            self._dropped |= dict.fromkeys(lost)
+        if self._dropped:
+            run_log().warning("the film lacks what chunks have: %s", ", ".join(self._dropped))
 
     def _check_audio(self, number: int, chunk: Media) -> None:
         if self.audio.mode is AudioMode.NONE or self.audio.track or chunk.audio is None:
@@ -122,6 +167,7 @@ class ChunkCheck:
             clock_error=float(found.clock_error),
             audio_samples=found.audio.audible if found.audio else None,
             audio_rate=found.audio.rate if found.audio else None,
+            dropped=tuple(self._dropped),
             chunks=len(self.paths),
             size=size,
             seconds=time.monotonic() - self._started,
@@ -168,6 +214,14 @@ class CheckedStitcher(VideoStitcher, ABC):
                 f"film {str(output)!r}: the ending must be one of {', '.join(FILM_ENDINGS)}"
             )
 
+    def check_length(self, output: Path, frames: int, fps: Fraction) -> None:
+        """Refuse a transport stream beyond the end of its clock."""
+        if output.suffix.lower() == ".ts" and frames / fps > _LONGEST_TS:
+            raise StitchInputError(
+                f"film {str(output)!r} would last {float(frames / fps / 3600):.1f} hours, and the "
+                f"clock of a .ts film ends after {_LONGEST_TS / 3600:.1f}: let its name end in .mkv"
+            )
+
     def chunk_rules(self) -> ChunkRules:
         """Return the rules of this stitcher; a worker always counts the packets of a chunk."""
         verify = Verify.DECODE if self.verify is Verify.DECODE else Verify.PACKETS
@@ -194,7 +248,9 @@ class CheckedStitcher(VideoStitcher, ABC):
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
         chunks = [self._take(check) for _ in inputs]
-        check_track(check.audio, sum(chunk.frames for chunk in chunks), chunks[0].fps)
+        frames = sum(chunk.frames for chunk in chunks)
+        self.check_length(output, frames, chunks[0].fps)
+        check_track(check.audio, frames, chunks[0].fps)
         with publishing(output) as film:
             figures = self._assemble(chunks, film, check)
         return check.report(figures, output.stat().st_size)
@@ -219,22 +275,90 @@ class CheckedStitcher(VideoStitcher, ABC):
         return chunk
 
 
-def check_container(film: Path, codec: str) -> None:
-    """Refuse video that libav would write into a film as private data, which nothing can play."""
-    if film.suffix.lower() == ".ts" and codec not in _IN_TS:
+def check_container(film: Path, first: Media) -> None:
+    """Refuse video that a container has no place for, whatever libav would write."""
+    ending, signature = film.suffix.lower(), first.signature
+    codec = signature["codec"]
+    if ending == ".ts" and codec not in _IN_TS:  # libav writes private data, which nothing can play
         raise cannot_hold(film, f"{codec} video")
+    if signature.get("alpha") == "yes" and ending not in MATROSKA_ENDINGS:
+        raise cannot_hold(film, f"the transparency of {codec}")
+    if ending in (".mov", ".ts") and signature.get("Dolby Vision record") not in (None, "none"):
+        raise cannot_hold(film, "the record of Dolby Vision")
 
 
 def cannot_hold(film: Path, content: str) -> StitchInputError:
     """Return the error for content that a film's container cannot hold."""
+    other = "" if film.suffix.lower() == ".mkv" else "let the film's name end in .mkv, or "
     return StitchInputError(
-        f"a {film.suffix} film cannot hold {content}: let the film's name end in .mkv, or have "
-        "it encoded by an ffmpeg-stitcher with a 'video_codec'"
+        f"a {film.suffix} film cannot hold {content}: {other}have it encoded by an ffmpeg-stitcher "
+        "with a 'video_codec'"
     )
 
 
-def muxer_options(film: Path, fps: Fraction, faststart: bool, frames: int) -> dict[str, str]:
+def muxer_name(film: Path) -> str | None:
+    """Return the muxer of a film: that which libav chooses for .m4v takes no H.265."""
+    return "mp4" if film.suffix.lower() == ".m4v" else None
+
+
+def codec_tag(first: Media, film: Path) -> str | None:
+    """Return the codec tag for a film; None means the container's usual one.
+
+    Apple's players take H.265 as `hvc1` only. The tag of ProRes tells its profile, in Matroska too.
+    """
+    tag, codec = first.signature.get("codec tag"), first.signature.get("codec")
+    if film.suffix.lower() not in MP4_ENDINGS:
+        return str(tag) if tag and codec == "prores" else None
+    same = film.suffix.lower() == first.path.suffix.lower()
+    if tag and (same or codec == "prores" or tag in _TAGS_OF_MP4):
+        code = str(tag).ljust(4)
+        return code if _takes(film, first, code) else None
+    return "hvc1" if codec == "hevc" else None
+
+
+def _takes(film: Path, first: Media, code: str) -> bool:
+    """Return whether libav writes a codec tag into a film."""
+    with open_media(first.path, probe=False) as template, suppress(av.FFmpegError, ValueError):
+        name = muxer_name(film) or film.suffix[1:].lower()
+        with av.open(io.BytesIO(), "w", name, container_options={"movflags": "empty_moov"}) as head:
+            track: Any = head.add_stream_from_template(template.streams.video[0], opaque=True)
+            track.codec_context.codec_tag = code
+            head.start_encoding()
+            return True
+    return False
+
+
+def film_labels(
+    first: Media, audio: AudioPlan, *, copied: bool = True
+) -> dict[str, dict[str, str]]:
+    """Return the metadata of a film, of its video and of its audio track, by that of a chunk.
+
+    Only video that is copied keeps its mark of transparency, and only the chunks' own audio keeps
+    its language.
+    """
+    labels = labels_of(first, audio)
+    alpha = "1" if copied and first.signature.get("alpha") == "yes" else None
+    tags = {
+        "film": {"title": labels.title},
+        "video": {"timecode": labels.timecode, "language": labels.language, "alpha_mode": alpha},
+        "audio": {"language": labels.audio_language},
+    }
+    return {
+        holder: {name: value for name, value in each.items() if value}
+        for holder, each in tags.items()
+    }
+
+
+def labels_of(first: Media, audio: AudioPlan) -> Labels:
+    """Return the labels that a film should have."""
+    own = audio.mode is not AudioMode.NONE and audio.track is None
+    return first.labels if own else replace(first.labels, audio_language=None)
+
+
+def muxer_options(film: Path, first: Media, faststart: bool, frames: int) -> dict[str, str]:
     """Return the options of a film's muxer that keep its clock exact, and put its index first.
+
+    What is no part of the standard of mp4 is written only if that is allowed.
 
     Space is reserved for the index, so that the film need not be moved afterwards: a frame or an
     audio packet takes at most a size (4 bytes), an offset (8), a run of offsets (12), of decoding
@@ -247,7 +371,22 @@ def muxer_options(film: Path, fps: Fraction, faststart: bool, frames: int) -> di
         return {"avoid_negative_ts": "disabled"}
     if ending not in MP4_ENDINGS:
         return {}
-    options = {"movie_timescale": str(fps.numerator)}
+    options = {"movie_timescale": str(first.fps.numerator)}
+    if any(first.signature.get(name) not in (None, "none") for name in _UNOFFICIAL):
+        options["strict"] = "unofficial"
     if faststart:
-        options["moov_size"] = str(65_536 + 44 * (frames + round(100 * frames / fps)))
+        options["moov_size"] = str(65_536 + 44 * (frames + round(100 * frames / first.fps)))
     return options
+
+
+@contextmanager
+def writing(film: Path) -> Iterator[None]:
+    """Turn libav's errors into an OSError if the disk is the cause, else into our own."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
+            raise OSError(error.errno, error.strerror) from error
+        raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error
+    except ValueError as error:  # PyAV's: a frame of audio is not as its header says
+        raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error

@@ -33,7 +33,7 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     list_images,
     numbered,
 )
-from prefect_renderfarm.blocks.media.model import Media
+from prefect_renderfarm.blocks.media.model import BOTTOM_FIRST, TOP_FIRST, Media
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.media.reader import decoded_frames, open_media, read_media
 from prefect_renderfarm.blocks.processes.process_group import run_program
@@ -45,8 +45,13 @@ from prefect_renderfarm.blocks.stitchers.checked import (
     CheckedStitcher,
     ChunkCheck,
     check_container,
+    codec_tag,
+    film_labels,
+    muxer_name,
     muxer_options,
+    writing,
 )
+from prefect_renderfarm.blocks.stitchers.colours import colours_of_encoding, deinterlaces
 from prefect_renderfarm.blocks.stitchers.film_check import (
     MATROSKA_ENDINGS,
     FilmFigures,
@@ -156,10 +161,17 @@ class FfmpegStitcher(CheckedStitcher):
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if self.video_codec == "copy":
-            check_container(film, str(chunks[0].signature["codec"]))
+            check_container(film, chunks[0])
+            if chunks[0].signature["container"] == "avi" and any(chunk.reorder for chunk in chunks):
+                raise StitchInputError(
+                    f"chunk file {str(chunks[0].path)!r} has B-frames in AVI, which has no display "
+                    "times: choose a remux-stitcher, or render chunks into Matroska or mp4"
+                )
         self._write(self._exact_program(), chunks, film, check.audio, check.output)
         frames, figures = sum(chunk.frames for chunk in chunks), read_figures(film, chunks[0].fps)
-        return check_figures(figures, frames, len(chunks), check.audio.mode)
+        figures = check_figures(figures, frames, len(chunks), check.audio.mode)
+        check.check_film(film, encoded=self.video_codec != "copy")
+        return figures
 
     def _exact_program(self) -> Path:
         """Return the ffmpeg program; SetupError if it does not write exact films."""
@@ -189,7 +201,8 @@ class FfmpegStitcher(CheckedStitcher):
             if audio.mode is not AudioMode.NONE:
                 # The concat demuxer neither cuts nor fills audio: it would drift off the frames.
                 inputs.append(Path("audio.nut"))
-                join_audio(chunks, audio, folder / inputs[1])
+                with writing(output):
+                    join_audio(chunks, audio, folder / inputs[1])
             _run_ffmpeg(self.command(program, inputs, film, audio, chunks), folder, output)
 
     def command(
@@ -219,15 +232,25 @@ class FfmpegStitcher(CheckedStitcher):
                 begin, end = (f"round(({frame}+{more})/({fps})/({clock}))" for more in (0, 1))
                 setts += f":duration=round(({end}-{begin})*({clock})/TB)"
             options |= {"bsf:v": setts, "time_base:v": str(clock)}
+            if tag := codec_tag(chunks[0], film):
+                options["tag:v"] = tag
         else:
             options |= {"r": str(fps), "fps_mode": "cfr"}
-            own["vf"] = ",".join(filter(None, ["setpts=PTS-STARTPTS", own.get("vf")]))
+            colours = colours_of_encoding(self.video_codec, chunks[0].signature, own)
+            options |= colours.options
+            chain = ["setpts=PTS-STARTPTS", colours.before, own.get("vf"), colours.behind]
+            interlaced = chunks[0].signature.get("field order") in (TOP_FIRST, BOTTOM_FIRST)
+            if interlaced and not deinterlaces(own):
+                options["flags:v"] = "+ilme+ildct"  # else encoders make one picture of two fields
+            own["vf"] = ",".join(filter(None, chain))
         if audio.mode is AudioMode.COPY:
             options["c:a"] = "copy"
         elif audio.mode is AudioMode.ENCODE:
             options |= {"c:a": audio.codec, "b:a": audio.bitrate}
+        if (name := muxer_name(film)) is not None:
+            options["f"] = name
         frames = sum(chunk.frames for chunk in chunks)
-        options |= muxer_options(film, fps, self.faststart, frames)
+        options |= muxer_options(film, chunks[0], self.faststart, frames)
         if chunks[0].images:
             # Otherwise a damaged picture would be skipped, or completed from the one before.
             reading = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
@@ -240,7 +263,18 @@ class FfmpegStitcher(CheckedStitcher):
             streams += [ffmpeg.input(str(path), **layout)["a:0"] for path in inputs[1:]]
         graph = ffmpeg.output(*streams, str(film), **(options | own))
         graph = graph.global_args(*GLOBAL_ARGUMENTS).overwrite_output()
-        return [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
+        words = [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
+        labels = film_labels(chunks[0], audio, copied=self.video_codec == "copy")
+        holders = {"film": "-metadata", "video": "-metadata:s:v", "audio": "-metadata:s:a"}
+        # ffmpeg-python takes no option twice.
+        place = words.index(str(film))
+        words[place:place] = [
+            word
+            for holder, tags in labels.items()
+            for name, value in tags.items()
+            for word in (holders[holder], f"{name}={value}")
+        ]
+        return words
 
 
 def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
@@ -302,7 +336,8 @@ def _check_sequence_folder(output: Path) -> None:
     images: set[str] = set()
     with suppress(MediaFault):
         images = {path.name for path in list_images(output).values()}
-    others = [path.name for path in folder.iterdir() if path.name not in images]
+    names = (path.name for path in folder.iterdir())
+    others = [name for name in names if name not in images and not name.startswith(".")]
     if others:
         raise StitchInputError(
             f"sequence {str(output)!r}: its folder also contains {others[0]!r}: name a folder of "

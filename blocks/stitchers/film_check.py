@@ -20,8 +20,9 @@ from prefect_renderfarm.blocks.media.mp4_index import (
     read_mp4_index,
 )
 from prefect_renderfarm.blocks.media.reader import Packets, open_media, read_back
-from prefect_renderfarm.blocks.stitchers.audio import AudioMode, samples_at
+from prefect_renderfarm.blocks.stitchers.audio import CLOCK_SECONDS, AudioMode, samples_at
 
+_MOST_REORDERED = 17  # frames: ITU-T H.264, A.3.1, and H.265, A.4.2, allow 16
 MATROSKA_ENDINGS = (".mkv", ".webm")
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 2
@@ -43,7 +44,7 @@ class FilmFigures:
 
 def check_figures(found: FilmFigures, frames: int, chunks: int, mode: AudioMode) -> FilmFigures:
     """Compare a film's figures with the number of frames and the audio that it should have."""
-    with _refusing_faults():
+    with refusing_faults():
         if found.frames != frames:
             raise MediaFault(f"has {found.frames} frames, its chunks have {frames}")
         if (audio := found.audio) is None:
@@ -58,12 +59,15 @@ def check_figures(found: FilmFigures, frames: int, chunks: int, mode: AudioMode)
         allowed = chunks if audio.is_pcm else max(2048, round(0.12 * audio.rate))
         if abs(audio.audible - expected) > allowed:
             raise MediaFault(f"has {audio.audible} audio samples for {expected} samples of video")
+        if audio.start > CLOCK_SECONDS:
+            late = float(audio.start) * 1000
+            raise MediaFault(f"has audio that begins {late:.1f} ms after its first frame")
     return found
 
 
 def read_figures(film: Path, fps: Fraction) -> FilmFigures:
     """Read a film's index, else every packet; AssemblyError if frames are off a grid of `fps`."""
-    with _refusing_faults():
+    with refusing_faults():
         if film.suffix.lower() in MP4_ENDINGS:
             with suppress(NotIndexedError):  # ffmpeg's options may ask for fragments
                 return _from_index(read_mp4_index(film), fps)
@@ -71,7 +75,8 @@ def read_figures(film: Path, fps: Fraction) -> FilmFigures:
 
 
 @contextmanager
-def _refusing_faults() -> Iterator[None]:
+def refusing_faults() -> Iterator[None]:
+    """Turn a fault of a film into an AssemblyError: the film is not published."""
     try:
         yield
     except MediaFault as fault:
@@ -114,7 +119,7 @@ class FilmReader:
         """Return the figures of the film, which is now complete, as `read_figures` does."""
         self.begin()
         self._complete.set()
-        with _refusing_faults():
+        with refusing_faults():
             return _from_packets(self._film, self._reading.result(), fps)
 
     def close(self) -> None:
@@ -159,6 +164,9 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
         audio = Audio(codec, track.timescale, "", track.duration)
     packets = Packets(video.pts, video.dts, Fraction(1, video.timescale), audio)
     figures = _figures(packets, fps)
+    # Frames of which decoding begins early lengthen the track, before its first picture.
+    tick, early = Fraction(1, video.timescale), Fraction(_MOST_REORDERED, 1) / fps
+    _check_length(figures, video.duration * tick, 1 / fps, early)
     if not audio:
         tick = Fraction(1, index.timescale)
         _check_length(figures, index.duration * tick, 2 * tick, 2 * tick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
+from av.container import OutputContainer
 from pydantic import model_validator
 
 from prefect_renderfarm.blocks.errors import AssemblyError, NotAppendableError, StitchInputError
-from prefect_renderfarm.blocks.media.frame_grid import exact, ticks_of
+from prefect_renderfarm.blocks.media.frame_grid import exact, parse_fps, ticks_of
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS, Track, read_samples
@@ -33,9 +33,15 @@ from prefect_renderfarm.blocks.stitchers.checked import (
     ChunkCheck,
     cannot_hold,
     check_container,
+    codec_tag,
+    film_labels,
+    muxer_name,
     muxer_options,
+    writing,
 )
+from prefect_renderfarm.blocks.stitchers.ffmpeg import FfmpegStitcher
 from prefect_renderfarm.blocks.stitchers.film_check import (
+    MATROSKA_ENDINGS,
     FilmFigures,
     FilmReader,
     check_figures,
@@ -101,20 +107,28 @@ class RemuxStitcher(CheckedStitcher):
         output = Path(output).absolute()
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
+        self.check_length(output, check.total_frames, parse_fps(fps))
         with publishing(output) as temporary, closing(FilmMuxer(self, check, temporary)) as film:
             yield film
             figures = film.finish()
+            check.check_film(temporary)
         film.report = check.report(figures, output.stat().st_size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         report = progress.get()
         reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
         with closing(FilmMuxer(self, check, film)) as muxer:
-            muxer.begin(chunks[0], reorder, frames)
+            try:
+                muxer.begin(chunks[0], reorder, frames)
+            except NotAppendableError:
+                shared = self.model_dump(include=set(CheckedStitcher.model_fields))
+                return FfmpegStitcher(**shared)._assemble(chunks, film, check)
             for chunk in chunks:
                 muxer.copy(chunk)
                 report(muxer.frames, muxer.size)
-            return muxer.finish()
+            figures = muxer.finish()
+        check.check_film(film)
+        return figures
 
 
 class FilmMuxer(GrowingFilm):
@@ -147,24 +161,34 @@ class FilmMuxer(GrowingFilm):
         """Begin a film of chunks coded as `first`, of which none needs a deeper `reorder`."""
         film, audio = self._film, self._check.audio
         codec = str(first.signature["codec"])
-        check_container(film, codec)
-        options = muxer_options(film, first.fps, self._stitcher.faststart, total_frames)
-        with _writing(film), open_media(first.path) as template:
-            output = self._stack.enter_context(av.open(str(film), "w", container_options=options))
+        check_container(film, first)
+        options = muxer_options(film, first, self._stitcher.faststart, total_frames)
+        with writing(film), open_media(first.path) as template:
+            matroska = film.suffix.lower() in MATROSKA_ENDINGS
+            if matroska and _has_aspect_beside_codec(template.streams.video[0]):
+                # PyAV sets none but in the codec's header.
+                raise _needs_program(film, "a pixel aspect")
+            output = self._stack.enter_context(
+                av.open(str(film), "w", muxer_name(film), container_options=options)
+            )
             content = f"{codec} video"
             try:
-                video = template.streams.video[0]
-                # Opaque: AV1 has no encoder of that name to look up.
-                self._video: Any = output.add_stream_from_template(video, opaque=True)
-                self._video.time_base = 1 / first.fps
+                self._video = _add_video(output, template, first, film)
+                labels = film_labels(first, audio)
+                output.metadata.update(labels["film"])
+                self._video.metadata.update(labels["video"])
                 if audio.mode is not AudioMode.NONE:
                     if audio.track is not None:
                         self._track = TrackAudio(audio.track, self._stack)
                     source = self._track.template if self._track else template.streams.audio[0]
                     self._audio = open_film_audio(output, source, audio)
+                    self._audio.stream.metadata.update(labels["audio"])
                     content += " with this audio"
                 output.start_encoding()
             except (ValueError, av.error.PatchWelcomeError):
+                if film.suffix.lower() == ".mkv":
+                    # PyAV refuses the codecs that Matroska stores as AVI or QuickTime would.
+                    raise _needs_program(film, content) from None
                 raise cannot_hold(film, content) from None
             # The header has fixed the film's clock.
             self._ticks = ticks_of(exact(self._video.time_base), first.fps)
@@ -191,7 +215,7 @@ class FilmMuxer(GrowingFilm):
             self._reader.begin()
         audio = self._audio if self._track is None else None
         seen = set()
-        with _writing(self._film):
+        with writing(self._film):
             if audio is not None:
                 audio.begin_chunk(self.frames + chunk.frames, self._fps)
             track = chunk.mp4_track
@@ -217,7 +241,7 @@ class FilmMuxer(GrowingFilm):
             raise StitchInputError(
                 f"film {str(check.output)!r}: {check.missing} of {chunks} chunks were not appended"
             )
-        with _writing(self._film):
+        with writing(self._film):
             if self._audio is not None:
                 self._audio.close()
             self._stack.close()
@@ -274,6 +298,33 @@ class FilmMuxer(GrowingFilm):
         self._output.mux_one(packet)
 
 
+def _needs_program(film: Path, content: str) -> NotAppendableError:
+    return NotAppendableError(
+        f"{content} in a {film.suffix} film is written by FFmpeg's program, with all chunks at once"
+    )
+
+
+def _has_aspect_beside_codec(video: Any) -> bool:
+    """Return whether only the container tells the pixel aspect."""
+    aspect = exact(video.sample_aspect_ratio)
+    return aspect not in (0, 1) and aspect != exact(video.codec_context.sample_aspect_ratio)
+
+
+def _add_video(output: OutputContainer, template: Any, first: Media, film: Path) -> Any:
+    """Add a film's video track, like that of a chunk, with what PyAV's templates leave out."""
+    source = template.streams.video[0]
+    # Opaque: AV1 has no encoder of that name to look up.
+    track: Any = output.add_stream_from_template(source, opaque=True)
+    track.time_base = 1 / first.fps
+    # For the timecode.
+    track.codec_context.framerate = first.fps
+    if tag := codec_tag(first, film):
+        track.codec_context.codec_tag = tag
+    if aspect := exact(source.sample_aspect_ratio):
+        track.codec_context.sample_aspect_ratio = aspect
+    return track
+
+
 class BackgroundFlush:
     """Flushes a file to the disk in the background while it grows.
 
@@ -303,14 +354,3 @@ class BackgroundFlush:
         os.close(self._descriptor)
         if self._running is not None:
             self._running.result()
-
-
-@contextmanager
-def _writing(film: Path) -> Iterator[None]:
-    """Turn libav's errors into an OSError if the disk is the cause, else into our own."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
-            raise OSError(error.errno, error.strerror) from error
-        raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error

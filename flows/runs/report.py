@@ -97,6 +97,8 @@ def report_markdown(report: RenderReport) -> str:
     lines = [f"# {_cell(report.job)}", "", f"**{_ASSEMBLY[report.assembly]}.**"]
     if report.film is not None:
         lines += ["", f"Film: {_cell(str(report.film))}"]
+    if report.stitch is not None and report.stitch.dropped:
+        lines += ["", "Not in the film: " + ", ".join(map(_cell, report.stitch.dropped))]
     lines += ["", "| Total | |", "|---|---:|"]
     lines += [f"| {name} | {value} |" for name, value in _totals(report)]
     if report.failed_attempts:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -115,6 +117,101 @@ def test_one_sequence_of_many(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
 
 
+def write_flat(folder: Path, mode: str, colour: tuple[int, ...], count: int = 3) -> Path:
+    """Write pictures of one colour."""
+    folder.mkdir()
+    for number in range(count):
+        Image.new(mode, (128, 96), colour).save(folder / f"{number:05d}.png")
+    return folder
+
+
+def shown(film: Path) -> tuple[int, ...]:
+    """Return the colour in the middle of a film, as a player that goes by its tags shows it."""
+    with av.open(str(film)) as container:
+        frame = next(container.decode(video=0))
+        assert frame.colorspace == 1, "a player has to guess the matrix"
+        picture = frame.reformat(format="rgb24", src_colorspace="ITU709", dst_colorspace="DEFAULT")
+        return tuple(int(value) for value in picture.to_ndarray()[48, 64])
+
+
+@pytest.mark.parametrize(
+    ("codec", "ending", "pixels"),
+    [("libx264", ".mp4", "yuv420p"), ("libx265", ".mp4", "yuv420p"),
+     ("libvpx-vp9", ".webm", "yuv420p"), ("libsvtav1", ".mkv", "yuv420p"),
+     ("mpeg4", ".mp4", "yuv420p"), ("prores_ks", ".mov", None)],
+)  # fmt: skip
+def test_colours_of_pictures(tmp_path: Path, codec: str, ending: str, pixels: str | None) -> None:
+    """Pictures in sRGB become BT.709, tagged, in what players decode."""
+    colour = (32, 192, 64)
+    chunk, film = write_flat(tmp_path / "0", "RGB", colour), tmp_path / f"film{ending}"
+    report = FfmpegStitcher(video_codec=codec).stitch([chunk], film, fps=24)
+    assert report.dropped == ()
+    with av.open(str(film)) as container:
+        next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        assert pixels in (None, context.pix_fmt)
+        assert (context.color_primaries, context.color_trc, context.colorspace) == (1, 1, 1)
+        assert context.color_range in (0, 1)
+    difference = [abs(a - b) for a, b in zip(shown(film), colour, strict=True)]
+    assert max(difference) <= 4
+
+
+def test_rgb_video_is_encoded_like_pictures(tmp_path: Path) -> None:
+    """Chunks of video in RGB get the same colours; who gives options of his own decides himself."""
+    colour, pictures = (32, 192, 64), write_flat(tmp_path / "0", "RGB", (32, 192, 64))
+    chunk = tmp_path / "0.mov"
+    lossless().stitch([pictures], chunk, fps=24)
+    film = tmp_path / "film.mp4"
+    FfmpegStitcher(video_codec="libx264").stitch([chunk], film, fps=24)
+    assert max(abs(a - b) for a, b in zip(shown(film), colour, strict=True)) <= 4
+    own = FfmpegStitcher(video_codec="libx264", output_options={"pix_fmt": "yuv444p"})
+    own.stitch([chunk], film, fps=24)
+    with av.open(str(film)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv444p"
+    FfmpegStitcher(video_codec="ffv1").stitch([pictures], tmp_path / "film.mkv", fps=24)
+    with av.open(str(tmp_path / "film.mkv")) as container:
+        assert next(container.decode(video=0)).format.is_rgb
+
+
+def test_transparency_is_kept_or_its_loss_told(tmp_path: Path) -> None:
+    """A film that cannot be transparent says so in its report."""
+    chunk = write_flat(tmp_path / "0", "RGBA", (32, 192, 64, 128))
+    report = FfmpegStitcher(video_codec="libx264").stitch([chunk], tmp_path / "f.mp4", fps=24)
+    assert report.dropped == ("the alpha channel",)
+    stitcher = FfmpegStitcher(video_codec="prores_ks", output_options={"profile:v": "4444"})
+    assert stitcher.stitch([chunk], tmp_path / "f.mov", fps=24).dropped == ()
+
+
+def test_linear_pictures(tmp_path: Path) -> None:
+    """OpenEXR is linear: the film has the curve of sRGB."""
+    folder = tmp_path / "0"
+    folder.mkdir()
+    with av.open(str(folder / "0.exr"), "w", format="image2") as output:
+        stream = output.add_stream("exr", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "gbrpf32le"
+        frame = av.VideoFrame(128, 96, "gbrpf32le")
+        for plane in frame.planes:
+            plane.update(struct.pack("<f", 0.2140) * (plane.buffer_size // 4))
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    film = tmp_path / "film.mp4"
+    FfmpegStitcher(video_codec="libx264").stitch([folder], film, fps=24)
+    assert all(abs(value - 127) <= 3 for value in shown(film))  # IEC 61966-2-1: 0.2140 is half
+
+
+def test_other_files_among_pictures(tmp_path: Path) -> None:
+    """Hidden files are no pictures; a second sequence is named."""
+    chunks = sequences(tmp_path, pattern=False)
+    for chunk in chunks:
+        (chunk / "._00002.png").write_bytes(b"\0\5\x16\7")
+        (chunk / ".DS_Store").touch()
+    lossless().stitch(chunks, tmp_path / "film.mov", fps=24, frame_counts=COUNTS)
+    assert frame_hashes(tmp_path / "film.mov") == picture_hashes(1, 8)
+    (chunks[1] / "matte.00004.png").write_bytes(b"")
+    with pytest.raises(StitchInputError, match=r"with '00004\.png' and 'matte\.00004\.png'"):
+        lossless().stitch(chunks, tmp_path / "film.mov", fps=24)
+
+
 def damage(chunks: list[Path], what: str) -> str:
     """Spoil the last chunk in a way; return what the message must say."""
     folder = chunks[2].parent
@@ -174,6 +271,23 @@ def test_choices_that_cannot_work(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").touch()
     with pytest.raises(StitchInputError, match=r"also contains 'notes\.txt'"):
         FfmpegStitcher().stitch(chunks, tmp_path / "out" / "%d.png", fps=24)
+
+
+@pytest.mark.usefixtures("api")
+def test_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    """What can be assembled of folders of pictures is decided before one is rendered."""
+    job = plan_job(2, 24, chunks=2, output_template="exr/{id}/", command_template="touch begun")
+    here: Any = {"job_dir": tmp_path, "adapter": LocalAdapter()}
+    with pytest.raises(StitchInputError, match="image sequence, which has to be encoded"):
+        render_job(job, stitcher=RemuxStitcher(), output_file=tmp_path / "film.mp4", **here)
+    assert not list(tmp_path.rglob("begun"))
+    script = tmp_path / "renderer.py"
+    script.write_text(RENDERER.format(tests=str(ROOT / "tests" / "support")))
+    command = f"'{sys.executable}' '{script}' {{start}} {{count}} {{output}}"
+    job = plan_job(2, 24, chunks=2, output_template="exr/{id}/", command_template=command)
+    sequence = tmp_path / "final" / "%05d.png"
+    report = render_job(job, stitcher=FfmpegStitcher(), output_file=sequence, **here)
+    assert len(list(sequence.parent.iterdir())) == report.frames == 2
 
 
 @pytest.mark.parametrize(

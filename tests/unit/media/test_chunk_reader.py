@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_table import TABLE, Fault
@@ -46,13 +47,13 @@ def test_same_words(shop: Shop, fault: Fault) -> None:
 def test_alike_are_read_by_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Libav opens the first chunk, and those that are coded or shown otherwise; no other."""
     opened: list[str] = []
-    real = media_reader.open_media
+    real = media_reader.read_apart
 
-    def spy(path: Path, **options: bool) -> object:
+    def spy(function: Any, path: Path, *arguments: Any, **options: Any) -> Any:
         opened.append(path.name)
-        return real(path, **options)
+        return real(function, path, *arguments, **options)
 
-    monkeypatch.setattr(media_reader, "open_media", spy)
+    monkeypatch.setattr(media_reader, "read_apart", spy)
     reader = ChunkReader(Verify.PACKETS)
     for name, recipe in [("0", Recipe()), ("1", Recipe()), ("2", Recipe(width=192))]:
         assert reader.read(write_clip(tmp_path / f"{name}.mp4", 0, 6, recipe), FPS).frames == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ def audio(codec: str, samples: int = 0, early: int = 0) -> Audio:
 @pytest.mark.parametrize(
     ("codec", "mode", "fits", "off"),
     [
-        ("pcm_s16le", COPY, [-1, 0, 1], [-2, 2, -1000, 1000]),
-        ("pcm_f32le", ENCODE, [-1, 0, 1], [-2, 2]),
+        ("pcm_s16le", COPY, [-1, 0, 4096], [-2, 4097, -1000]),
+        ("pcm_f32le", ENCODE, [-1, 0, 2048], [-2, 2049]),
         ("aac", ENCODE, [-72, 0, 4096], [-73, -1024, 4097]),
         ("aac", COPY, [-1024, 0, 4096], [-1025, 4097]),
     ],
@@ -117,7 +118,7 @@ def audio(codec: str, samples: int = 0, early: int = 0) -> Audio:
 def test_length_of_a_chunks_audio(
     codec: str, mode: AudioMode, fits: list[int], off: list[int]
 ) -> None:
-    """PCM may be one sample off, compressed audio a few packets too long."""
+    """PCM may lack one sample, and be too long by up to 16,384 bytes; others by some packets."""
     for samples in fits:
         assert audio_fault(audio(codec, samples), mode, FRAMES, FPS) is None
     for samples in off:
@@ -153,11 +154,15 @@ def test_start_of_a_chunks_audio(
 
 
 def test_fraction_of_a_sample() -> None:
-    """A chunk whose frames last 1601.6 samples may have 1601 or 1602, and one more or less."""
+    """A chunk whose frames last 1601.6 samples may lack one, and have less than a packet more."""
     ntsc = Fraction(30_000, 1001)
-    around = [Audio("pcm_s16le", RATE, "mono", samples) for samples in range(1590, 1610)]
+    around = [Audio("pcm_s16le", RATE, "mono", samples) for samples in range(1590, 9900)]
     fits = [each.samples for each in around if audio_fault(each, COPY, 1, ntsc) is None]
-    assert fits == [1601, 1602]
+    assert fits == list(range(1601, 1602 + 8192))  # 16,384 bytes
+    for codec, layout, extra in (("pcm_s16le", "stereo", 4096), ("pcm_s24le", "5.1", 1024)):
+        around = [Audio(codec, RATE, layout, samples) for samples in range(1590, 9900)]
+        fits = [each.samples for each in around if audio_fault(each, COPY, 1, ntsc) is None]
+        assert fits == list(range(1601, 1602 + extra))
     assert [samples_at(frame, ntsc, RATE) for frame in (0, 1, 2, 5)] == [0, 1602, 3203, 8008]
 
 
@@ -196,9 +201,9 @@ def test_track_that_is_too_short(wave: Path) -> None:
 
 
 def test_header_of_a_track(wave: Path, tmp_path: Path) -> None:
-    """Codec, rate, channels and length are read; audio may begin up to 1.5 ms after the video."""
+    """Codec, rate, channels, length and begin are read; it is up to a minute late."""
     assert read_track(wave) == Audio("pcm_s16le", RATE, "stereo", RATE)
-    for late, fits in ((0, True), (72, True), (73, False), (4800, False)):
+    for late, fits in ((0, True), (73, True), (60 * RATE, True), (60 * RATE + 48, False)):
         path = tmp_path / "track.mov"
         exact = {"movie_timescale": str(RATE)}  # else the begin is rounded to 1 ms
         with av.open(str(path), "w", container_options=exact) as output:
@@ -213,12 +218,46 @@ def test_header_of_a_track(wave: Path, tmp_path: Path) -> None:
             packet.duration = 4800
             output.mux(packet)
         if fits:
-            assert read_track(path).codec == "pcm_s16le"
+            assert read_track(path).start == Fraction(late, RATE)
+            assert read_track(path).samples == late + 4800
         else:
-            with pytest.raises(
-                StitchInputError, match=rf"begins {late / RATE:.3f} s after its vid"
-            ):
+            with pytest.raises(StitchInputError, match=r"begins 60\.0 s after the file does"):
                 read_track(path)
+
+
+def test_track_behind_the_film(wave: Path) -> None:
+    """A track of which nothing would be heard is refused."""
+    source = Audio("pcm_s16le", RATE, "stereo", 3 * RATE, Fraction(2))
+    check_track(AudioPlan(COPY, source, wave), 51, Fraction(25))
+    check_track(AudioPlan(COPY, source, wave), 0, Fraction(25))  # before the length is known
+    with pytest.raises(StitchInputError, match=r"begins at 2\.000 s, behind the end of the film"):
+        check_track(AudioPlan(COPY, source, wave), 50, Fraction(25))
+
+
+def test_packets_that_overlap() -> None:
+    """They are refused, with the place."""
+    found = replace(AAC, overlap=Fraction(1, 8))
+    fault = audio_fault(found, ENCODE, FRAMES, FPS)
+    assert fault == "has audio packets that overlap at 0.125 s: write it anew"
+
+
+def test_hole() -> None:
+    """A hole is filled where audio is decoded, and refused where packets are copied."""
+    found = Audio("aac", RATE, "stereo", RATE, hole=Fraction(1, 4))
+    assert audio_fault(found, ENCODE, FRAMES, FPS) is None
+    fault = audio_fault(found, COPY, FRAMES, FPS)
+    assert fault is not None
+    assert fault.startswith("has a hole in its audio at 0.250 s: ")
+    assert audio_fault(replace(found, codec="pcm_s16le"), COPY, FRAMES, FPS) is None
+
+
+@pytest.mark.parametrize("codec", ["flac", "alac", "tta", "wavpack"])
+def test_headers_of_one_file(codec: str) -> None:
+    """Codecs whose header describes its own file are not copied."""
+    source = Audio(codec, RATE, "stereo", RATE)
+    with pytest.raises(StitchInputError, match=f"audio is {codec}, whose header describes its own"):
+        plan_audio(COPY, source, Path("f.mkv"))
+    assert plan_audio(ENCODE, source, Path("f.mkv")).mode is ENCODE
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,31 @@ def test_transport_stream_that_nothing_plays(ending: str, codec: str) -> None:
     """Video without a stream type is refused in ts, and nowhere else."""
     words = rf"^a {ending} film cannot hold {codec} video: let the film's name end in \.mkv"
     with pytest.raises(StitchInputError, match=words):
-        check_container(Path(f"film{ending}"), codec)
-    check_container(Path(f"film{ending}"), "h264")
-    check_container(Path("film.mkv"), codec)
+        check_container(Path(f"film{ending}"), coded(codec))
+    check_container(Path(f"film{ending}"), coded("h264"))
+    check_container(Path("film.mkv"), coded(codec))
+
+
+def coded(codec: str, **more: str) -> Media:
+    """Return a chunk of a codec."""
+    return Media(Path("0.mkv"), 1, 0, Fraction(25), 0, {"codec": codec, **more})
+
+
+def test_what_a_container_has_no_place_for() -> None:
+    """Transparency of VP9 and the record of Dolby Vision are refused before a film is written."""
+    clear = coded("vp9", alpha="yes")
+    for film in ("a.mp4", "a.mov", "a.M4V"):
+        with pytest.raises(StitchInputError, match="hold the transparency of vp9"):
+            check_container(Path(film), clear)
+    for film in ("a.webm", "a.MKV"):
+        check_container(Path(film), clear)
+    dolby = coded("hevc", **{"Dolby Vision record": "1f"})
+    for film in ("a.mov", "a.ts"):
+        with pytest.raises(StitchInputError, match="hold the record of Dolby Vision"):
+            check_container(Path(film), dolby)
+    for film in ("a.mp4", "a.mkv"):
+        check_container(Path(film), dolby)
+    check_container(Path("a.mov"), coded("hevc", **{"Dolby Vision record": "none"}))
 
 
 def test_options_of_the_muxer() -> None:
@@ -139,7 +161,8 @@ def test_options_of_the_muxer() -> None:
 
     44 bytes a frame and 100 audio packets a second: 300 frames at 30000/1001 last 10.01 s.
     """
-    ntsc, films = Fraction(30_000, 1001), [f"film{e}" for e in (".mp4", ".M4V", ".mov")]
+    ntsc = Media(Path("0.mp4"), 300, 0, Fraction(30_000, 1001), 0, {})
+    films = [f"film{e}" for e in (".mp4", ".M4V", ".mov")]
     for film in films:
         assert muxer_options(Path(film), ntsc, False, 300) == {"movie_timescale": "30000"}
         room = str(65_536 + 44 * (300 + 1001))

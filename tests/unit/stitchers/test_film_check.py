@@ -137,7 +137,8 @@ def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
     check = ChunkCheck([Path("a.mp4"), Path("b.mp4"), Path("c.mp4")], path, None, None)
     assert check.report(film, 5).model_dump() == {
         "output": path, "frames": 10, "fps": "25", "duration": 0.4, "clock_error": 0.0005,
-        "audio_samples": LENGTH, "audio_rate": RATE, "chunks": 3, "size": 5, "seconds": 0.5,
+        "audio_samples": LENGTH, "audio_rate": RATE, "dropped": (), "chunks": 3, "size": 5,
+        "seconds": 0.5,
     }  # fmt: skip
     silent = check.report(figures(), 5)
     assert (silent.audio_samples, silent.audio_rate) == (None, None)

@@ -1,0 +1,194 @@
+"""A film of copied packets compared with its chunks: properties, labels, and decoded pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from operator import sub
+from pathlib import Path
+from typing import Any
+
+import av
+from av.codec import CodecContext
+
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.frame_grid import exact
+from prefect_renderfarm.blocks.media.model import (
+    PROGRESSIVE,
+    Media,
+    Signature,
+    difference,
+    read_labels,
+    read_signature,
+)
+from prefect_renderfarm.blocks.media.reader import faults, field_order, first_frames, open_media
+
+# Seams at which pictures are compared: a picture of 4K takes some 50 ms to decode.
+_SEAMS = 4
+# How far before a frame a demuxer is sent for it, as a transport stream has no index; None: back to
+# the beginning.
+_SEEK_SECONDS = (0, 1, 10, None)
+_MOST_FAILED = 300  # packets: more than between two key frames
+# Matroska's clock is one of 1 ms; the highest rate is 1,000 frames a second.
+_SAME_TIME = Fraction(1, 2000)
+# Headers that are the same in each container; other codecs have another in each, or none.
+_SAME_HEADER = ("h264", "hevc")
+_OF_THE_CONTAINER = frozenset({"container", "tracks", "time base"})
+
+
+# Properties without which a film is as most are.
+_NOTHING = {
+    "pixel aspect": "1", "rotation": "0 degrees", "field order": PROGRESSIVE,
+    "mastering display": "none", "content light level": "none", "ambient light": "none",
+    "Dolby Vision record": "none", "stereo mode": "none", "projection": "none",
+}  # fmt: skip
+
+
+def check_content(film: Path, first: Media, starts: Sequence[tuple[Path, int]]) -> list[str]:
+    """Compare a film with its chunks, which are coded as the `first`; return the labels it lost.
+
+    `starts` has each chunk file with the number of the film's frame at which it starts. Raises
+    MediaFault if a property of the chunks is not the film's, because its container has no place for
+    it, or if a picture is another one.
+    """
+    with faults(), open_media(film, probe=False) as container:
+        video: Any = container.streams.video[0]
+        audio = next(iter(container.streams.audio), None)
+        shown = _pictures(container, starts, first.fps)
+        picture = next(shown)
+        found = _signature(container, video, picture)
+        fault = difference(_comparable(first, film, found), found)
+        if fault:
+            raise MediaFault(f"has {fault}: a {film.suffix} film may have no place for it")
+        labels = read_labels(container, video, audio)
+        for _ in shown:
+            pass
+        return first.labels.lost(labels)
+
+
+def check_encoded(film: Path, first: Media) -> list[str]:
+    """Return what a film that was encoded from chunks lacks of theirs, in words.
+
+    Raises MediaFault if the film cannot be decoded.
+    """
+    with faults(), open_media(film, probe=False) as container:
+        video: Any = container.streams.video[0]
+        picture = next(_decoded(container, video), None)
+        if picture is None:
+            raise MediaFault("cannot be decoded at frame 0")
+        found = _signature(container, video, picture)
+        lost = [
+            f"{name} {value}"
+            for name, value in first.signature.items()
+            if value not in (None, _NOTHING.get(name, value)) and found[name] != value
+        ]
+        if _has_alpha(first.signature) and not _has_alpha(found):
+            lost.append("the alpha channel")
+        audio = next(iter(container.streams.audio), None)
+        return [*lost, *first.labels.lost(read_labels(container, video, audio))]
+
+
+def _signature(container: Any, video: Any, picture: Any) -> dict[str, Any]:
+    """Return a film's signature; its decoder, and its first picture, complete what headers tell."""
+    signature = dict(read_signature(container, video, None))
+    if signature["field order"] != PROGRESSIVE:
+        signature["field order"] = field_order(picture)
+    return signature
+
+
+def _has_alpha(signature: Signature) -> bool:
+    kind = av.VideoFormat(str(signature["pixel format"]))
+    return signature.get("alpha") == "yes" or any(part.is_alpha for part in kind.components)
+
+
+def _comparable(first: Media, film: Path, found: Signature) -> Signature:
+    """Return those properties of a chunk that its film must have, too."""
+    signature = first.signature
+    left_out = {name for name in signature if name in _OF_THE_CONTAINER or name.startswith("audio")}
+    containers = {str(signature["container"]), str(found["container"])}
+    same_header = signature["codec"] in _SAME_HEADER and "mpegts" not in containers
+    if len(containers) > 1 and not same_header:
+        left_out.add("codec header")
+    if film.suffix.lower() != first.path.suffix.lower():  # mp4 has fewer tags than mov
+        left_out.add("codec tag")
+    if film.suffix.lower() == ".webm":  # which tells a size in whole pixels
+        width = int(str(signature["frame size"]).split("x")[0])
+        aspects = (Fraction(str(each["pixel aspect"])) for each in (signature, found))
+        if abs(sub(*aspects)) <= Fraction(1, width):
+            left_out.add("pixel aspect")
+    return {name: value for name, value in signature.items() if name not in left_out}
+
+
+def _pictures(container: Any, starts: Sequence[tuple[Path, int]], fps: Fraction) -> Iterator[Any]:
+    """Give some of a film's frames, of which each equals a chunk's."""
+    video = container.streams.video[0]
+    beginning = 0
+    for path, start in _sample(starts):
+        pictures = list(first_frames(path, 1 if start else 2))
+        if not pictures:
+            raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
+        if start:
+            frames = _frames_from(container, video, beginning, start / fps)
+        else:
+            frames = _decoded(container, video)
+        for number, expected in enumerate(pictures, start):
+            if (frame := next(frames, None)) is None:
+                raise MediaFault(f"cannot be decoded at frame {number}")
+            beginning = beginning if number else frame.pts or 0
+            if _picture(frame) != _picture(expected):
+                raise MediaFault(f"shows another picture than {path.name!r} at frame {number}")
+            yield frame
+
+
+def _sample(starts: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """Return the first two and the last chunk, and some between them."""
+    if len(starts) <= _SEAMS + 1:
+        return list(starts)
+    step = Fraction(len(starts) - 2, _SEAMS - 1)
+    return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
+
+
+def _frames_from(container: Any, video: Any, beginning: int, seconds: Fraction) -> Iterator[Any]:
+    """Give a film's frames from a time on; none if there is no such frame.
+
+    The `beginning` of the film counts in ticks, the time in seconds after it.
+    """
+    clock = exact(video.time_base)
+    for before in _SEEK_SECONDS:
+        seek = beginning if before is None else beginning + round((seconds - before) / clock)
+        container.seek(max(seek, beginning), stream=video)
+        for frame in (frames := _decoded(container, video)):
+            if frame.pts is None:
+                continue
+            distance = (frame.pts - beginning) * clock - seconds
+            if abs(distance) <= _SAME_TIME:
+                yield frame
+                yield from frames
+                return
+            if distance > 0:
+                break
+
+
+def _decoded(container: Any, video: Any) -> Iterator[Any]:
+    """Give a film's frames from where it is read on.
+
+    Behind a seek the first packets may need others before them, but not more than a few.
+    """
+    failed = 0
+    for packet in container.demux(video):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            failed += 1
+            if failed > _MOST_FAILED:
+                return
+            continue
+        yield from frames
+
+
+def _picture(frame: Any) -> bytes:
+    """Return a frame's pixels without the bytes between its lines."""
+    encoder: Any = CodecContext.create("rawvideo", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, frame.format.name
+    encoder.time_base = Fraction(1, 1)
+    return b"".join(map(bytes, encoder.encode(frame)))

@@ -1,0 +1,136 @@
+"""A film is compared with its chunks: properties, labels, and the pictures at its seams."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from faulty_media import ffmpeg
+from media_samples import Recipe, write_chunks, write_clip
+
+from prefect_renderfarm.blocks import FfmpegStitcher, RemuxStitcher
+from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.model import Media
+from prefect_renderfarm.blocks.media.reader import read_media
+from prefect_renderfarm.blocks.stitchers.film_content import (
+    _sample,
+    check_content,
+    check_encoded,
+)
+
+COUNTS = (3, 1, 4, 2)
+STARTS = (0, 3, 4, 8)
+
+
+def film_of(folder: Path, recipe: Recipe) -> tuple[Path, Media, list[tuple[Path, int]]]:
+    """Return a film, its first chunk as it was read, and where its chunks start."""
+    paths = write_chunks(folder, COUNTS, recipe)
+    film = folder / f"film{recipe.ending}"
+    RemuxStitcher().stitch(paths, film, fps=recipe.fps)
+    return film, read_media(paths[0], recipe.fps), list(zip(paths, STARTS, strict=True))
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".ts", ".mov"])
+@pytest.mark.parametrize("fps", [Fraction(30), Fraction(24000, 1001)])
+def test_right_film(tmp_path: Path, ending: str, fps: Fraction) -> None:
+    """Each seam is found, by its frame's time."""
+    film, first, starts = film_of(tmp_path, Recipe(ending, fps=fps))
+    assert check_content(film, first, starts) == []
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".ts"])
+def test_other_pictures(tmp_path: Path, ending: str) -> None:
+    """A chunk that is not the one in the film is named, with the frame."""
+    film, first, starts = film_of(tmp_path, Recipe(ending))
+    other = write_clip(tmp_path / f"other{ending}", 50, 4, Recipe(ending))
+    for number, start in enumerate(STARTS):
+        wrong = [*starts[:number], (other, start), *starts[number + 1 :]]
+        with pytest.raises(
+            MediaFault, match=rf"shows another picture than 'other\{ending}' at frame {start}$"
+        ):
+            check_content(film, first, wrong)
+    second = write_clip(tmp_path / f"second{ending}", 0, 1, Recipe(ending))
+    third = write_clip(tmp_path / f"third{ending}", 0, 1, Recipe(ending))
+    assert second.stat().st_size == third.stat().st_size
+    assert check_content(film, first, [(second, 0), *starts[1:]]) == []
+
+
+def test_second_frame_counts(tmp_path: Path) -> None:
+    """The first two frames of a film are compared."""
+    film, first, starts = film_of(tmp_path, Recipe(".mkv", "mjpeg", pixel_format="yuvj420p"))
+    recipe = Recipe(".mkv", "mjpeg", pixel_format="yuvj420p")
+    part, other = (write_clip(tmp_path / f"{n}.mkv", n, 1, recipe) for n in (0, 40))
+    joined = tmp_path / "joined.mkv"
+    RemuxStitcher().stitch([part, other], joined, fps=30)
+    with pytest.raises(MediaFault, match=r"another picture than 'joined\.mkv' at frame 1"):
+        check_content(film, first, [(joined, 0), *starts[1:]])
+
+
+def test_film_that_ends_early(tmp_path: Path) -> None:
+    """A seam behind the end of a film cannot be decoded."""
+    film, first, starts = film_of(tmp_path, Recipe())
+    with pytest.raises(MediaFault, match="cannot be decoded at frame 11"):
+        check_content(film, first, [*starts[:3], (starts[3][0], 11)])
+
+
+def test_chunk_that_cannot_be_decoded(tmp_path: Path) -> None:
+    """A film of such a chunk is refused, by the chunk's name."""
+    film, first, starts = film_of(tmp_path, Recipe(".mkv"))
+    broken = tmp_path / "broken.mkv"
+    data = starts[1][0].read_bytes()
+    broken.write_bytes(data[:-200] + bytes(200))
+    head, *rest = starts
+    ffmpeg(starts[1][0], broken, "-c", "copy", "-bsf:v", "noise=amount=1")
+    with pytest.raises(MediaFault, match=r"broken\.mkv"):
+        check_content(film, first, [head, (broken, 3), *rest[1:]])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(("-aspect", "3:1"), "pixel aspect 9/5, not 1"),
+     (("-tag:v", "avc3"), "codec tag avc3, not avc1")],
+)  # fmt: skip
+def test_other_property(tmp_path: Path, option: tuple[str, str], words: str) -> None:
+    """What a film tells of itself must be what its chunks tell."""
+    film, first, starts = film_of(tmp_path, Recipe())
+    changed = ffmpeg(film, tmp_path / "changed.mp4", "-c", "copy", *option)
+    with pytest.raises(MediaFault, match=f"has {words}: a .mp4 film may have no place for it"):
+        check_content(changed, first, starts)
+
+
+def test_lost_labels(tmp_path: Path) -> None:
+    """Labels of the first chunk that the film has not are told."""
+    film, _, starts = film_of(tmp_path, Recipe())
+    labelled = ffmpeg(
+        starts[0][0], tmp_path / "l.mp4", "-c", "copy", "-metadata", "title=A", "-metadata:s:v",
+        "language=jpn",
+    )  # fmt: skip
+    lost = check_content(film, read_media(labelled), [(labelled, 0), *starts[1:]])
+    assert lost == ["title 'A'", "language 'jpn'"]
+
+
+def test_encoded_film(tmp_path: Path) -> None:
+    """What an encoded film lacks is told; what it changes on purpose is not."""
+    chunk = write_clip(tmp_path / "0.mp4", 0, 4, Recipe())
+    wide = ffmpeg(chunk, tmp_path / "wide.mp4", "-c", "copy", "-aspect", "3:1")
+    film = tmp_path / "film.mkv"
+    stitcher = FfmpegStitcher(video_codec="ffv1", output_options={"vf": "setsar=1,scale=80:48"})
+    report = stitcher.stitch([wide], film, fps=30)
+    assert report.dropped == ("pixel aspect 9/5",)
+    assert check_encoded(film, read_media(chunk)) == []
+    film.write_bytes(film.read_bytes()[:800])
+    with pytest.raises(MediaFault):
+        check_encoded(film, read_media(chunk))
+
+
+def test_sample() -> None:
+    """The first two chunks and the last one are in each sample; the others lie evenly between."""
+    starts = [(Path(str(n)), n) for n in range(64)]
+    assert [start for _, start in _sample(starts)] == [0, 1, 22, 42, 63]
+    for count in (1, 2, 5, 6, 7):
+        found = _sample(starts[:count])
+        assert len(found) == min(count, 5)
+        assert found[0] == starts[0]
+        assert found[-1] == starts[count - 1]
+        assert sorted(set(found)) == found
