@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ needs_blender = pytest.mark.skipif(
 needs_povray = pytest.mark.skipif(shutil.which("povray") is None, reason="povray is not installed")
 # A cube that turns, in pixels that Cycles computes in the same way whatever the range.
 SCENE = """
-import bpy
+import bpy, os
 scene = bpy.context.scene
 scene.render.engine = "CYCLES"
 scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 2, False
@@ -36,14 +37,13 @@ cube = bpy.data.objects["Cube"]
 cube.keyframe_insert("rotation_euler", frame=1)
 cube.rotation_euler.z = 2
 cube.keyframe_insert("rotation_euler", frame=10)
-scene.sequence_editor_create().sequences.new_sound("tone", "tone.wav", 1, 1)
-bpy.ops.wm.save_as_mainfile(filepath="scene.blend")
+scene.sequence_editor_create().sequences.new_sound("tone", os.path.abspath("tone.wav"), 1, 1)
+bpy.ops.wm.save_as_mainfile(filepath=os.path.abspath("scene.blend"))
 """
 POVRAY = """
-#include "colors.inc"
 camera { location <0, 1, -4> look_at 0 }
-light_source { <5, 5, -5> color White }
-box { -0.7, 0.7 rotate y * 90 * clock texture { pigment { color Red } } }
+light_source { <5, 5, -5> color rgb 1 }
+box { -0.7, 0.7 rotate y * 90 * clock texture { pigment { color rgb <1, 0.2, 0.1> } } }
 """
 POVRAY_SCRIPT = """
 set -e
@@ -78,7 +78,8 @@ def decoded(path: Path) -> list[np.ndarray]:
 
 def run(folder: Path, *words: str) -> None:
     """Run a renderer."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    own = os.environ | {"PWD": str(folder)}  # by which Blender finds its files
+    done = subprocess.run(words, cwd=folder, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
