@@ -33,6 +33,23 @@ _MOST_FAILED = 300  # packets: more than between two key frames
 _SAME_TIME = Fraction(1, 2000)
 # Headers that are the same in each container; other codecs have another in each, or none.
 _SAME_HEADER = ("h264", "hevc")
+# Their key frames need nothing of what was decoded before; others may, though each chunk begins so.
+_BEGIN_ANEW = frozenset(
+    {
+        "h264",
+        "hevc",
+        "vvc",
+        "av1",
+        "vp8",
+        "vp9",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "prores",
+        "ffv1",
+    }
+    | {"dnxhd", "mjpeg", "rawvideo", "png", "utvideo", "huffyuv"}
+)
 _OF_THE_CONTAINER = frozenset({"container", "tracks", "time base"})
 
 
@@ -54,7 +71,7 @@ def check_content(film: Path, first: Media, starts: Sequence[tuple[Path, int]]) 
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
         audio = next(iter(container.streams.audio), None)
-        shown = _pictures(container, starts, first.fps)
+        shown = _pictures(container, starts, first)
         picture = next(shown)
         found = _signature(container, video, picture)
         fault = difference(_comparable(first, film, found), found)
@@ -119,16 +136,17 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
     return {name: value for name, value in signature.items() if name not in left_out}
 
 
-def _pictures(container: Any, starts: Sequence[tuple[Path, int]], fps: Fraction) -> Iterator[Any]:
+def _pictures(container: Any, starts: Sequence[tuple[Path, int]], first: Media) -> Iterator[Any]:
     """Give some of a film's frames, of which each equals a chunk's."""
-    video = container.streams.video[0]
+    video, fps = container.streams.video[0], first.fps
+    lead = 0 if first.signature["codec"] in _BEGIN_ANEW else 1 / fps
     beginning = 0
     for path, start in _sample(starts):
         pictures = list(first_frames(path, 1 if start else 2))
         if not pictures:
             raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
         if start:
-            frames = _frames_from(container, video, beginning, start / fps)
+            frames = _frames_from(container, video, beginning, start / fps, lead)
         else:
             frames = _decoded(container, video)
         for number, expected in enumerate(pictures, start):
@@ -148,14 +166,17 @@ def _sample(starts: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
     return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
 
 
-def _frames_from(container: Any, video: Any, beginning: int, seconds: Fraction) -> Iterator[Any]:
+def _frames_from(
+    container: Any, video: Any, beginning: int, seconds: Fraction, lead: Fraction | int
+) -> Iterator[Any]:
     """Give a film's frames from a time on; none if there is no such frame.
 
-    The `beginning` of the film counts in ticks, the time in seconds after it.
+    The `beginning` of the film counts in ticks, the time in seconds after it. Decoding begins at
+    least `lead` seconds earlier.
     """
     clock = exact(video.time_base)
     for before in _SEEK_SECONDS:
-        seek = beginning if before is None else beginning + round((seconds - before) / clock)
+        seek = beginning if before is None else beginning + round((seconds - before - lead) / clock)
         container.seek(max(seek, beginning), stream=video)
         for frame in (frames := _decoded(container, video)):
             if frame.pts is None:
