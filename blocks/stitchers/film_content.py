@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from operator import sub
 from pathlib import Path
@@ -21,9 +22,9 @@ from prefect_renderfarm.blocks.media.model import (
     read_labels,
     read_signature,
 )
-from prefect_renderfarm.blocks.media.reader import faults, field_order, first_frames, open_media
+from prefect_renderfarm.blocks.media.reader import faults, field_order, open_media
 
-# Seams at which pictures are compared: a picture of 4K takes some 50 ms to decode.
+# Seams at which pictures are compared: a picture of 4K takes some 100 ms to decode.
 _SEAMS = 4
 # How far before a frame a demuxer is sent for it, as a transport stream has no index; None: back to
 # the beginning.
@@ -33,26 +34,13 @@ _MOST_FAILED = 300  # packets: more than between two key frames
 _SAME_TIME = Fraction(1, 2000)
 # Headers that are the same in each container; other codecs have another in each, or none.
 _SAME_HEADER = ("h264", "hevc")
-# Their key frames need nothing of what was decoded before; others may, though each chunk begins so.
-_BEGIN_ANEW = frozenset(
-    {
-        "h264",
-        "hevc",
-        "vvc",
-        "av1",
-        "vp8",
-        "vp9",
-        "mpeg1video",
-        "mpeg2video",
-        "mpeg4",
-        "prores",
-        "ffv1",
-    }
-    | {"dnxhd", "mjpeg", "rawvideo", "png", "utvideo", "huffyuv"}
-)
+# Their key frames need nothing of what was decoded before, nor what comes behind: one is decoded
+# alone. Others may need it, though each chunk begins with such a frame.
+_ALONE = frozenset(
+    {"h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "prores",
+     "ffv1", "dnxhd", "mjpeg", "rawvideo", "png", "utvideo", "huffyuv"}
+)  # fmt: skip
 _OF_THE_CONTAINER = frozenset({"container", "tracks", "time base"})
-
-
 # Properties without which a film is as most are.
 _NOTHING = {
     "pixel aspect": "1", "rotation": "0 degrees", "field order": PROGRESSIVE,
@@ -90,7 +78,7 @@ def check_encoded(film: Path, first: Media) -> list[str]:
     """
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
-        picture = next(_decoded(container, video), None)
+        picture = next(_decoded(container, video, alone=False), None)
         if picture is None:
             raise MediaFault("cannot be decoded at frame 0")
         found = _signature(container, video, picture)
@@ -137,25 +125,31 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
 
 
 def _pictures(container: Any, starts: Sequence[tuple[Path, int]], first: Media) -> Iterator[Any]:
-    """Give some of a film's frames, of which each equals a chunk's."""
-    video, fps = container.streams.video[0], first.fps
-    lead = 0 if first.signature["codec"] in _BEGIN_ANEW else 1 / fps
+    """Give some of a film's frames, of which each equals a chunk's first one."""
+    video, alone = container.streams.video[0], first.signature["codec"] in _ALONE
+    sample = starts[:2] if alone else _sample(starts)
     beginning = 0
-    for path, start in _sample(starts):
-        pictures = list(first_frames(path, 1 if start else 2))
-        if not pictures:
-            raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
-        if start:
-            frames = _frames_from(container, video, beginning, start / fps, lead)
-        else:
-            frames = _decoded(container, video)
-        for number, expected in enumerate(pictures, start):
-            if (frame := next(frames, None)) is None:
-                raise MediaFault(f"cannot be decoded at frame {number}")
-            beginning = beginning if number else frame.pts or 0
-            if _picture(frame) != _picture(expected):
-                raise MediaFault(f"shows another picture than {path.name!r} at frame {number}")
+    with ThreadPoolExecutor(1) as pool:  # chunks are decoded beside the film
+        coming = [pool.submit(_first_picture, path, alone) for path, _ in sample]
+        for (path, start), future in zip(sample, coming, strict=True):
+            if (expected := future.result()) is None:
+                raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
+            if start:
+                frame = _frame_at(container, video, beginning, start / first.fps, first.fps, alone)
+            else:
+                frame = next(_decoded(container, video, alone), None)
+            if frame is None:
+                raise MediaFault(f"cannot be decoded at frame {start}")
+            beginning = beginning if start else frame.pts or 0
+            if _picture(frame) != expected:
+                raise MediaFault(f"shows another picture than {path.name!r} at frame {start}")
             yield frame
+
+
+def _first_picture(path: Path, alone: bool) -> bytes | None:
+    with open_media(path, probe=False) as container:
+        frame = next(_decoded(container, container.streams.video[0], alone), None)
+        return frame and _picture(frame)
 
 
 def _sample(starts: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
@@ -166,45 +160,58 @@ def _sample(starts: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
     return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
 
 
-def _frames_from(
-    container: Any, video: Any, beginning: int, seconds: Fraction, lead: Fraction | int
-) -> Iterator[Any]:
-    """Give a film's frames from a time on; none if there is no such frame.
+def _frame_at(
+    container: Any, video: Any, beginning: int, seconds: Fraction, fps: Fraction, alone: bool
+) -> Any:
+    """Return a film's frame by its time; None if there is none.
 
-    The `beginning` of the film counts in ticks, the time in seconds after it. Decoding begins at
-    least `lead` seconds earlier.
+    The `beginning` of the film counts in ticks, the time in seconds after it. A frame that may need
+    others is decoded behind the one before it.
     """
-    clock = exact(video.time_base)
+    clock, lead = exact(video.time_base), 0 if alone else 1 / fps
     for before in _SEEK_SECONDS:
         seek = beginning if before is None else beginning + round((seconds - before - lead) / clock)
         container.seek(max(seek, beginning), stream=video)
-        for frame in (frames := _decoded(container, video)):
-            if frame.pts is None:
-                continue
-            distance = (frame.pts - beginning) * clock - seconds
-            if abs(distance) <= _SAME_TIME:
-                yield frame
-                yield from frames
-                return
-            if distance > 0:
-                break
+        for frame in _decoded(container, video, alone, (beginning, seconds)):
+            if frame.pts is not None:
+                distance = (frame.pts - beginning) * clock - seconds
+                if abs(distance) <= _SAME_TIME:
+                    return frame
+                if distance > 0:
+                    break
+    return None
 
 
-def _decoded(container: Any, video: Any) -> Iterator[Any]:
-    """Give a film's frames from where it is read on.
+def _decoded(
+    container: Any, video: Any, alone: bool, wanted: tuple[int, Fraction] | None = None
+) -> Iterator[Any]:
+    """Give a film's frames from where it is read on; `alone`, only a key frame.
 
-    Behind a seek the first packets may need others before them, but not more than a few.
+    That is the first one, or the one with the `wanted` time: ticks, and seconds behind them. Behind
+    a seek the first packets may need others before them, but not more than a few.
     """
-    failed = 0
+    failed, clock = 0, exact(video.time_base)
     for packet in container.demux(video):
+        if alone and packet.size:
+            distance = Fraction(0)
+            if wanted is not None and packet.pts is not None:
+                distance = (packet.pts - wanted[0]) * clock - wanted[1]
+            if distance > 1:
+                return
+            if not packet.is_keyframe or abs(distance) > _SAME_TIME:
+                continue
         try:
             frames = packet.decode()
+            if alone and not frames and packet.size:
+                frames = video.codec_context.decode(None)
         except av.FFmpegError:
             failed += 1
             if failed > _MOST_FAILED:
                 return
             continue
         yield from frames
+        if alone:
+            return
 
 
 def _picture(frame: Any) -> bytes:

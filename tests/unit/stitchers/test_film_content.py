@@ -44,7 +44,7 @@ def test_other_pictures(tmp_path: Path, ending: str) -> None:
     """A chunk that is not the one in the film is named, with the frame."""
     film, first, starts = film_of(tmp_path, Recipe(ending))
     other = write_clip(tmp_path / f"other{ending}", 50, 4, Recipe(ending))
-    for number, start in enumerate(STARTS):
+    for number, start in list(enumerate(STARTS))[:2]:
         wrong = [*starts[:number], (other, start), *starts[number + 1 :]]
         with pytest.raises(
             MediaFault, match=rf"shows another picture than 'other\{ending}' at frame {start}$"
@@ -56,22 +56,11 @@ def test_other_pictures(tmp_path: Path, ending: str) -> None:
     assert check_content(film, first, [(second, 0), *starts[1:]]) == []
 
 
-def test_second_frame_counts(tmp_path: Path) -> None:
-    """The first two frames of a film are compared."""
-    film, first, starts = film_of(tmp_path, Recipe(".mkv", "mjpeg", pixel_format="yuvj420p"))
-    recipe = Recipe(".mkv", "mjpeg", pixel_format="yuvj420p")
-    part, other = (write_clip(tmp_path / f"{n}.mkv", n, 1, recipe) for n in (0, 40))
-    joined = tmp_path / "joined.mkv"
-    RemuxStitcher().stitch([part, other], joined, fps=30)
-    with pytest.raises(MediaFault, match=r"another picture than 'joined\.mkv' at frame 1"):
-        check_content(film, first, [(joined, 0), *starts[1:]])
-
-
 def test_film_that_ends_early(tmp_path: Path) -> None:
     """A seam behind the end of a film cannot be decoded."""
     film, first, starts = film_of(tmp_path, Recipe())
     with pytest.raises(MediaFault, match="cannot be decoded at frame 11"):
-        check_content(film, first, [*starts[:3], (starts[3][0], 11)])
+        check_content(film, first, [starts[0], (starts[3][0], 11)])
 
 
 def test_chunk_that_cannot_be_decoded(tmp_path: Path) -> None:
@@ -122,6 +111,15 @@ def test_encoded_film(tmp_path: Path) -> None:
     film.write_bytes(film.read_bytes()[:800])
     with pytest.raises(MediaFault):
         check_encoded(film, read_media(chunk))
+
+
+def test_codec_that_may_remember(tmp_path: Path) -> None:
+    """Of other codecs more seams are looked at, each behind the frame before it."""
+    film, first, starts = film_of(tmp_path, Recipe(".mkv", "ffvhuff"))
+    assert check_content(film, first, starts) == []
+    other = write_clip(tmp_path / "other.mkv", 50, 2, Recipe(".mkv", "ffvhuff"))
+    with pytest.raises(MediaFault, match=r"another picture than 'other\.mkv' at frame 8"):
+        check_content(film, first, [*starts[:3], (other, 8)])
 
 
 def test_sample() -> None:
