@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ from processes_here import wait_for
 
 from prefect_renderfarm.blocks import SetupError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.storage.objects import FolderStore
-from prefect_renderfarm.flows.state.job_lock import FolderLock, JobLock, job_lock, using_chunks
+from prefect_renderfarm.flows.state import job_lock as job_lock_module
+from prefect_renderfarm.flows.state.job_lock import (
+    FolderLock,
+    JobLock,
+    LockRecord,
+    job_lock,
+    using_chunks,
+)
 from prefect_renderfarm.flows.state.job_state import JobState
 
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -278,3 +286,93 @@ def test_successor_waits_for_what_a_dead_holder_started(
 def test_kind_of_lock(tmp_path: Path) -> None:
     """A job without a storage is locked in its folder."""
     assert isinstance(job_lock(JobState(tmp_path, small_job())), FolderLock)
+    lock = job_lock(JobState(tmp_path, small_job()), lambda: "it is over")
+    with job_lock(JobState(tmp_path, small_job())):
+        assert refused(lock).endswith("it is over")
+
+
+def holder_of(folder: Path) -> LockRecord:
+    """Return what a folder tells of its lock's holder."""
+    return LockRecord.model_validate_json(
+        (JobState(folder, small_job()).records / "holder.json").read_bytes()
+    )
+
+
+def test_folder_tells_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record says since when, and that the lock was released; if it cannot, no run fails."""
+    began = datetime.now(UTC)
+    with lock_of("folder", tmp_path):
+        record = holder_of(tmp_path)
+        assert began <= record.since <= datetime.now(UTC)
+        assert not record.released
+    assert holder_of(tmp_path).released
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with lock_of("folder", tmp_path):
+        monkeypatch.setattr(FolderStore, "write", fail)
+
+
+def test_folder_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says which job others may render, too, and why."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, "No locks")))
+    with lock_of("folder", tmp_path) as lock:
+        name = lock._state.name
+    assert caplog.messages == [
+        f"{name} cannot be locked (No locks): other runs of this job at the same time are not "
+        "noticed"
+    ]
+
+
+def test_other_job_that_cannot_be_read(tmp_path: Path) -> None:
+    """A job in the same folder whose spec is damaged, or gone, keeps nobody out."""
+    other = small_job(output_template="others/{id}.mp4")
+    with FolderLock(JobState(tmp_path, other)) as lock:
+        spec = lock._state.job_file
+        spec.write_text("{}")
+        assert refused(lock_of("folder", tmp_path)) == ""
+        spec.unlink()
+        assert refused(lock_of("folder", tmp_path)) == ""
+
+
+def test_holder_of_the_other_job_is_named(tmp_path: Path) -> None:
+    """Who waits for a job with the same files is told that job's holder."""
+    first = small_job()
+    chunk = first.chunks[0].model_copy(update={"command": "true"})
+    edited = first.model_copy(update={"chunks": (chunk, *first.chunks[1:])})
+    with FolderLock(JobState(tmp_path, first)) as lock:
+        since = f"{lock._record.since:%Y-%m-%d %H:%M:%S} UTC"
+        assert refused(FolderLock(JobState(tmp_path, edited))).count(since) == 1
+
+
+def test_loss_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A holder that was silent for too long says that another run has the lock."""
+    with lock_of("storage", tmp_path) as lock:
+        with lock_of_other(tmp_path):
+            wait_for(lambda: not lock.is_held())
+        [line] = [message for message in caplog.messages if message.startswith("another run has")]
+        assert line == (
+            "another run has taken the lock of job 'small', because this one was silent for more "
+            "than 1 s"
+        )
+        assert record_of(tmp_path).heartbeat >= 0
+
+
+def test_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock whose heartbeats fail is in doubt after four fifths of its time, not before."""
+    with lock_of("storage", tmp_path) as lock:
+        monkeypatch.setattr(lock, "_written_at", 100.0)
+        for seconds, held in ((0.0, True), (0.5, True), (0.99, False), (9.0, False)):
+            monkeypatch.setattr(job_lock_module, "_clock", lambda now=100.0 + seconds: now)
+            assert lock.is_held() is held
+        stop = threading.Event()
+        stop.set()
+        began = time.monotonic()
+        with pytest.raises(WorkStopped, match=r"^the job was stopped while its storage did not"):
+            lock.ensure(stop)
+        assert time.monotonic() - began < 0.4
+        monkeypatch.undo()
+        lock.ensure(stop)  # it is held: nobody waits
