@@ -56,17 +56,18 @@ def prores(profile: str) -> str:
 
 # Options of the encoder, filters, ending of the chunks, endings of films that must be equal.
 TAGS = [
-    *((prores(profile), ".mov", ".mov .mkv")
-      for profile in ("proxy", "lt", "standard", "hq", "4444", "4444xq")),
+    (prores("4444"), ".mov", ".mov .mkv"),
+    *(pytest.param(prores(profile), ".mov", ".mov .mkv", marks=LONG)
+      for profile in ("proxy", "lt", "standard", "hq", "4444xq")),
     (f"{X265} -tag:v hvc1", ".mp4", ".mp4 .mov .m4v"),
     (f"{X265} -tag:v hev1", ".mp4", ".mp4 .mov"),
     ("-c:v libx264 -tag:v avc3", ".mp4", ".mp4 .mov"),
-    ("-c:v hap -format hap_alpha", ".mov", ".mov"),
-    ("-c:v hap -format hap_q", ".mov", ".mov"),
+    pytest.param("-c:v hap -format hap_alpha", ".mov", ".mov", marks=LONG),
+    pytest.param("-c:v hap -format hap_q", ".mov", ".mov", marks=LONG),
     ("-c:v dnxhd -profile:v dnxhr_lb -pix_fmt yuv422p", ".mov", ".mov"),
     ("-c:v mpeg2video -tag:v xd5e", ".mov", ".mov"),
     ("-c:v v210", ".mov", ".mov"),
-    ("-c:v mjpeg -pix_fmt yuvj422p", ".mov", ".mov"),
+    pytest.param("-c:v mjpeg -pix_fmt yuvj422p", ".mov", ".mov", marks=LONG),
 ]  # fmt: skip
 
 
@@ -96,15 +97,15 @@ def test_hevc_without_a_tag(
 ASPECTS = [
     (prores("standard"), ".mov", ".mov .mkv"),
     ("-c:v libx264 -preset ultrafast", ".mp4", ".mp4 .mov .mkv .ts"),
-    ("-c:v libx264 -preset ultrafast", ".ts", ".mp4 .mkv .ts"),
-    (X265, ".mkv", ".mp4 .mkv .ts"),
+    pytest.param("-c:v libx264 -preset ultrafast", ".ts", ".mp4 .mkv .ts", marks=LONG),
+    pytest.param(X265, ".mkv", ".mp4 .mkv .ts", marks=LONG),
     (VP9, ".webm", ".webm .mkv .mp4"),
-    ("-c:v libsvtav1 -preset 13", ".mkv", ".mkv .mp4"),
-    ("-c:v ffv1", ".mkv", ".mkv"),
-    ("-c:v mjpeg -pix_fmt yuvj420p", ".mov", ".mov .mkv"),
+    pytest.param("-c:v libsvtav1 -preset 13", ".mkv", ".mkv .mp4", marks=LONG),
+    pytest.param("-c:v ffv1", ".mkv", ".mkv", marks=LONG),
+    pytest.param("-c:v mjpeg -pix_fmt yuvj420p", ".mov", ".mov .mkv", marks=LONG),
     ("-c:v utvideo", ".mkv", ".mkv"),
-    ("-c:v png", ".mov", ".mov .mkv"),
-    ("-c:v mpeg4", ".mp4", ".mp4 .mkv"),
+    pytest.param("-c:v png", ".mov", ".mov .mkv", marks=LONG),
+    pytest.param("-c:v mpeg4", ".mp4", ".mp4 .mkv", marks=LONG),
 ]
 
 
@@ -148,12 +149,12 @@ def alpha_hash(*paths: Path) -> str:
     ("options", "ending", "film"),
     [
         ("-c:v utvideo", ".mkv", "film.mkv"),
-        ("-c:v huffyuv -pix_fmt yuv422p", ".mkv", "film.mkv"),
+        pytest.param("-c:v huffyuv -pix_fmt yuv422p", ".mkv", "film.mkv", marks=LONG),
         ("-c:v png", ".mov", "film.mkv"),
-        ("-c:v cfhd -pix_fmt yuv422p10le", ".mov", "film.mkv"),
-        ("-c:v dvvideo -s 720x576 -pix_fmt yuv420p", ".mov", "film.mkv"),
-        ("-c:v magicyuv", ".avi", "film.mkv"),
-        ("-c:v v210", ".mov", "film.mkv"),
+        pytest.param("-c:v cfhd -pix_fmt yuv422p10le", ".mov", "film.mkv", marks=LONG),
+        pytest.param("-c:v dvvideo -s 720x576 -pix_fmt yuv420p", ".mov", "film.mkv", marks=LONG),
+        pytest.param("-c:v magicyuv", ".avi", "film.mkv", marks=LONG),
+        pytest.param("-c:v v210", ".mov", "film.mkv", marks=LONG),
     ],
 )
 def test_matroska_takes_them(
@@ -246,11 +247,11 @@ def test_notes_of_an_encoder(make: Callable[..., VideoStitcher], tmp_path: Path)
 INTERLACED = [
     (prores("standard"), ".mov"),
     ("-c:v libx264 -preset ultrafast", ".mp4"),
-    ("-c:v libx264 -preset ultrafast", ".mkv"),
-    ("-c:v mpeg2video", ".mkv"),
+    pytest.param("-c:v libx264 -preset ultrafast", ".mkv", marks=LONG),
+    pytest.param("-c:v mpeg2video", ".mkv", marks=LONG),
     ("-c:v ffv1", ".mkv"),
-    ("-c:v v210", ".mov"),
-    ("-c:v dnxhd -s 1920x1080 -b:v 120M -pix_fmt yuv422p", ".mov"),
+    pytest.param("-c:v v210", ".mov", marks=LONG),
+    pytest.param("-c:v dnxhd -s 1920x1080 -b:v 120M -pix_fmt yuv422p", ".mov", marks=LONG),
 ]
 
 

@@ -98,17 +98,24 @@ def test_nothing_is_left_of_a_killed_process(tmp_path: Path) -> None:
     assert (len(gone), alive) == (1, [])
 
 
+class Interrupted(BaseException):
+    """What a signal raises in the thread that waits."""
+
+
 def test_who_stops_waiting_ends_the_reading() -> None:
     """An exception in the thread that waits leaves no process that answers the wrong question."""
     main = threading.get_ident()
 
-    def interrupt() -> None:
-        time.sleep(0.5)
-        signal.pthread_kill(main, signal.SIGINT)
+    def interrupt(*_: object) -> None:
+        raise Interrupted
 
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        read_apart(time.sleep, 30)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+        with pytest.raises(Interrupted):
+            read_apart(time.sleep, 30)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
     assert read_apart(time.sleep, 0) is None
     assert reader_process._slots.acquire(blocking=False)
     reader_process._slots.release()

@@ -19,6 +19,7 @@ from prefect_renderfarm.blocks import (
 )
 
 RATE = 48_000
+LONG = pytest.mark.long
 FAST = ("-c:v", "libx264", "-preset", "ultrafast")
 DUE = FRAMES * RATE // FPS  # samples of one chunk
 # Lossy codecs need some samples to settle, and change the rest a little.
@@ -73,7 +74,7 @@ def moved_edit(source: Path, target: Path, samples: int) -> Path:
     return target
 
 
-TRACKS = ["pcm_s16le", "pcm_s24le", "pcm_f32le"]
+TRACKS = ["pcm_s16le", *(pytest.param(each, marks=LONG) for each in ("pcm_s24le", "pcm_f32le"))]
 
 
 @pytest.mark.parametrize("codec", TRACKS)
@@ -119,8 +120,8 @@ HOLE = ("-bsf:a", r"noise=drop=between(pts*tb\,0.06\,0.13)")
 
 @pytest.mark.parametrize(
     ("kind", "codec"),
-    [("mp4", "aac"), ("mkv", "aac"), ("mkv", "libopus"), ("mkv", "flac"), ("mkv", "pcm_s16le"),
-     ("mkv", "ac3")],
+    [("mp4", "aac"), ("mkv", "pcm_s16le"),
+     *(pytest.param("mkv", codec, marks=LONG) for codec in ("aac", "libopus", "flac", "ac3"))],
 )  # fmt: skip
 def test_hole(make: Callable[..., VideoStitcher], kind: str, codec: str, tmp_path: Path) -> None:
     """Where packets are missing the film is silent; what follows is on its time."""
@@ -172,7 +173,13 @@ def test_pcm_in_whole_packets(
 
 @pytest.mark.parametrize(
     ("codec", "ending"),
-    [("flac", ".mkv"), ("flac", ".mp4"), ("alac", ".mov"), ("wavpack", ".mkv"), ("tta", ".mkv")],
+    [
+        ("flac", ".mkv"),
+        ("wavpack", ".mkv"),
+        pytest.param("flac", ".mp4", marks=LONG),
+        pytest.param("alac", ".mov", marks=LONG),
+        pytest.param("tta", ".mkv", marks=LONG),
+    ],
 )
 def test_lossless_chunks(
     make: Callable[..., VideoStitcher], codec: str, ending: str, tmp_path: Path
