@@ -9,6 +9,7 @@ Run as a program, this file is such a process; it imports `media` and what that 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import pickle
@@ -44,6 +45,12 @@ def _begin_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_anew)
+
+
+@atexit.register
+def _end_all() -> None:
+    while _idle:
+        _end(_idle.pop())
 
 
 def prepare() -> None:
