@@ -107,7 +107,6 @@ class ChunkReader:
     def __init__(self, verify: Verify) -> None:
         self._verify = verify
         self._first: Media | None = None
-        prepare()
 
     def read(self, path: Path, fps: Fraction) -> Media:
         """Read a file or image sequence with frames on a grid of `fps`. See `read_media`."""
@@ -131,7 +130,7 @@ def render_here(
     A chunk whose manifest exists already is not rendered again: an answer was lost, or another
     attempt was faster. What fails on a full disk raises WorkerLost.
     """
-    started, reader = time.monotonic(), ChunkReader(request.verify)
+    started = time.monotonic()
     bucket = BucketStore(storage)
     store = JobStore(bucket, request.key)
     if (done := store.manifest(request.chunk_id, request.identity)) is not None:
@@ -149,6 +148,7 @@ def render_here(
             remove(output)  # an old one among the input is not what the command writes
             folder_of_output = output if request.output_file.endswith("/") else output.parent
             folder_of_output.mkdir(parents=True, exist_ok=True)
+        prepare()  # beside the command
         result = run(
             WorkerJob(
                 command=request.command, cwd=workspace, name=f"chunk {request.chunk_id}",
@@ -165,6 +165,7 @@ def render_here(
                 _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
             return result
         try:
+            reader = ChunkReader(request.verify)
             done = measure(request, output, reader, worker or result.worker, started)
         except ChunkFileError as error:
             store.keep_log(request.chunk_id, log)

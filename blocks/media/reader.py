@@ -55,6 +55,7 @@ _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
 # ISO/IEC 14496-15: sample entries of H.264 and H.265 whose parameter sets may be among the frames.
 _IN_BAND = (b"avc3", b"hev1")
+_UNDECODABLE = "has a track of {} of a codec that PyAV cannot decode"
 _BEGIN_AT_0 = ("mov,", "matroska,")
 _coding = attrgetter("description", "presentation", "timescale")
 
@@ -142,8 +143,7 @@ def faults() -> Iterator[None]:
     """Turn what PyAV raises of a damaged file into a MediaFault: damage has many faces."""
     try:
         yield
-    except (av.FFmpegError, ValueError, ArithmeticError, AttributeError, RuntimeError,
-            struct.error) as error:  # fmt: skip
+    except (av.FFmpegError, ValueError, ArithmeticError, struct.error) as error:
         raise MediaFault(f"cannot be read ({_reason(error)}): is it complete?") from None
 
 
@@ -300,7 +300,8 @@ def read_audio(path: Path) -> Audio:
         if (tracks := len(container.streams.audio)) != 1:
             raise MediaFault(f"has {tracks} audio tracks, not one")
         stream = container.streams.audio[0]
-        context = stream.codec_context
+        if (context := stream.codec_context) is None:
+            raise MediaFault(_UNDECODABLE.format("audio"))
         end = ((stream.start_time or 0) + (stream.duration or 0)) * exact(stream.time_base)
         length = end - beginning(container) if stream.duration else 0
         samples = round(length * context.sample_rate)
@@ -348,12 +349,13 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     hole: Fraction | None = None
     overlap: Fraction | None = None
     end = usual = Fraction(0)
-    if audio is not None and audio.codec_context.frame_size and audio.codec_context.sample_rate:
-        usual = Fraction(audio.codec_context.frame_size, audio.codec_context.sample_rate)
-    # The times of packets are no exact measure, and of some codecs they are wrong.
-    counting = (
-        audio and audio.codec_context.codec.lossless and not pcm_bytes(audio.codec_context.name)
-    )
+    counting = False
+    if audio is not None:
+        tick, coding = exact(audio.time_base), audio.codec_context
+        if coding.frame_size and coding.sample_rate:
+            usual = Fraction(coding.frame_size, coding.sample_rate)
+        # The times of packets are no exact measure, and of some codecs they are wrong.
+        counting = coding.codec.lossless and not pcm_bytes(coding.name)
     try:
         for packet in container.demux(*filter(None, (video, audio))):
             if packet.size == 0:
@@ -383,10 +385,10 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
             if counting:
                 samples += sum(frame.samples for frame in packet.decode())
             if packet.pts is not None:
-                begin = packet.pts * packet.time_base
+                begin = packet.pts * tick
                 if start is None:
                     start = end = begin
-                length = (packet.duration or 0) * packet.time_base
+                length = (packet.duration or 0) * tick
                 if length and begin - end > HOLE_SECONDS:
                     hole = end - start if hole is None else hole
                 elif length and end - begin > HOLE_SECONDS:
@@ -425,5 +427,5 @@ def _tracks(container: InputContainer) -> tuple[Any, Any]:
         raise MediaFault(f"has {len(audios)} audio tracks: at most one can be assembled")
     for track in (*videos, *audios):
         if track.codec_context is None:
-            raise MediaFault(f"has a {track.type} track of a codec that PyAV cannot decode")
+            raise MediaFault(_UNDECODABLE.format(track.type))
     return videos[0], audios[0] if audios else None

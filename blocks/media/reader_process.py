@@ -117,9 +117,9 @@ def _take() -> subprocess.Popen[bytes]:
 
 def _start() -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
     return subprocess.Popen(
-        [sys.executable, __file__], env=environment, cwd="/", start_new_session=True,
+        [sys.executable, "-P", __file__], env=environment, cwd="/", start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -107,14 +107,18 @@ def read_track(path: Path) -> Audio:
 
 
 def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
-    """Refuse a track that is more than one frame shorter than the film, by its header."""
-    late = plan.track is not None and plan.source is not None and plan.source.start >= frames / fps
-    if frames and late and plan.source is not None:
+    """Refuse a track that begins behind the film, or ends over a frame before, by its header.
+
+    0 frames mean that the length of the film is not known yet.
+    """
+    if plan.track is None or plan.source is None:
+        return
+    if frames and plan.source.start >= frames / fps:
         raise StitchInputError(
             f"audio track {str(plan.track)!r} begins at {float(plan.source.start):.3f} s, behind "
             "the end of the film: begin it with silence"
         )
-    if plan.track is not None and plan.source is not None and plan.source.samples:
+    if plan.source.samples:
         length = Fraction(plan.source.samples, plan.source.rate)
         _refuse_short_track(plan.track, frames / fps - length, fps)
 

@@ -39,7 +39,7 @@ from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     refusing_faults,
 )
-from prefect_renderfarm.blocks.stitchers.film_content import check_content, check_encoded
+from prefect_renderfarm.blocks.stitchers.film_content import check_content, check_encoded, sample_of
 from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
@@ -146,7 +146,8 @@ class ChunkCheck:
                 if encoded:
                     lost = read_apart(check_encoded, film, first)
                 else:
-                    lost = read_apart(check_content, film, first, self._starts)
+                    starts = sample_of(self._starts, first)
+                    lost = read_apart(check_content, film, first, starts)
             self._dropped |= dict.fromkeys(lost)
         if self._dropped:
             run_log().warning("the film lacks what chunks have: %s", ", ".join(self._dropped))

@@ -165,7 +165,7 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
     packets = Packets(video.pts, video.dts, Fraction(1, video.timescale), audio)
     figures = _figures(packets, fps)
     # Frames of which decoding begins early lengthen the track, before its first picture.
-    tick, early = Fraction(1, video.timescale), Fraction(_MOST_REORDERED, 1) / fps
+    tick, early = Fraction(1, video.timescale), _MOST_REORDERED / fps
     _check_length(figures, video.duration * tick, 1 / fps, early)
     if not audio:
         tick = Fraction(1, index.timescale)

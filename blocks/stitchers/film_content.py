@@ -49,10 +49,20 @@ _NOTHING = {
 }  # fmt: skip
 
 
+def sample_of(starts: Sequence[tuple[Path, int]], first: Media) -> list[tuple[Path, int]]:
+    """Return those chunks at whose first frames a film is looked at, of all with their starts."""
+    if first.signature["codec"] in _ALONE:
+        return list(starts[:2])
+    if len(starts) <= _SEAMS + 1:
+        return list(starts)
+    step = Fraction(len(starts) - 2, _SEAMS - 1)
+    return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
+
+
 def check_content(film: Path, first: Media, starts: Sequence[tuple[Path, int]]) -> list[str]:
     """Compare a film with its chunks, which are coded as the `first`; return the labels it lost.
 
-    `starts` has each chunk file with the number of the film's frame at which it starts. Raises
+    `starts` has chunk files, each with the number of the film's frame at which it starts. Raises
     MediaFault if a property of the chunks is not the film's, because its container has no place for
     it, or if a picture is another one.
     """
@@ -127,11 +137,10 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
 def _pictures(container: Any, starts: Sequence[tuple[Path, int]], first: Media) -> Iterator[Any]:
     """Give some of a film's frames, of which each equals a chunk's first one."""
     video, alone = container.streams.video[0], first.signature["codec"] in _ALONE
-    sample = starts[:2] if alone else _sample(starts)
     beginning = 0
     with ThreadPoolExecutor(1) as pool:  # chunks are decoded beside the film
-        coming = [pool.submit(_first_picture, path, alone) for path, _ in sample]
-        for (path, start), future in zip(sample, coming, strict=True):
+        coming = [pool.submit(_first_picture, path, alone) for path, _ in starts]
+        for (path, start), future in zip(starts, coming, strict=True):
             if (expected := future.result()) is None:
                 raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
             if start:
@@ -150,14 +159,6 @@ def _first_picture(path: Path, alone: bool) -> bytes | None:
     with open_media(path, probe=False) as container:
         frame = next(_decoded(container, container.streams.video[0], alone), None)
         return frame and _picture(frame)
-
-
-def _sample(starts: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
-    """Return the first two and the last chunk, and some between them."""
-    if len(starts) <= _SEAMS + 1:
-        return list(starts)
-    step = Fraction(len(starts) - 2, _SEAMS - 1)
-    return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
 
 
 def _frame_at(
@@ -204,7 +205,7 @@ def _decoded(
             frames = packet.decode()
             if alone and not frames and packet.size:
                 frames = video.codec_context.decode(None)
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):  # ValueError: PyAV 19 has no such decoder
             failed += 1
             if failed > _MOST_FAILED:
                 return

@@ -115,20 +115,23 @@ class RemuxStitcher(CheckedStitcher):
         film.report = check.report(figures, output.stat().st_size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        try:
+            figures = self._mux(chunks, film, check)
+        except NotAppendableError:  # now that PyAV has closed the file
+            shared = self.model_dump(include=set(CheckedStitcher.model_fields))
+            return FfmpegStitcher(**shared)._assemble(chunks, film, check)
+        check.check_film(film)
+        return figures
+
+    def _mux(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         report = progress.get()
         reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
         with closing(FilmMuxer(self, check, film)) as muxer:
-            try:
-                muxer.begin(chunks[0], reorder, frames)
-            except NotAppendableError:
-                shared = self.model_dump(include=set(CheckedStitcher.model_fields))
-                return FfmpegStitcher(**shared)._assemble(chunks, film, check)
+            muxer.begin(chunks[0], reorder, frames)
             for chunk in chunks:
                 muxer.copy(chunk)
                 report(muxer.frames, muxer.size)
-            figures = muxer.finish()
-        check.check_film(film)
-        return figures
+            return muxer.finish()
 
 
 class FilmMuxer(GrowingFilm):
@@ -299,6 +302,7 @@ class FilmMuxer(GrowingFilm):
 
 
 def _needs_program(film: Path, content: str) -> NotAppendableError:
+    """Return the error for what FFmpeg's program can write, and PyAV cannot."""
     return NotAppendableError(
         f"{content} in a {film.suffix} film is written by FFmpeg's program, with all chunks at once"
     )

@@ -68,7 +68,7 @@ def test_file_that_ends_the_process(tmp_path: Path, number: signal.Signals) -> N
 
 
 def test_killed_while_idle(tmp_path: Path) -> None:
-    """A process that was killed between two files costs one refusal at most, and is replaced."""
+    """A process that was killed between two files is replaced, and no file is blamed."""
     path = write_clip(tmp_path / "0.mkv", 0, 3, Recipe(".mkv"))
     assert read_media(path).frames == 3
     for reader in readers():

@@ -14,9 +14,9 @@ from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.media.reader import read_media
 from prefect_renderfarm.blocks.stitchers.film_content import (
-    _sample,
     check_content,
     check_encoded,
+    sample_of,
 )
 
 COUNTS = (3, 1, 4, 2)
@@ -44,7 +44,7 @@ def test_other_pictures(tmp_path: Path, ending: str) -> None:
     """A chunk that is not the one in the film is named, with the frame."""
     film, first, starts = film_of(tmp_path, Recipe(ending))
     other = write_clip(tmp_path / f"other{ending}", 50, 4, Recipe(ending))
-    for number, start in list(enumerate(STARTS))[:2]:
+    for number, start in enumerate(STARTS):
         wrong = [*starts[:number], (other, start), *starts[number + 1 :]]
         with pytest.raises(
             MediaFault, match=rf"shows another picture than 'other\{ending}' at frame {start}$"
@@ -124,11 +124,16 @@ def test_codec_that_may_remember(tmp_path: Path) -> None:
 
 
 def test_sample() -> None:
-    """The first two chunks and the last one are in each sample; the others lie evenly between."""
+    """The first two chunks are in each sample; of some codecs the last one, and some between."""
     starts = [(Path(str(n)), n) for n in range(64)]
-    assert [start for _, start in _sample(starts)] == [0, 1, 22, 42, 63]
+    alone, others = (
+        Media(Path("0.mkv"), 1, 0, Fraction(25), 0, {"codec": codec}) for codec in ("h264", "cfhd")
+    )
+    assert [start for _, start in sample_of(starts, alone)] == [0, 1]
+    assert sample_of(starts[:1], alone) == starts[:1]
+    assert [start for _, start in sample_of(starts, others)] == [0, 1, 22, 42, 63]
     for count in (1, 2, 5, 6, 7):
-        found = _sample(starts[:count])
+        found = sample_of(starts[:count], others)
         assert len(found) == min(count, 5)
         assert found[0] == starts[0]
         assert found[-1] == starts[count - 1]
