@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -241,10 +240,12 @@ def field_order(frame: Any) -> str:
     return TOP_FIRST
 
 
-def first_frames(path: Path, frames: int) -> Iterator[Any]:
-    """Give the first so many pictures of a file, or all that can be decoded."""
+def _field_order_of_file(path: Path) -> str | None:
+    """Return which field a file's first frame has first; None if it cannot be decoded."""
     with open_media(path, probe=False) as container, suppress(av.FFmpegError):
-        yield from islice(container.decode(video=0), frames)
+        for frame in container.decode(video=0):
+            return field_order(frame)
+    return None
 
 
 def _only_video_track(path: Path) -> Track | None:
@@ -265,8 +266,7 @@ def _read_packets(
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
         if _fields_are_unknown(signature, first):
-            for frame in first_frames(path, 1):
-                signature = {**signature, "field order": field_order(frame)}
+            signature = {**signature, "field order": _field_order_of_file(path)}
         # Without a probe, only an equal codec header proves that the rest is equal.
         if first is not None and (
             signature["codec header"] is None or difference(first.signature, signature)

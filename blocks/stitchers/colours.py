@@ -24,7 +24,6 @@ _YUV_BY_DEFAULT = frozenset({"dnxhd"})
 # FFmpeg's options and filters by which a user decides for himself.
 _OWN_OPTIONS = ("colorspace", "color_primaries", "color_trc", "color_range")
 _OWN_FILTERS = frozenset({"zscale", "colorspace", "setparams", "libplacebo"})
-_FORMAT_FILTERS = frozenset({"format"})
 # ITU-T H.273: BT.2020; PQ and HLG; linear.
 _BT_2020, _HDR, _LINEAR = 9, (16, 18), 8
 # Filters that make pictures of fields.
@@ -74,7 +73,7 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     matrix = "bt2020nc" if wide else "bt709"
     told = {"color_range": "tv", "colorspace": matrix}
     behind = None
-    if to_players and wanted is None and not filters & _FORMAT_FILTERS:
+    if to_players and wanted is None and "format" not in filters:
         hdr = source.get("colour transfer") in _HDR and (not formats or _HDR_FOR_PLAYERS in formats)
         behind = f"format={_HDR_FOR_PLAYERS if hdr else _FOR_PLAYERS}"
     if not wide:
