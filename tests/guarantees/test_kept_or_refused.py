@@ -84,7 +84,9 @@ def test_codec_tag(
 
 
 @pytest.mark.parametrize("ending", [".mkv", ".ts"])
-@pytest.mark.parametrize("film", ["film.mp4", "film.mov", "film.m4v"])
+@pytest.mark.parametrize(
+    "film", ["film.mp4", *(pytest.param(name, marks=LONG) for name in ("film.mov", "film.m4v"))]
+)
 def test_hevc_without_a_tag(
     make: Callable[..., VideoStitcher], ending: str, film: str, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_job_is_refused_before_its_first_chunk(tmp_path: Path) -> None:
     assert len(report.chunks) == 3  # type: ignore[union-attr]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_merge_command_is_refused_before_the_first_chunk(tmp_path: Path) -> None:
     """A merge command is held to the list when the job begins, and when it is merged alone."""

@@ -239,6 +239,7 @@ def test_shared_folder_needs_nothing(
         assert (f"assetsUrl {url!r} is not fetched" in caplog.text) == said
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_what_the_job_makes_is_no_input(bucket: S3Bucket, tmp_path: Path) -> None:
     """With the job folder itself as input, chunks, film and records do not travel as input."""

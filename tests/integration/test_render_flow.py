@@ -189,6 +189,7 @@ def test_many_chunks_share_task_runs(
     ]
 
 
+@pytest.mark.long
 def test_batches_share_task_runs_like_the_whole_job(
     tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

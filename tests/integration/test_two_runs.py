@@ -110,6 +110,7 @@ def second_waits(
         first.kill()
 
 
+@pytest.mark.long
 def test_second_run_waits_and_takes_what_is_done(storage: str | None, tmp_path: Path) -> None:
     """Each run has its film, every chunk is rendered once, and the second one says why it waits."""
     job = gated(job_of(CHUNKS, tmp_path, id="both"), tmp_path)

@@ -181,6 +181,7 @@ def test_run_without_a_worker_is_declared_crashed(
     assert api.flow_run(run.id).state_name == "Crashed"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_what_cannot_work_is_refused_before_any_chunk(bucket: S3Bucket, tmp_path: Path) -> None:
     """No such deployment or adapter, a merge command, an unsaved storage: one line, no run."""

@@ -44,7 +44,7 @@ LONG = pytest.mark.long
 PRIMED = [
     AAC,
     pytest.param(Take("aac", ".mkv"), marks=LONG),
-    Take("aac", ".ts"),
+    pytest.param(Take("aac", ".ts"), marks=LONG),
     Take("libopus", ".mkv"),
     pytest.param(Take("libopus", ".webm", codec="libvpx-vp9"), marks=LONG),
     pytest.param(Take("libmp3lame", ".mkv"), marks=LONG),

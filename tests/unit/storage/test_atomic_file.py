@@ -95,6 +95,7 @@ def test_leftovers_of_a_folder(tmp_path: Path) -> None:
     remove_all_leftovers(loop)
 
 
+@pytest.mark.long
 def test_files_are_written_while_leftovers_go(tmp_path: Path) -> None:
     """A file that was taken for a leftover before it could be locked is begun again."""
     over = threading.Event()
