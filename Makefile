@@ -3,7 +3,8 @@
 # make test-all   all tests but chaos, and the documentation
 # make up         start a farm (PORT=… for a port, API_URL=… for your own server); make down stops it
 # make check      ruff and mypy; make unit  the tests without a server; make test-long  the other ones
-# make test-renderers  Blender and POV-Ray, where they are installed
+# make test-containers  the images, and jobs in real containers, with Debian's podman
+# make test-renderers  Blender, POV-Ray and Remotion, where they are installed
 # make docs       build the documentation into site/; make dist  build the wheel into dist/
 # make coverage   which lines the tests reach; make mutation [MODULES="…"]  which changes they notice
 # make bench      all benchmarks; make bench NAME …  some; make screenshots  docs/pictures anew
@@ -33,7 +34,7 @@ BENCHES := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
 $(if $(BENCHES),$(eval $(BENCHES):;@:))
 endif
 
-.PHONY: demo test test-all test-long test-renderers test-pythons unit check up down docs dist coverage mutation \
+.PHONY: demo test test-all test-long test-renderers test-containers test-pythons unit check up down docs dist coverage mutation \
 	bench chaos screenshots lock clean
 
 demo: $(LINKED)
@@ -53,6 +54,9 @@ unit: check
 test-renderers: $(LINKED)
 	@$(PYTEST) -m long -rs tests/integration/test_renderers.py
 
+test-containers: $(VENV)/.installed-containers
+	@$(BIN)/python -m pytest -m containers -rsP tests/integration/test_containers.py tests/integration/test_pools.py
+
 test-pythons:
 	@$(PYTHON) tests/pythons.py $(PYTHONS)
 
@@ -62,10 +66,10 @@ check: $(LINKED)
 	$(BIN)/mypy
 
 up: $(LINKED)
-	@$(BIN)/python -m prefect_renderfarm.deployments.farm up $(if $(PORT),--port $(PORT)) $(if $(API_URL),--api-url $(API_URL))
+	@$(BIN)/python -m prefect_renderfarm.deployments.cli up $(if $(PORT),--port $(PORT)) $(if $(API_URL),--api-url $(API_URL))
 
 down: $(LINKED)
-	@$(BIN)/python -m prefect_renderfarm.deployments.farm down
+	@$(BIN)/python -m prefect_renderfarm.deployments.cli down
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet
@@ -97,6 +101,8 @@ COMPILE := --quiet --upgrade --universal --python-version 3.11 --generate-hashes
 lock: $(LINKED)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(COMPILE) --extra dev --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile $(COMPILE) --extra google --extra lambda -c requirements.lock --output-file requirements-runtime.lock pyproject.toml
+	$(BIN)/uv pip compile $(COMPILE) --extra docker --extra kubernetes -c requirements.lock --output-file requirements-containers.lock pyproject.toml
 	$(BIN)/uv pip compile $(COMPILE) --group docs -c requirements.lock --output-file requirements-docs.lock
 	$(BIN)/uv pip compile $(COMPILE) --group quality -c requirements.lock --output-file requirements-quality.lock
 

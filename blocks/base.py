@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from prefect.blocks.core import Block
@@ -23,9 +24,14 @@ def _complete_schema(schema: dict[str, Any], model: type[Block]) -> None:
     prefect_schema: Any = Block.model_config["json_schema_extra"]
     prefect_schema(schema, model)
     schema["required"] = [*schema.get("required", []), "block_type_slug"]
-    for field in schema.get("properties", {}).values():
+    for name, field in schema.get("properties", {}).items():
         if "description" in field:
             field["description"] = " ".join(field["description"].split())
+        kind = model.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            # As a reference, the form would show the name and the text of the class.
+            field.pop("$ref", None)
+            field |= {"type": "string", "enum": [choice.value for choice in kind]}
 
 
 class FarmBlock(Block, ABC):

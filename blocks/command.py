@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect_renderfarm.blocks.errors import CommandFailed, CommandNotRunnable
+
+# What ffmpeg prints of itself before anything else.
+_BANNER = re.compile(r"ffmpeg version |  (built with|configuration:|lib\w+ +\d+\.) ?")
+_OUTPUT_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class WorkerResult:
         worker: The machine, function or endpoint that ran it.
         billed_seconds: Seconds that the provider charges for; None if it does not say.
         memory_mb: Memory that the provider charges for, in 1,048,576 bytes.
+        manifest: The manifest of the chunk that it rendered, as JSON; empty if it does not say.
     """
 
     exit_code: int
@@ -59,6 +65,7 @@ class WorkerResult:
     worker: str = ""
     billed_seconds: float | None = None
     memory_mb: int | None = None
+    manifest: str = ""
 
     def require_success(self, name: str) -> None:
         """Raise unless the command ended with exit code 0.
@@ -74,12 +81,19 @@ class WorkerResult:
             return
         kind = CommandNotRunnable if self.exit_code in (126, 127) else CommandFailed
         words = self.last_lines()
-        raise kind(
+        error = kind(
             f"{name}: its command ended with exit code {self.exit_code}"
+            + (f" on {self.worker}" if self.worker else "")
             + (f": {' / '.join(words.splitlines())}" if words else "")
         )
+        error.worker, error.output = self.worker, self.last_lines(_OUTPUT_LINES)
+        raise error
 
     def last_lines(self, count: int = 5) -> str:
-        """Return the last lines of standard error, or of standard output if that is empty."""
+        """Return the last lines of standard error, or of standard output if that is empty.
+
+        Without ffmpeg's banner, which would push the reason out of sight.
+        """
         text = self.stderr.strip() or self.stdout.strip()
-        return "\n".join(text.splitlines()[-count:])
+        lines = [line for line in text.splitlines() if not _BANNER.match(line)]
+        return "\n".join(lines[-count:])

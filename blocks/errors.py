@@ -8,7 +8,7 @@
     │   ├── CommandTimeout      it ran longer than allowed and was ended
     │   ├── ChunkFileError      it succeeded, but its file is missing or not as planned
     │   ├── WorkerLost          its outcome is unknown, or it never began
-    │   │   └── WorkerBusy          it never began: no worker had room
+    │   │   └── WorkerBusy          it never began: no worker had room, or none was there
     │   └── FatalWorkerError    another attempt would fail in the same way
     │       ├── CommandNotRunnable  the program is missing or may not be executed
     │       ├── WorkerRefused       the worker does not accept our requests
@@ -44,7 +44,13 @@ class SetupError(RenderFarmError):
 
 
 class WorkerError(RenderFarmError):
-    """A command failed; another attempt may succeed."""
+    """A command failed; another attempt may succeed.
+
+    `worker` says where it ran and `output` how its output ends, as far as they are known.
+    """
+
+    worker: str = ""
+    output: str = ""
 
 
 class CommandFailed(WorkerError):
@@ -64,7 +70,7 @@ class WorkerLost(WorkerError):
 
 
 class WorkerBusy(WorkerLost):
-    """No worker had room for a command: it did not begin, and cost nothing.
+    """No worker had room for a command, or none was there: it did not begin, and cost nothing.
 
     `after` is the seconds after which to ask again; None: the worker does not say.
     """

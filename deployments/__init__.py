@@ -5,7 +5,8 @@
     prefect.yaml         the deployments, for `prefect deploy --all --prefect-file`
     automations.yaml     the automations, for `prefect automation create --from-file`
     pools/*.json         base job templates, for `prefect work-pool create --base-job-template`
-    docker/ http/ lambda/  images and workers that render chunks elsewhere
+    docker/ http/ lambda/  images, and workers that render chunks elsewhere
+    kubernetes/          rights, and values for the Helm chart of Prefect's worker
     demo/                a job with a renderer of its own
 """
 

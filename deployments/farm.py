@@ -1,8 +1,5 @@
 """A render farm on this machine: a Prefect server, the pools `cloud` and `local`, their workers.
 
-    python -m prefect_renderfarm.deployments.farm up [--port PORT] [--api-url URL] [--state FOLDER]
-    python -m prefect_renderfarm.deployments.farm down [--state FOLDER]
-
 All state is in the state folder, by default `.farm` in the current folder; nothing is written to
 the user's home or Prefect profile. The server's database is SQLite in that folder, or the one of
 PREFECT_SERVER_DATABASE_CONNECTION_URL, which is read from the environment because it holds a
@@ -11,10 +8,10 @@ password.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -26,18 +23,24 @@ from typing import Any
 
 import httpx
 import psutil
-import yaml
-
-from prefect_renderfarm.deployments import FILES
 
 POOLS = ("cloud", "local")
 PREFECT = [sys.executable, "-m", "prefect"]
 _SERVER = [sys.executable, "-m", "prefect_renderfarm.deployments.server"]
-_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-_CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+_KEY, _USER = "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"
+_SERVER_USER = "PREFECT_SERVER_API_AUTH_STRING"
+_CERTIFICATES = "PREFECT_API_SSL_CERT_FILE"
+# How a server is reached; all other PREFECT_ variables of the caller belong to another farm.
+_REACHING = (_USER, _CERTIFICATES, "PREFECT_API_TLS_INSECURE_SKIP_VERIFY",
+             "PREFECT_CLIENT_CUSTOM_HEADERS")  # fmt: skip
+_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 _DEFAULT_PORT = 4200
 _START_SECONDS = 180.0
 _KILL_AFTER_SECONDS = 15.0
+_TELL_SECONDS = 4.0  # between two lines of a long wait
+_LAST_LINES = 15
+# So that the server answers while all processors render; their programs inherit it.
+_WORKER_NICENESS = 5
 
 
 class Farm:
@@ -45,6 +48,7 @@ class Farm:
 
     def __init__(self, state: Path) -> None:
         self.state = state.absolute()
+        self._tell: Callable[[str], object] = lambda _: None
         self._processes = ProcessFile(self.state / "processes.json")
         self._address = self.state / "address.json"
 
@@ -74,8 +78,12 @@ class Farm:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("PREFECT_") or (name in _CREDENTIALS and not own_server)
+            if not name.startswith("PREFECT_")
+            or name in _REACHING
+            or (name == _KEY and not own_server)
         }
+        if own_server and (user := os.environ.get(_SERVER_USER)):
+            kept[_USER] = user
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
         return kept | {
             "PATH": path,
@@ -87,22 +95,42 @@ class Farm:
             "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         }
 
-    def up(self, *, port: int | None = None, api_url: str | None = None) -> None:
-        """Start what is not running, then save the blocks and the deployments."""
+    def up(
+        self,
+        *,
+        port: int | None = None,
+        api_url: str | None = None,
+        tell: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """Start what is not running, and save blocks and deployments; say what is awaited."""
         self.state.mkdir(parents=True, exist_ok=True)
+        self._tell = tell
         if api_url:
-            if not _answers(api_url):
-                raise SystemExit(f"no Prefect server answers at {api_url}")
+            try:
+                # A cheap question that asks for the user, as a health check does not.
+                _request(f"{api_url}/flows/count", "POST")
+            except (httpx.HTTPError, OSError) as error:
+                raise SystemExit(no_answer(api_url, error)) from None
             self._write_address(api_url)
         else:
             if not self._processes.find("server"):
                 self._start_server(_free_port(port))
-            self._wait("server", lambda: _answers(self.api_url))
-        for pool in POOLS:
-            self._create_pool(pool)
-            self._start_worker(pool)
-        self._create_automations()
-        self._deploy()
+        # In a process of its own, which imports Prefect while the server starts.
+        log = self.state / "deploy.log"
+        command = [sys.executable, "-m", "prefect_renderfarm.deployments.deploy", str(self.state)]
+        with log.open("wb") as output, subprocess.Popen(
+            command, cwd=self.state, env=self.environment(), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT,
+        ) as deploying:  # fmt: skip
+            try:
+                if not api_url:
+                    self._wait("server", lambda: _answers(self.api_url))
+                for pool in POOLS:
+                    self._wait(f"work pool {pool}", partial(self._has_pool, pool), deploying)
+                    self._start_worker(pool)
+                self._wait("deployments", lambda: deploying.poll() == 0, deploying)
+            finally:
+                deploying.kill()  # it would wait for ever for a server that did not start
         for pool in POOLS:
             self._wait(f"worker-{pool}", partial(self._is_ready, pool))
 
@@ -121,9 +149,13 @@ class Farm:
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+            # By default in memory: a server that is started again never frees the slots of a limit.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": _LEASES,
         }
-        if _DATABASE in os.environ:  # only the server's own environment has the password
-            variables[_DATABASE] = os.environ[_DATABASE]
+        # Only the server has these: the database's address holds a password.
+        variables |= {
+            name: value for name, value in os.environ.items() if name.startswith("PREFECT_SERVER_")
+        }
         command = [*_SERVER, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         self._start("server", self.state, command, variables)
 
@@ -145,55 +177,34 @@ class Farm:
     ) -> None:
         log, environment = self.state / f"{name}.log", self.environment() | variables
         self._processes.start(name, command, cwd=folder, log=log, environment=environment)
+        process = self._processes.find(name)
+        if name != "server" and process is not None:
+            process.nice(_WORKER_NICENESS)
 
-    def _create_pool(self, pool: str) -> None:
-        """Create a pool whose runs work in a folder of the farm that outlasts them."""
-        if _ask(f"{self.api_url}/work_pools/{pool}") is not None:
-            return
-        template = json.loads((FILES / "pools" / "process.json").read_text(encoding="utf-8"))
-        properties = template["variables"]["properties"]
-        properties["working_dir"]["default"] = str(self.state / pool)
-        properties["command"]["default"] = None  # each deployment has its own
-        body = {"name": pool, "type": "process", "base_job_template": template}
-        if _ask(f"{self.api_url}/work_pools/", body) is None:
-            raise SystemExit(f"cannot create work pool {pool!r} at {self.api_url}")
-
-    def _create_automations(self) -> None:
-        """Create the automations of the file that are not there; others stay, on or off."""
-        file = FILES / "automations.yaml"
-        wanted = yaml.safe_load(file.read_text(encoding="utf-8"))["automations"]
-        names = {"automations": {"name": {"any_": [item["name"] for item in wanted]}}}
-        found = _ask(f"{self.api_url}/automations/filter", names)
-        known = {item["name"] for item in found or []}
-        for item in [item for item in wanted if item["name"] not in known]:
-            if found is None or _ask(f"{self.api_url}/automations/", item) is None:
-                raise SystemExit(f"cannot create automation {item['name']!r} at {self.api_url}")
+    def _has_pool(self, pool: str) -> bool:
+        return _ask(f"{self.api_url}/work_pools/{pool}") is not None
 
     def _is_ready(self, pool: str) -> bool:
         found = _ask(f"{self.api_url}/work_pools/{pool}")
         return found is not None and found["status"] == "READY"
 
-    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        """Wait until a process does its work, as long as it runs."""
-        deadline = time.monotonic() + _START_SECONDS
+    def _wait(
+        self, what: str, ready: Callable[[], bool], deploying: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        """Wait until something is there, as long as the process runs that makes it."""
+        began = told = time.monotonic()
         while not ready():
-            if time.monotonic() > deadline or not self._processes.find(name):
-                log = self.state / f"{name}.log"
-                raise SystemExit(f"the process {name!r} did not start: see {log}")
+            now = time.monotonic()
+            lost = self._processes.find(what) is None if deploying is None else deploying.poll()
+            if now - began > _START_SECONDS or lost:
+                log = self.state / f"{'deploy' if deploying else what}.log"
+                last = "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+                raise SystemExit(f"{what} did not start; the end of {log}:\n{last}")
+            if now - told > _TELL_SECONDS:
+                told = now
+                self._tell(f"waiting for {what}: {now - began:.0f} s")
             time.sleep(0.2)
-
-    def _deploy(self) -> None:
-        """Save the sample blocks and the deployments, in one process: it spends 6 s on imports."""
-        command = [
-            *(sys.executable, "-m", "prefect_renderfarm.deployments.sample_blocks"),
-            *("--no-prompt", "deploy", "--all", "--prefect-file", str(FILES / "prefect.yaml")),
-        ]
-        done = subprocess.run(
-            command, cwd=self.state, env=self.environment(), text=True, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}")
+        self._tell(f"{what}: ready")
 
 
 class ProcessFile:
@@ -278,40 +289,37 @@ def _free_port(wanted: int | None) -> int:
     raise SystemExit(f"port {wanted} is in use: name another, or none")
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Return the API's answer to a GET, or to a POST of a body; None: there is no such answer."""
-    key, user = (os.environ.get(name, "") for name in _CREDENTIALS)
+def _request(url: str, method: str = "GET") -> httpx.Response:
+    """Return the API's answer. Raises httpx.HTTPError, OSError."""
+    key, user = os.environ.get(_KEY, ""), os.environ.get(_SERVER_USER) or os.environ.get(_USER, "")
     auth = None if key or not user else httpx.BasicAuth(*user.split(":", 1))
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    method = "GET" if body is None else "POST"
+    known = ssl.create_default_context(cafile=os.environ.get(_CERTIFICATES))
+    answer = httpx.request(method, url, headers=headers, auth=auth, timeout=5, verify=known)
+    return answer.raise_for_status()
+
+
+def no_answer(api_url: str, error: Exception) -> str:
+    """Say why a server does not answer, and what to do."""
+    why = str(error) or type(error).__name__
+    if isinstance(error, httpx.HTTPStatusError):
+        why = f"it answers {error.response.status_code}"
+        if error.response.status_code in (401, 403):
+            why += f": give {_USER} (user:password), or {_KEY}"
+        elif error.response.status_code == 404:
+            why += ": the address ends with /api, behind the server's path if it has one"
+    elif "CERTIFICATE_VERIFY_FAILED" in why:
+        why = f"its certificate is of no known authority: give {_CERTIFICATES}"
+    return f"the Prefect server at {api_url} cannot be used: {why}"
+
+
+def _ask(url: str) -> Any:
+    """Return the API's answer to a GET; None: there is no such answer."""
     try:
-        answer = httpx.request(method, url, json=body, headers=headers, auth=auth, timeout=5)
-        return answer.json() if answer.is_success else None
-    except (httpx.HTTPError, ValueError):
+        return _request(url).json()
+    except (httpx.HTTPError, OSError, ValueError):
         return None
 
 
 def _answers(api_url: str) -> bool:
     return _ask(f"{api_url}/health") is True
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--state", type=Path, default=Path(".farm"), help="state folder")
-    parser.add_argument("--port", type=int, help="the server's port; default: 4200, else any free")
-    parser.add_argument("--api-url", help="use this Prefect server instead of starting one")
-    options = parser.parse_args()
-    farm = Farm(options.state)
-    if options.command == "down":
-        print("stopped:", ", ".join(farm.down()) or "nothing was running")
-        return
-    farm.up(port=options.port, api_url=options.api_url)
-    print(f"UI:  {farm.api_url.removesuffix('/api')}")
-    print("To use it from this shell:")
-    print(f"  export PREFECT_API_URL={farm.api_url}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,21 +10,30 @@ SQLite waits. PostgreSQL is not concerned.
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from prefect.cli import app
-from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 _begin_transaction = AioSqliteConfiguration.begin_transaction
 
 
-def _begin_immediate(
-    self: AioSqliteConfiguration, session: Any, with_for_update: bool = False
-) -> AbstractAsyncContextManager[Any]:
-    return _begin_transaction(self, session, with_for_update=True)
+@asynccontextmanager
+async def _begin_immediate(
+    self: AioSqliteConfiguration, session: AsyncSession, with_for_update: bool = False
+) -> AsyncIterator[AsyncSessionTransaction]:
+    async with _begin_transaction(self, session, with_for_update=True) as transaction:
+        await session.connection()  # which takes the lock
+        # A session that is opened meanwhile only reads: with this mode it would wait for ever.
+        token = SQLITE_BEGIN_MODE.set("DEFERRED")
+        try:
+            yield transaction
+        finally:
+            SQLITE_BEGIN_MODE.reset(token)
 
 
 if __name__ == "__main__":
-    AioSqliteConfiguration.begin_transaction = _begin_immediate  # type: ignore[method-assign, assignment]
+    AioSqliteConfiguration.begin_transaction = _begin_immediate  # type: ignore[method-assign]
     app()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, cast
 
 from humanize import naturalsize
 from prefect import flow
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.assets.inputs import ASSETS, is_list, read_list
@@ -18,6 +19,7 @@ from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.parameters import OptionalText, StorageParameter, load_storage
+from prefect_renderfarm.flows.runs.failure import failing_in_a_line
 from prefect_renderfarm.flows.runs.report import publish
 
 # A job keeps these: they are small, and say what the job was and how it ended.
@@ -54,6 +56,7 @@ def _run_name() -> str:
 
 
 @flow(name="clean-storage", flow_run_name=_run_name)
+@failing_in_a_line
 def clean_storage(
     storage: StorageParameter,
     older_than_days: Annotated[float, Field(ge=0)] = 30.0,
@@ -122,8 +125,8 @@ def clean_storage(
         jobs=tuple(sorted(jobs, key=lambda entry: -entry.age_days)),
         assets=_leftover("assets", unused, newest, limit, dry_run),
     )
-    _publish(report)
-    return report
+    summary = _publish(report)
+    return cast(CleanReport, Completed(message=summary, data=report))
 
 
 def _by_job(store: ObjectStore) -> dict[str, list[StoredObject]]:
@@ -154,7 +157,8 @@ def _leftover(
     )  # fmt: skip
 
 
-def _publish(report: CleanReport) -> None:
+def _publish(report: CleanReport) -> str:
+    """Put the report on the run's page; return it in a line."""
     rows = [*report.jobs, *([report.assets] if report.assets.objects else [])]
     lines = ["| Job | Objects | Size | Age in days | |", "|---|---:|---:|---:|---|"]
     for row in rows:
@@ -162,9 +166,11 @@ def _publish(report: CleanReport) -> None:
         size = naturalsize(row.size)
         lines.append(f"| `{row.key}` | {row.objects:,} | {size} | {row.age_days:.1f} | {state} |")
     table = "\n".join(lines) if rows else "No job left anything."
-    run_log().info(
-        "%s: %d jobs left something; %s of it is old%s", report.storage, len(report.jobs),
-        naturalsize(sum(row.size for row in rows if row.old)),
-        " and deleted" if any(row.deleted for row in rows) else "",
-    )  # fmt: skip
+    summary = (
+        f"{report.storage}: {len(report.jobs)} jobs left something; "
+        f"{naturalsize(sum(row.size for row in rows if row.old))} of it is old"
+        f"{' and deleted' if any(row.deleted for row in rows) else ''}"
+    )
+    run_log().info("%s", summary)
     publish("clean-storage", f"# {report.storage}\n\n{table}", report.storage)
+    return summary

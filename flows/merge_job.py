@@ -18,7 +18,7 @@ from humanize import naturalsize
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob
@@ -52,20 +52,23 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
+from prefect_renderfarm.flows.runs.clock import check_clock
+from prefect_renderfarm.flows.runs.failure import failing_in_a_line
 from prefect_renderfarm.flows.runs.names import job_run_name, tag_run
-from prefect_renderfarm.flows.runs.orphans import ending_with_its_worker, why_no_more_chunks
-from prefect_renderfarm.flows.runs.report import showing_progress
+from prefect_renderfarm.flows.runs.orphans import ending_in_order, why_no_more_chunks
+from prefect_renderfarm.flows.runs.report import film_line, showing_progress
 from prefect_renderfarm.flows.state.job_lock import job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
 _IN_STORAGE = "storage:"
-_SECONDS_BETWEEN_QUESTIONS = 2.0
 _POLL_SECONDS = 0.05  # of a job folder
 _STORAGE_POLL_SECONDS = 0.3
+_LINK_SECONDS = 86_400
 _PARALLEL_FETCHES = 4  # from a storage; in a job folder files are only read
 
 
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
+@failing_in_a_line
 def merge_job(
     job: JobParameter,
     adapter: AdapterParameter = "local-adapter/default",
@@ -107,6 +110,7 @@ def merge_job(
         AssemblyError: A chunk is missing or wrong, or the film could not be made.
     """
     started = time.monotonic()
+    check_clock()
     state = open_job(job, storage, job_dir, rendered_before=True)
     state.tidy()
     state.inputs = inputs or ""
@@ -121,7 +125,7 @@ def merge_job(
         lock = job_lock(state, why_not)
     stitch: StitchReport | None = None
     try:
-        with ending_with_its_worker(), lock, state.copies():
+        with ending_in_order(with_job=inputs is not None), lock, state.copies():
             if assembly is Assembly.STITCHED and chosen is not None and film is not None:
                 if (track := state.audio_track()) is not None:
                     chosen = chosen.with_track(track)
@@ -139,9 +143,11 @@ def merge_job(
         seconds=time.monotonic() - started, finished_at=finished_at,
     )  # fmt: skip
     retry(partial(state.save_merge, report, str(flow_run.id)), "the report of the assembly")
-    run_log().info("assembly %s in %.1f s%s", report.assembly.value, report.seconds,
-                   f": {report.film}" if report.film else "")  # fmt: skip
-    return report
+    summary = f"assembly {report.assembly.value} in {report.seconds:.1f} s"
+    if report.film is not None:
+        summary = film_line(report.film, stitch) if stitch else f"{summary}: {report.film}"
+    run_log().info("%s", summary)
+    return Completed(message=summary, data=report)
 
 
 def plan_assembly(
@@ -156,7 +162,7 @@ def plan_assembly(
         if stitcher is not None:
             raise JobError(
                 "a stitcher is chosen, but no output_file, and the job has no merge command: "
-                "give output_file, the path of the film"
+                "give output_file, the path of the film, or switch merge off"
             )
         if film is not None:
             raise JobError(
@@ -205,12 +211,22 @@ def _deliver(state: JobState, film: Path, output_file: Path) -> Path:
     return Path(f"{_IN_STORAGE}{key}")
 
 
+def film_link(state: JobState, film: Path | None) -> str | None:
+    """Return a URL by which people may fetch a film from the storage for a day, if it is there."""
+    key = None if film is None else _key(film)
+    try:
+        return None if key is None else state.objects.store.link(str(key), _LINK_SECONDS)
+    except StorageError as error:
+        run_log().warning("no link to the film: %s", error)
+        return None
+
+
 class ChunkFetcher:
     """Waits for the manifests of a job's chunks, and checks each file against its own.
 
     What is done is told by the manifests alone, so that whoever waits and whoever renders may both
     be stopped and started again at any moment. With a `timeout` of 0 s all chunks must be there;
-    else `why_not` is asked every other second why no more will come.
+    else `why_not` is asked why no more will come.
     """
 
     def __init__(self, state: JobState, timeout: float, why_not: Callable[[], str | None]) -> None:
@@ -247,6 +263,9 @@ class ChunkFetcher:
                     yield result
             finally:
                 stop.set()
+        # Whoever reads that a job has crashed or was cancelled is not to find its film later.
+        if reason := why_no_more_chunks()():
+            raise RenderStopped(f"the film is not wanted any more: {reason}")
 
     def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         def sleep(seconds: float) -> None:
@@ -264,14 +283,11 @@ class ChunkFetcher:
 
     def _wait(self, chunk: Chunk, sleep: Callable[[float], None]) -> None:
         poll_seconds = _POLL_SECONDS if self._state.block is None else _STORAGE_POLL_SECONDS
-        since = asked = time.monotonic()
+        since = time.monotonic()
         while self._timeout and not self._is_there(chunk):
-            now = time.monotonic()
-            if now - asked > _SECONDS_BETWEEN_QUESTIONS:
-                asked = now
-                if reason := self._why_not():
-                    raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
-            if now - since > self._timeout:
+            if reason := self._why_not():
+                raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
+            if time.monotonic() - since > self._timeout:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._timeout:g} s")
             sleep(poll_seconds)
 

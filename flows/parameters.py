@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
@@ -121,7 +122,9 @@ def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> Bl
         try:
             known = _KNOWN.get(slug)
             block = call_sync(known.load, document) if known else call_sync(Block.load, given)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            if isinstance(fault := error.__cause__ or error, ValidationError):
+                raise SetupError(f"{parameter} {shown}: {_invalid(fault)}") from None
             raise SetupError(
                 f"{parameter} {shown}: no such block is saved on the server ({one_line(error)}); "
                 "see `prefect block ls`"
@@ -131,6 +134,15 @@ def _load(given: Any, kind: type[BlockType], parameter: str, example: str) -> Bl
             f"{parameter}: {shown} is no {kind.__name__}: name one, such as {example!r}"
         )
     return block
+
+
+def _invalid(fault: ValidationError) -> str:
+    """Say which fields of a saved block are wrong; without their values, which may be secret."""
+    faults = [
+        f"{'.'.join(map(str, each['loc'])) or 'the block'}: {each['msg']}"
+        for each in fault.errors(include_input=False, include_url=False)
+    ]
+    return f"the saved block does not fit this version: {'; '.join(faults)}; edit the block"
 
 
 def reference(block: Block | None, parameter: str) -> str | None:

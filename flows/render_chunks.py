@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from prefect import flow
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
@@ -33,10 +34,12 @@ from prefect_renderfarm.flows.parameters import (
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
+from prefect_renderfarm.flows.runs.clock import check_clock
+from prefect_renderfarm.flows.runs.failure import failing_in_a_line
 from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
 from prefect_renderfarm.flows.runs.orphans import (
     end_with_run,
-    ending_with_its_worker,
+    ending_in_order,
     why_no_more_chunks,
 )
 from prefect_renderfarm.flows.state.job_lock import JobLock, job_lock, using_chunks
@@ -44,6 +47,7 @@ from prefect_renderfarm.flows.state.job_state import JobState, RunNotes, open_jo
 
 
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
+@failing_in_a_line
 def render_chunks(
     job: JobParameter,
     chunk_ids: list[int] | None = None,
@@ -60,6 +64,7 @@ def render_chunks(
     force: bool = False,
     verify: Verify = Verify.PACKETS,
     inputs: OptionalText = None,
+    fresh: bool = False,
 ) -> list[ChunkResult]:
     """Render some chunks of a job, and assemble nothing.
 
@@ -81,6 +86,8 @@ def render_chunks(
         verify: How closely to look at a finished chunk.
         inputs: As render-job starts its runs: the inputs digest of the chunks. Empty: found by this
             run, which then waits for the job lock.
+        fresh: As render-job starts its runs: whether no other run was given these chunks, so that
+            none of them is looked for before it is rendered.
 
     Returns:
         The chunks, in order of id.
@@ -90,36 +97,46 @@ def render_chunks(
         SetupError: A block is missing or of the wrong kind; nothing has run.
         WorkerError: The last attempt at a chunk failed, or the run that started this one has ended.
     """
+    check_clock()
     state = open_job(job, storage, job_dir, rendered_before=True)
-    chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
-    runner = load_adapter(adapter)
-    check_adapter(runner, state)
-    attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
-    attempts.check(state.block)
-    state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
-    tag_run(state.job)
-    if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
-        raise WorkStopped(f"no chunk is begun: {reason}")
     failures = Failures(max_failures, lambda failed: _write(state, RunNotes(failed=tuple(failed))))
-    lock: AbstractContextManager[JobLock | None] = using_chunks(state)
-    if inputs is None:  # else render-job holds the lock
-        lock = job_lock(state, why_no_more_chunks())
-    with (
-        ending_with_its_worker(),
-        _writing_failure(state, failures),
-        lock as held,
-        job_slot(runner),
-    ):
-        if inputs is None:
-            state.identify(runner, file_of(job))
-        else:
-            state.inputs = inputs
-        rendering = plan_rendering(
-            state, chunks, runner, ChunkRules(verify=verify), attempts,
-            width=concurrency or runner.default_concurrency(),
-            failures=failures, lock=held, force=force,
-        )  # fmt: skip
-        return sorted(rendering.render_all(), key=lambda result: result.id)
+    # What failed is read by the run that started this one, if one did.
+    telling = nullcontext() if inputs is None else _writing_failure(state, failures)
+    with ending_in_order(with_job=inputs is not None), telling:
+        chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
+        runner = load_adapter(adapter)
+        check_adapter(runner, state)
+        attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
+        attempts.check(state.block)
+        state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
+        tag_run(state.job)
+        if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
+            raise WorkStopped(f"no chunk is begun: {reason}")
+        lock: AbstractContextManager[JobLock | None] = using_chunks(state)
+        if inputs is None:  # else render-job holds the lock
+            lock = job_lock(state, why_no_more_chunks())
+        with lock as held, job_slot(runner):
+            if inputs is None:
+                state.identify(runner, file_of(job))
+            else:
+                state.inputs = inputs
+            rendering = plan_rendering(
+                state, chunks, runner, ChunkRules(verify=verify), attempts,
+                width=concurrency or runner.default_concurrency(),
+                failures=failures, lock=held, force=force,
+                fresh=fresh and held is None and _begins_first(),
+            )  # fmt: skip
+            results = rendering.render_all()
+            if inputs is not None:
+                _write(state, RunNotes(failed=failures.all, done=tuple(results)))
+            return sorted(results, key=lambda result: result.id)
+
+
+def _begins_first() -> bool:
+    """Return whether this run has not begun before, and was suspended or lost its machine."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run is not None and run.state is not None and run.start_time == run.state.timestamp
 
 
 def _chosen(spec: RenderJob, chunk_ids: Iterable[int]) -> list[Chunk]:

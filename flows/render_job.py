@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from prefect import flow, tags
+from prefect.states import Completed
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
@@ -15,7 +18,8 @@ from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, run_l
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules, VideoStitcher
 from prefect_renderfarm.flows.jobs.load import file_of
-from prefect_renderfarm.flows.merge_job import film_path, merge_job, plan_assembly
+from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.merge_job import film_link, film_path, merge_job, plan_assembly
 from prefect_renderfarm.flows.merging.merge_run import MergeRun, starting_ahead
 from prefect_renderfarm.flows.parameters import (
     AdapterParameter,
@@ -37,11 +41,20 @@ from prefect_renderfarm.flows.parameters import (
 )
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
-from prefect_renderfarm.flows.rendering.preflight import check_adapter, check_commands, job_slot
+from prefect_renderfarm.flows.rendering.preflight import (
+    check_adapter,
+    check_commands,
+    check_place,
+    job_slot,
+)
 from prefect_renderfarm.flows.results import Assembly, MergeReport, RenderReport
+from prefect_renderfarm.flows.runs.clock import check_clock
+from prefect_renderfarm.flows.runs.failure import failing_in_a_line
 from prefect_renderfarm.flows.runs.names import job_run_name, job_tag, tag_run
-from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_with_its_worker
-from prefect_renderfarm.flows.runs.report import publish_report
+from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_in_order
+from prefect_renderfarm.flows.runs.page import JobPage
+from prefect_renderfarm.flows.runs.report import summarized
+from prefect_renderfarm.flows.runs.waiting import check_room
 from prefect_renderfarm.flows.state.job_lock import job_lock
 from prefect_renderfarm.flows.state.job_state import JobState, open_job
 
@@ -50,6 +63,7 @@ _LEAST_CHUNK_TIMEOUT = 60.0
 
 
 @flow(name="render-job", flow_run_name=job_run_name("render"), on_crashed=[end_with_run])
+@failing_in_a_line
 def render_job(
     job: JobParameter,
     adapter: AdapterParameter = "local-adapter/default",
@@ -64,12 +78,13 @@ def render_job(
     max_failures: Count = None,
     timeout: OptionalSeconds = None,
     slow_factor: OptionalFactor = 5.0,
-    slow_chunks: SlowChunks = SlowChunks.REPORT,
+    slow_chunks: SlowChunks = SlowChunks.AUTO,
     merge: bool = True,
     merge_deployment: OptionalText = None,
     merge_lead: Seconds = 30.0,
     keep_chunks: bool = True,
     force: bool = False,
+    make_folders: bool = False,
 ) -> RenderReport:
     """Render the chunks of a job, and assemble the film.
 
@@ -92,7 +107,8 @@ def render_job(
         slow_factor: A chunk is slow that takes this many times as long as the others. Empty: none.
         slow_chunks: What to do about a slow chunk: report it; duplicate it, that is begin a second
             attempt beside it, of which the first to be done counts (needs a storage); or end the
-            attempt, as if it had failed.
+            attempt, as if it had failed. auto: duplicate it on a work pool with a storage, once no
+            other chunk waits; else report it.
         merge: Whether to assemble the chunks at all.
         merge_deployment: The deployment that assembles, such as merge-job/local. Empty: this run.
         merge_lead: How long before the expected end of the rendering the merge run is started, in
@@ -101,6 +117,8 @@ def render_job(
             manifests are deleted then. A job that fails or is cancelled keeps them, and so does
             one without an output file.
         force: Whether to render all chunks, also those that are done already.
+        make_folders: Whether to make the film's folder if it is not there. Folders below the job
+            folder are made in any case.
 
     Returns:
         What the job came to.
@@ -112,25 +130,19 @@ def render_job(
         AssemblyError: The film could not be assembled; the chunks are still there.
     """
     # 1. Check: nothing is paid for yet.
-    state = open_job(job, storage, job_dir)
-    chosen = _Chosen(
-        load_adapter(adapter),
-        None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
-        None if stitcher is None else load_stitcher(stitcher),
-    )
-    film = film_path(state, output_file)
-    assembly = plan_assembly(state.job.merge_command, chosen.stitcher, film, merge)
-    rules = _check_assembly(state, chosen, film, assembly)
-    merge_run = None
-    if assembly.wanted and merge_deployment is not None:
-        merge_run = _merge_run(merge_deployment, state, chosen, job_dir, output_file, merge_lead)
+    check_clock()
     attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
-    attempts.check(state.block)
-    check_adapter(chosen.adapter, state)
+    state, chosen, film, assembly, rules, merge_run = _check(
+        job, adapter, merge_adapter, stitcher, output_file, storage, job_dir, attempts,
+        merge=merge, merge_deployment=merge_deployment, merge_lead=merge_lead,
+        make_folders=make_folders,
+    )  # fmt: skip
     state.prepare(film=film)
     tag_run(state.job)
 
-    with ending_with_its_worker(), job_lock(state) as lock:
+    page = JobPage(state.job, state.thumbnails)
+
+    with ending_in_order(), page.opened(), job_lock(state) as lock:
         # 2. Render what is not done yet.
         state.identify(chosen.adapter, film, file_of(job))
         width = concurrency or chosen.adapter.default_concurrency()
@@ -143,16 +155,18 @@ def render_job(
         failures = Failures(max_failures)
         rendering = plan_rendering(
             state, state.job.chunks, chosen.adapter, rules, attempts,
-            width=width, failures=failures, lock=lock, force=force,
+            width=width, failures=failures, lock=lock, force=force, fresh=lock.first,
         )  # fmt: skip
         with (
             job_slot(chosen.adapter),
+            page.showing(rendering.snapshot, lambda: rendering.eta().seconds_left(width)),
             starting_ahead(merge_run, rendering.eta, width, merge_lead),
         ):
             chunks = rendering.render_all()
         rendered = time.monotonic()
 
         # 3. Assemble: here, or on another work pool.
+        page.assembling()
         merged: Any = MergeReport(assembly=assembly)
         if merge_run is not None:
             merged = merge_run.finish()
@@ -185,20 +199,78 @@ def render_job(
             retry(partial(state.save_report, report), "the report")
         except StorageError as error:
             run_log().warning("the report is not in the storage: %s", error)
-        publish_report(report)
+        page.finish(report, film_link(state, report.film))
 
         # 5. Clean up.
         if not keep_chunks:
             _delete_chunks(state, report)
-    film_text = f", film: {report.film}" if report.film else ""
-    run_log().info("job %s: %s%s", report.job, report.assembly.value, film_text)
-    return report
+    summary = summarized(report)
+    run_log().info("job %s: %s", report.job, summary)
+    # Whoever calls the flow gets the report.
+    return cast(RenderReport, Completed(message=summary, data=report))
+
+
+def check_job(**parameters: Any) -> RenderJob:
+    """Check a job as `render-job` does before it renders, and return it.
+
+    Takes the parameters of `render_job`, and raises its errors.
+    """
+    given = inspect.signature(render_job.fn).bind(**parameters)
+    given.apply_defaults()
+    options = render_job.validate_parameters(dict(given.arguments))
+    attempts = Attempts(**{each.name: options[each.name] for each in fields(Attempts)})
+    names = inspect.signature(_check).parameters.keys() - {"attempts"}
+    return _check(attempts=attempts, **{name: options[name] for name in names}).state.job
 
 
 class _Chosen(NamedTuple):
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
+
+
+class _Checked(NamedTuple):
+    state: JobState
+    chosen: _Chosen
+    film: Path | None
+    assembly: Assembly
+    rules: ChunkRules
+    merge_run: MergeRun | None
+
+
+def _check(
+    job: Any,
+    adapter: Any,
+    merge_adapter: Any,
+    stitcher: Any,
+    output_file: Path | None,
+    storage: Any,
+    job_dir: Path | None,
+    attempts: Attempts,
+    *,
+    merge: bool,
+    merge_deployment: str | None,
+    merge_lead: float,
+    make_folders: bool,
+) -> _Checked:
+    """Read the job and load the blocks; refuse what cannot become a film."""
+    state = open_job(job, storage, job_dir)
+    chosen = _Chosen(
+        load_adapter(adapter),
+        None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
+        None if stitcher is None else load_stitcher(stitcher),
+    )
+    film = film_path(state, output_file)
+    assembly = plan_assembly(state.job.merge_command, chosen.stitcher, film, merge)
+    rules = _check_assembly(state, chosen, film, assembly)
+    merge_run = None
+    if assembly.wanted and merge_deployment is not None:
+        merge_run = _merge_run(merge_deployment, state, chosen, job_dir, output_file, merge_lead)
+    if film is not None and assembly.wanted and (state.block is None or merge_run is None):
+        check_place(film, state.path, make_folders)  # else it is on another machine
+    attempts.check(state.block)
+    check_adapter(chosen.adapter, state)
+    return _Checked(state, chosen, film, assembly, rules, merge_run)
 
 
 def _check_assembly(
@@ -230,7 +302,7 @@ def _check_assembly(
             raise JobError(
                 f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
             )
-    return stitcher.chunk_rules()
+    return replace(stitcher.chunk_rules(), check_first=partial(stitcher.check_first_chunk, film))
 
 
 def _merge_run(
@@ -243,6 +315,7 @@ def _merge_run(
 ) -> MergeRun:
     """Return the run that assembles on another work pool; it is not started yet."""
     find_deployment(deployment, "merge-job", "merge_deployment", "merge-job/local")
+    check_room("merge_deployment", deployment)
     if state.block is None:  # else the other machine has a folder of its own
         job_dir, output_file = state.path, output_file and state.path / output_file
     parameters = {

@@ -38,6 +38,9 @@ class FailedAttempt(_Result):
     seconds: float = Field(description="Its duration, in seconds.")
     kind: str = Field(description="The class of its error.")
     message: str = Field(description="What failed.")
+    worker: str = Field(default="", description="Where the command ran, if that is known.")
+    output: str = Field(default="", description="The last lines of the command's output.")
+    ended_at: datetime | None = Field(default=None, description="When it failed.")
 
 
 class MergeReport(_Result):

@@ -29,16 +29,28 @@ MODULES = {
     ),
     "blocks/stitchers/checked.py": (
         "stitchers/test_checked.py",
+        "stitchers/test_film_head.py",
         "stitchers/test_chunk_check.py",
         "stitchers/test_mismatch.py",
         "stitchers/test_film_check.py",
     ),
-    "blocks/stitchers/audio.py": ("stitchers/test_audio_plan.py", "stitchers/test_audio.py"),
-    "blocks/stitchers/film_content.py": ("stitchers/test_film_content.py",),
+    "blocks/stitchers/audio.py": (
+        "stitchers/test_audio_plan.py",
+        "stitchers/test_written_audio.py",
+        "stitchers/test_audio.py",
+    ),
+    "blocks/stitchers/film_content.py": (
+        "stitchers/test_film_content.py",
+        "stitchers/test_film_parts.py",
+    ),
     "blocks/stitchers/colours.py": ("stitchers/test_colours.py",),
     "blocks/media/codec_header.py": ("media/test_codec_header.py",),
     "blocks/media/frame_grid.py": ("media/test_frame_grid.py",),
-    "blocks/media/model.py": ("media/test_signature.py", "stitchers/test_mismatch.py"),
+    "blocks/media/model.py": (
+        "media/test_signature.py",
+        "media/test_labels.py",
+        "stitchers/test_mismatch.py",
+    ),
     "blocks/storage/atomic_file.py": ("storage/test_atomic_file.py",),
     "blocks/processes/masking.py": ("processes/test_masking.py",),
     "blocks/processes/programs.py": (
@@ -49,7 +61,7 @@ MODULES = {
     "blocks/runtime/repeat.py": ("runtime",),
     "flows/jobs/checks.py": ("jobs/test_hostile_paths.py", "jobs/test_spec.py"),
     "flows/state/identity.py": ("state/test_identity.py",),
-    "flows/state/job_lock.py": ("state/test_job_lock.py",),
+    "flows/state/job_lock.py": ("state/test_job_lock.py", "state/test_lock_words.py"),
 }
 LEAST = 0.9
 # Tests of what is not in the modules' own process, or of this repository's files.

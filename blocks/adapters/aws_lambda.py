@@ -30,7 +30,12 @@ from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
-from prefect_renderfarm.blocks.chunks.render import ChunkReader, ChunkRequest, measure
+from prefect_renderfarm.blocks.chunks.render import (
+    ChunkReader,
+    ChunkRequest,
+    measure,
+    rendered_before,
+)
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -45,10 +50,12 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
 )
 from prefect_renderfarm.blocks.http.client import call_until_stopped
+from prefect_renderfarm.blocks.media.thumbnail import thumbnail
 from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 
 # A function that reaches its own time limit answers so; that answer takes a little longer.
 _MARGIN_SECONDS = 30.0
@@ -174,8 +181,8 @@ class AwsLambdaAdapter(RemoteAdapter):
         started, worker = time.monotonic(), worker or self.function
         bucket = BucketStore(storage)
         store = JobStore(bucket, request.key)
-        if (done := store.manifest(request.chunk_id, request.identity)) is not None:
-            return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
+        if (before := rendered_before(store, request)) is not None:
+            return before
         file_key = f"{store.root}/{request.output_file}"
         bucket.delete([file_key])
         job_key = bucket.absolute(f"{store.root}/job.json")
@@ -194,12 +201,12 @@ class AwsLambdaAdapter(RemoteAdapter):
             store.keep_log(request.chunk_id, result.stdout.encode())
             return result
         try:
-            _publish(request, store, file_key, result, started)
+            done = _publish(request, store, file_key, result, started)
         except ChunkFileError as error:
             raise (lost or error) from None
         if lost is not None:
             run_log().warning("%s: done, but its answer was lost: %s", name, lost)
-        return result
+        return replace(result, manifest=done.model_dump_json())
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -277,7 +284,7 @@ def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
 
 def _publish(
     request: ChunkRequest, store: JobStore, key: str, result: WorkerResult, started: float
-) -> None:
+) -> ChunkResult:
     with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / Path(request.output_file).name
         try:
@@ -290,7 +297,10 @@ def _publish(
                 f"be downloaded: {error}; a Helios function has to put it beside the job spec"
             ) from None
         done = measure(request, path, ChunkReader(request.verify), result.worker, started)
-        store.publish(done.model_copy(update={"stored_as": key}), result.stdout.encode())
+        return store.publish(
+            done.model_copy(update={"stored_as": key}), result.stdout.encode(),
+            thumbnail(path) if request.thumbnail else b"",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

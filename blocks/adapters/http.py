@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -98,17 +99,10 @@ class HttpAdapter(RemoteAdapter):
     allow_http: bool = Field(default=False, title="Allow http")
     """Also send secrets and jobs unencrypted to other machines."""
 
-    _client: httpx.AsyncClient = PrivateAttr()
+    _free: list[httpx.AsyncClient] = PrivateAttr(default_factory=list)
+    _certificates: ssl.SSLContext = PrivateAttr(default_factory=httpx.create_ssl_context)
     _google: Any = PrivateAttr(default=None)
     _google_lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-
-    def model_post_init(self, context: Any) -> None:
-        """Set up the connections, which are kept for the next request."""
-        super().model_post_init(context)
-        timeout = httpx.Timeout(None, connect=self.connect_timeout)
-        limits = httpx.Limits(max_connections=self.max_in_flight, keepalive_expiry=_IDLE_SECONDS)
-        self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
-        close_with(self._limit, self._client)  # copies of this adapter share both
 
     @field_serializer("url")
     def _without_query(self, url: str, info: SerializationInfo) -> str:
@@ -196,8 +190,9 @@ class HttpAdapter(RemoteAdapter):
         """Send a request. Raises: WorkerError, if there is no answer."""
         get = self._headers  # which cannot be interrupted while it fetches Google's token
         headers = call_until_stopped(get, stop, name) if self.audience else get()
+        client = self._free_client()
         try:
-            answer = self._client.request(method, url, headers=headers, json=payload)
+            answer = client.request(method, url, headers=headers, json=payload)
             return wait_until_stopped(answer, timeout, stop, name)
         except TimeoutError:
             raise CommandTimeout(
@@ -205,10 +200,26 @@ class HttpAdapter(RemoteAdapter):
                 f"{_worker_at(url)}"
             ) from None
         except httpx.HTTPError as error:
-            raise WorkerLost(
-                f"{name}: {_worker_at(url)} cannot be reached, or was lost: "
-                f"{type(error).__name__}: {str(error).strip() or 'no answer'}"
-            ) from None
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no answer'}"
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):  # nothing was sent
+                raise WorkerBusy(f"{name}: {_worker_at(url)} cannot be reached: {reason}") from None
+            raise WorkerLost(f"{name}: {_worker_at(url)} was lost: {reason}") from None
+        finally:
+            self._free.append(client)
+
+    def _free_client(self) -> httpx.AsyncClient:
+        """Return a client that no request uses, with a connection that may still be open.
+
+        One client for all would look at each of its connections at each request: at 1,000 of them
+        that takes longer than all else.
+        """
+        with suppress(IndexError):
+            return self._free.pop()
+        timeout = httpx.Timeout(None, connect=self.connect_timeout)
+        limits = httpx.Limits(keepalive_expiry=_IDLE_SECONDS)
+        client = httpx.AsyncClient(timeout=timeout, limits=limits, verify=self._certificates)
+        close_with(self._limit, client)  # copies of this adapter share both
+        return client
 
     def _headers(self) -> dict[str, str]:
         headers = {}

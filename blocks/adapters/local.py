@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from prefect_renderfarm.blocks.processes.programs import (
     require_allowed,
     split_command,
 )
-from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log, this_worker
 
 # What programs need to find themselves, their libraries, their language and their scratch space.
 PASSED_VARIABLES = (
@@ -88,9 +87,21 @@ class LocalAdapter(WorkerAdapter):
         warn_of_short(self._secrets())
 
     def check_command(self, command: str) -> None:
-        """Refuse a command whose program is not allowed here. See `WorkerAdapter`."""
-        if self.programs:
-            require_allowed(split_command(command)[0], self.programs)
+        """Refuse a command whose program is not allowed here, or not on the PATH.
+
+        One that is named by its path may be among the job's input files. See `WorkerAdapter`.
+        """
+        program = split_command(command)[0]
+        require_allowed(program, self.programs)
+        search_path = self._environment().get("PATH", os.defpath)
+        # In the folder of a chunk a relative one may have the program.
+        known = self.programs or all(map(os.path.isabs, search_path.split(os.pathsep)))
+        plain = "/" not in program and program != "ffmpeg"  # one is always there
+        if plain and known and not find_program(program, search_path):
+            raise CommandNotRunnable(
+                f"program {program!r} is not on the PATH of worker {this_worker()}: correct the "
+                "command, or install the program there"
+            )
 
     def execute(self, job: WorkerJob) -> WorkerResult:
         """Run a command as a subprocess; its output goes to the run's log line by line.
@@ -104,10 +115,13 @@ class LocalAdapter(WorkerAdapter):
             if error.errno not in _EXIT_CODES:
                 raise
             exit_code, stdout = _EXIT_CODES[error.errno], ""
+            plain = error.errno == errno.ENOENT and "/" not in str(error.filename)
             stderr = f"{error.filename}: {error.strerror}"
+            if plain:
+                stderr = f"program {error.filename!r} is not on the PATH"
         return WorkerResult(
             exit_code=exit_code, stdout=stdout, stderr=stderr,
-            duration=time.monotonic() - started, worker=socket.gethostname(),
+            duration=time.monotonic() - started, worker=this_worker(),
         )  # fmt: skip
 
     def _run(self, job: WorkerJob) -> tuple[int, str, str]:

@@ -27,6 +27,7 @@ from prefect_renderfarm.blocks.chunks.render import ChunkRequest, naming_chunk_a
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import RenderFarmError, WorkerBusy, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.processes.masking import query_secrets
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 
 # AWS Lambda takes answers of up to 6 MB; people read less.
 _TAIL_CHARACTERS = 16_000
@@ -63,6 +64,7 @@ class WorkerAnswer(BaseModel, frozen=True):
     stderr: str = ""
     duration: float = 0.0
     worker: str = ""
+    manifest: str = ""
     failure: WorkerFailure | None = None
 
 
@@ -111,8 +113,9 @@ def answer_payload(
         return WorkerAnswer(exit_code=1, worker=worker, failure=WorkerFailure.of(error))
     out, err = (text[-_TAIL_CHARACTERS:] for text in (result.stdout, result.stderr))
     return WorkerAnswer(
-        exit_code=result.exit_code, stdout=out, stderr=err, duration=result.duration, worker=worker
-    )
+        exit_code=result.exit_code, stdout=out, stderr=err, duration=result.duration,
+        worker=worker, manifest=result.manifest,
+    )  # fmt: skip
 
 
 def parse_answer(answer: Any, name: str) -> WorkerResult:
@@ -167,8 +170,9 @@ class RemoteAdapter(WorkerAdapter, ABC):
     """A Prefect global concurrency limit of which each job holds a slot while it renders, so that
     jobs share a provider. Empty: none."""
     busy_wait: float = Field(default=300.0, ge=0, title="Longest wait for a busy worker")
-    """Seconds for which a request is repeated that is answered with 429 (too many requests). Such a
-    request costs no attempt: nothing has begun."""
+    """Seconds for which a request is repeated that is answered with 429 (too many requests), or for
+    which no worker is there, such as one that is started again. It costs no attempt: nothing has
+    begun."""
     timeout: float = Field(default=900.0, gt=0, title="Timeout")
     """Longest time that a worker may take for a chunk, in seconds."""
 
@@ -212,6 +216,7 @@ class RemoteAdapter(WorkerAdapter, ABC):
         """Call `ask` in a slot until a worker has room, for `busy_wait` seconds at most."""
         with self._limit.slot(stop):
             pause, give_up = _FIRST_PAUSE_SECONDS, time.monotonic() + self.busy_wait
+            told = False
             while True:
                 try:
                     return self.ask(payload, name, timeout, stop)
@@ -221,6 +226,9 @@ class RemoteAdapter(WorkerAdapter, ABC):
                     if time.monotonic() + wait > give_up:
                         limit = f"the {self.busy_wait:g} s that busy_wait allows"
                         raise WorkerLost(f"{busy}, for longer than {limit}") from None
+                    if pause == _MAX_PAUSE_SECONDS and not told:
+                        told = True
+                        run_log().warning("%s; it is asked for up to %g s", busy, self.busy_wait)
                 if stop.wait(wait):
                     raise WorkStopped(f"{name}: not requested again, because its job was stopped")
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,7 @@ from prefect_renderfarm.blocks.errors import (
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.media.reader import read_by_index, read_media
 from prefect_renderfarm.blocks.media.reader_process import prepare
+from prefect_renderfarm.blocks.media.thumbnail import thumbnail
 from prefect_renderfarm.blocks.storage.atomic_file import disk_of
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
@@ -82,6 +84,7 @@ class PlannedChunk(BaseModel):
     frame_count: int
     output_file: str  # what the command writes, in its workspace
     fps: str  # as a fraction
+    thumbnail: bool = False  # whether a small picture of its first frame is wanted
 
 
 class ChunkRequest(PlannedChunk):
@@ -95,6 +98,11 @@ class ChunkRequest(PlannedChunk):
     assets: str | None = None  # the key of the list of the job's input files, or their URL
     timeout: float | None = None  # seconds after which the command is ended
     index: int = 0  # position of the chunk in the job spec
+    fresh: bool = False  # no other attempt has begun, so that none can have rendered it
+
+
+# Jobs that this process has found in their storages: each is looked for once, not at each chunk.
+_found: set[tuple[str, str]] = set()
 
 
 class ChunkReader:
@@ -133,9 +141,11 @@ def render_here(
     started = time.monotonic()
     bucket = BucketStore(storage)
     store = JobStore(bucket, request.key)
-    if (done := store.manifest(request.chunk_id, request.identity)) is not None:
-        return WorkerResult(exit_code=0, stdout="rendered before", worker=done.worker)
-    store.require_job()
+    if (before := rendered_before(store, request)) is not None:
+        return before
+    if (place := (request.storage.model_dump_json(), request.key)) not in _found:
+        store.require_job()
+        _found.add(place)
     with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         require_room(folder)
@@ -171,8 +181,18 @@ def render_here(
             store.keep_log(request.chunk_id, log)
             _blame_full_disk(str(error), folder)
             raise
-        store.publish(done, log)
-        return result
+        done = store.publish(done, log, thumbnail(output) if request.thumbnail else b"")
+        return replace(result, manifest=done.model_dump_json())
+
+
+def rendered_before(store: JobStore, request: ChunkRequest) -> WorkerResult | None:
+    """Return the result of another attempt at a chunk, if one may have rendered it and has."""
+    done = None if request.fresh else store.manifest(request.chunk_id, request.identity)
+    if done is None:
+        return None
+    return WorkerResult(
+        exit_code=0, stdout="rendered before", worker=done.worker, manifest=done.model_dump_json()
+    )
 
 
 @contextmanager

@@ -44,6 +44,8 @@ _SILENCE_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 _PART_BYTES = 1 << 20
 
+# Who waits for a call, and what ends the wait: one thread looks at all, and not each at its own.
+_waiting: dict[threading.Event, threading.Event] = {}
 _loop: asyncio.AbstractEventLoop | None = None
 _loop_lock = threading.RLock()  # a finalizer may interrupt its holder
 
@@ -107,13 +109,25 @@ def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: s
 
 
 def _result(future: concurrent.futures.Future[Value], stop: threading.Event, message: str) -> Value:
+    over = threading.Event()
+    future.add_done_callback(lambda _: over.set())
+    _event_loop()  # which looks for stops
+    _waiting[over] = stop
     try:
-        while not stop.is_set():
-            if concurrent.futures.wait([future], _POLL_SECONDS).done:
-                return future.result()
+        over.wait()
+        if not stop.is_set():
+            return future.result()
     finally:
+        del _waiting[over]
         future.cancel()
     raise WorkStopped(message)
+
+
+def _look_for_stops(loop: asyncio.AbstractEventLoop) -> None:
+    for over, stop in list(_waiting.items()):
+        if stop.is_set():
+            over.set()
+    loop.call_later(_POLL_SECONDS, _look_for_stops, loop)
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
@@ -122,6 +136,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     with _loop_lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
+            _loop.call_soon(_look_for_stops, _loop)
             threading.Thread(target=_loop.run_forever, name="renderfarm-http", daemon=True).start()
         return _loop
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import av
 
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media.codec_header import header_digest
+from prefect_renderfarm.blocks.media.codec_header import digest, header_digest
 from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.mp4_index import Track
 
@@ -65,6 +64,14 @@ _SIDE_DATA = {
     "Dolby Vision record": (b"dvcC", b"dvvC", b"dvwC"),
     "stereo mode": (b"st3d", b"vexu"),
     "projection": (b"sv3d",),
+}
+# The same on a decoded picture, by PyAV's names.
+_OF_PICTURES = {
+    "mastering display": "MASTERING_DISPLAY_METADATA",
+    "content light level": "CONTENT_LIGHT_LEVEL",
+    "ambient light": "AMBIENT_VIEWING_ENVIRONMENT",
+    "stereo mode": "STEREO3D",
+    "projection": "SPHERICAL",
 }
 
 
@@ -134,6 +141,7 @@ class Media:
     images: tuple[Path, ...] = ()
     labels: Labels = Labels()
     extras: tuple[str, ...] = ()  # what else is in the file, in words: no film has it
+    origin: int = 0  # time from which the audio counts, in the video track's time base
 
 
 def layout_of(context: Any) -> str:
@@ -183,10 +191,16 @@ def read_extras(container: Any) -> tuple[str, ...]:
         "subtitle tracks": len(streams.subtitles),
         "data tracks": sum(_tag(track, "timecode") is None for track in streams.data),
         "attachments": len(streams.attachments),
+        "cover pictures": sum(map(is_cover, streams.video)),
     }
     return tuple(
         f"{count} {name if count > 1 else name[:-1]}" for name, count in counts.items() if count
     )
+
+
+def is_cover(track: Any) -> bool:
+    """Return whether a video track is a picture about the file, and no part of the film."""
+    return bool(track.disposition & track.disposition.attached_pic)
 
 
 def _language(track: Any) -> str | None:
@@ -217,7 +231,7 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
             exact(video.sample_aspect_ratio) or exact(context.sample_aspect_ratio) or 1
         ),
         "colour range": _colour_range(context),
-        "colour matrix": specified(context.colorspace),
+        "colour matrix": _colour_matrix(context),
         "colour primaries": specified(context.color_primaries),
         "colour transfer": specified(context.color_trc),
         "field order": _FIELDS.get(context.field_order),
@@ -258,9 +272,16 @@ def difference(expected: Signature, found: Signature) -> str | None:
                 continue
         elif value in _UNKNOWN or other in _UNKNOWN:
             continue
+        if name in _SIDE_DATA and is_digest(value) and is_digest(other):
+            return f"another {name} than expected"
         shown = ("unspecified" if each is None else str(each) for each in (other, value))
         return f"{name} {', not '.join(shown)}"
     return None
+
+
+def is_digest(value: str | int | None) -> bool:
+    """Return whether a property is known by its digest only."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
 def _assumed_colours(signature: Signature) -> Mapping[str, tuple[int, ...]]:
@@ -281,6 +302,12 @@ def _colour_range(context: Any) -> str:
     if pixel_format.startswith("yuvj"):
         return "full"
     return _RANGES.get(context.color_range, "full" if is_rgb(pixel_format) else "limited")
+
+
+def _colour_matrix(context: Any) -> int | None:
+    """Return the matrix; FLV tells that of RGB for all video."""
+    matrix = specified(context.colorspace)
+    return None if matrix == _RGB["colour matrix"][0] and not is_rgb(context.pix_fmt) else matrix
 
 
 def specified(value: int) -> int | None:
@@ -305,18 +332,30 @@ def _told_by_head(video: Any) -> dict[str, str | None]:
             continue
         data = head.getvalue()
         place = data.index(b"tkhd") + _MATRIX_PLACE
-        a, b, _, c, d = struct.unpack_from(">5i", data, place)
-        degrees = round(math.degrees(math.atan2(b, a))) % 360
-        mirrored = " and mirrored" if a * d - b * c < 0 else ""
         boxes = _boxes_of_entry(data, data.index(b"stsd") + 12)
         told = {name: _side_data(boxes, kinds) for name, kinds in _SIDE_DATA.items()}
-        return {"rotation": f"{degrees} degrees{mirrored}", **told}
+        return {"rotation": _rotation(*struct.unpack_from(">5i", data, place)), **told}
     return dict.fromkeys(("rotation", *_SIDE_DATA))
+
+
+def told_by_picture(picture: Any) -> dict[str, str | None]:
+    """Return the same as a decoded picture tells it, of side data only that there are some."""
+    data = {each.type.name: bytes(each) for each in picture.side_data}
+    matrix = data.get("DISPLAYMATRIX")
+    rotation = _rotation(*struct.unpack_from("=5i", matrix)) if matrix else "0 degrees"
+    told = {name: "some" if kind in data else "none" for name, kind in _OF_PICTURES.items()}
+    return {"rotation": rotation, **told}
+
+
+def _rotation(a: int, b: int, _: int, c: int, d: int) -> str:
+    """Return what the first numbers of a display matrix do (ISO/IEC 14496-12, 6.2.2)."""
+    mirrored = " and mirrored" if a * d - b * c < 0 else ""
+    return f"{round(math.degrees(math.atan2(b, a))) % 360} degrees{mirrored}"
 
 
 def _side_data(boxes: Mapping[bytes, bytes], kinds: Sequence[bytes]) -> str:
     found = b"".join(boxes.get(kind, b"") for kind in kinds)
-    return hashlib.sha256(found).hexdigest()[:16] if found else "none"
+    return digest(found) if found else "none"
 
 
 def _boxes_of_entry(data: bytes, begin: int) -> dict[bytes, bytes]:

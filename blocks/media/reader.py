@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.codec_header import light_of_frame
 from prefect_renderfarm.blocks.media.frame_grid import exact, frame_order, reorder_depth
 from prefect_renderfarm.blocks.media.image_sequence import (
     complete_images,
@@ -33,11 +35,13 @@ from prefect_renderfarm.blocks.media.model import (
     Signature,
     Verify,
     difference,
+    is_cover,
     layout_of,
     pcm_bytes,
     read_extras,
     read_labels,
     read_signature,
+    told_by_picture,
 )
 from prefect_renderfarm.blocks.media.mp4_index import (
     MP4_ENDINGS,
@@ -54,7 +58,13 @@ _TRANSPORT_PACKETS = (188, 192)
 _BUFFER_BYTES = 1 << 20
 # ISO/IEC 14496-15: sample entries of H.264 and H.265 whose parameter sets may be among the frames.
 _IN_BAND = (b"avc3", b"hev1")
+# Bytes of a frame in which what stands before its picture ends.
+_MOST_BEFORE_PICTURE = 65_536
 _UNDECODABLE = "has a track of {} of a codec that PyAV cannot decode"
+# Pictures of other codecs have no fields, whatever their container tells.
+_TELL_FIELDS = frozenset(
+    {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "cavs", "prores", "dvvideo"}
+)
 _BEGIN_AT_0 = ("mov,", "matroska,")
 _coding = attrgetter("description", "presentation", "timescale")
 
@@ -67,6 +77,8 @@ class Packets:
     dts: Sequence[int | None]  # where a container has none, libav's guess
     time_base: Fraction  # in seconds
     audio: Audio | None
+    origin: int = 0  # from which the audio counts
+    light: str | None = None  # what the first frame tells of its light
 
 
 @contextmanager
@@ -179,10 +191,24 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
     rate = fps or first.fps
     try:
         order, _ = frame_order(track.pts, Fraction(1, track.timescale), rate)
-    except MediaFault:
+        light = _light_of_file(path, track, str(first.signature["codec"]))
+    except (MediaFault, OSError):
+        return None
+    if light != first.signature.get("light of the frames"):
         return None
     return replace(first, path=path, frames=len(order), first_time=0, fps=rate,
                    reorder=reorder_depth(order), mp4_track=track)  # fmt: skip
+
+
+def _light_of_file(path: Path, track: Track, codec: str) -> str | None:
+    """Return what a file's first frame tells of its light, by the beginning of the frame."""
+    if not track.sizes:
+        return None
+    _, _, header = track.description.partition(b"avcC" if codec == "h264" else b"hvcC")
+    with path.open("rb", buffering=0) as file:
+        size = min(track.sizes[0], _MOST_BEFORE_PICTURE)
+        packet = os.pread(file.fileno(), size, track.offsets[0])
+    return light_of_frame(codec, header, packet)
 
 
 def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator[Any]:
@@ -204,13 +230,15 @@ def decoded_frames(path: Path, frames: int, *, strict: bool = False) -> Iterator
         raise MediaFault(f"has {frames} frames, of which only {decoded} can be decoded")
 
 
-def _fields_are_unknown(signature: Signature, first: Media | None) -> bool:
-    """Return whether only a frame tells its fields.
+def _needs_picture(signature: Signature, first: Media | None) -> bool:
+    """Return whether only a decoded picture tells its fields, or its rotation.
 
     Headers of H.264 tell whether there are fields, but not which comes first; those of DNxHD tell
     nothing.
     """
     told = signature["field order"]
+    if signature["rotation"] is None:
+        return True
     if told == PROGRESSIVE:
         return False
     if first is None or first.signature["field order"] != PROGRESSIVE:
@@ -240,11 +268,21 @@ def field_order(frame: Any) -> str:
     return TOP_FIRST
 
 
-def _field_order_of_file(path: Path) -> str | None:
-    """Return which field a file's first frame has first; None if it cannot be decoded."""
+def complete(signature: Signature, picture: Any) -> Signature:
+    """Add what a file's first picture tells, and its header does not."""
+    told = dict(signature)
+    if told["field order"] != PROGRESSIVE:
+        # FFmpeg calls interlaced what PNG stores in passes.
+        shown = PROGRESSIVE if told["codec"] == "png" else field_order(picture)
+        if shown != PROGRESSIVE or not told["field order"] or told["codec"] in _TELL_FIELDS:
+            told["field order"] = shown
+    return told if told["rotation"] is not None else told | told_by_picture(picture)
+
+
+def _first_picture(path: Path) -> Any | None:
+    """Return a file's first picture; None if it cannot be decoded."""
     with open_media(path, probe=False) as container, suppress(av.FFmpegError):
-        for frame in container.decode(video=0):
-            return field_order(frame)
+        return next(container.decode(video=0), None)
     return None
 
 
@@ -265,8 +303,8 @@ def _read_packets(
     with open_media(path, probe=probe) as container:
         video, audio = _tracks(container)
         signature = read_signature(container, video, audio)
-        if _fields_are_unknown(signature, first):
-            signature = {**signature, "field order": _field_order_of_file(path)}
+        if _needs_picture(signature, first) and (picture := _first_picture(path)) is not None:
+            signature = complete(signature, picture)
         # Without a probe, only an equal codec header proves that the rest is equal.
         if first is not None and (
             signature["codec header"] is None or difference(first.signature, signature)
@@ -290,8 +328,9 @@ def _read_packets(
         reorder = max(reorder_depth(order), depth if probe else 0)
         track = None if audio else _only_video_track(path)
         first_time = min(packets.pts)
+        signature = {**signature, "light of the frames": packets.light}
         return Media(path, count, first_time, rate, reorder, signature, packets.audio, track,
-                     labels=labels, extras=extras)  # fmt: skip
+                     labels=labels, extras=extras, origin=packets.origin)  # fmt: skip
 
 
 def read_audio(path: Path) -> Audio:
@@ -349,13 +388,13 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     hole: Fraction | None = None
     overlap: Fraction | None = None
     end = usual = Fraction(0)
-    counting = False
+    counting, light = False, None
     if audio is not None:
-        tick, coding = exact(audio.time_base), audio.codec_context
-        if coding.frame_size and coding.sample_rate:
-            usual = Fraction(coding.frame_size, coding.sample_rate)
+        tick, sound = exact(audio.time_base), audio.codec_context
+        if sound.frame_size and sound.sample_rate:
+            usual = Fraction(sound.frame_size, sound.sample_rate)
         # The times of packets are no exact measure, and of some codecs they are wrong.
-        counting = coding.codec.lossless and not pcm_bytes(coding.name)
+        counting = sound.codec.lossless and not pcm_bytes(sound.name)
     try:
         for packet in container.demux(*filter(None, (video, audio))):
             if packet.size == 0:
@@ -377,6 +416,11 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
                     raise MediaFault(
                         "does not begin with a key frame, so that its first frames cannot be "
                         "decoded: encode it, do not cut it out of a stream"
+                    )
+                if not times:
+                    coding = video.codec_context
+                    light = light_of_frame(
+                        coding.codec.canonical_name, coding.extradata or b"", bytes(packet)
                     )
                 times.append(packet.pts)
                 decoding_times.append(packet.dts)
@@ -401,6 +445,9 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
             f"cannot be read past frame {len(times)} ({_reason(error)}): is it complete?"
         ) from None
     clock, found = exact(video.time_base), None
+    origin = min(times, default=0)
+    if container.format.name == "avi":  # which has no display times: they are libav's guess
+        origin = min([origin, *(each for each in decoding_times[:1] if each is not None)])
     if audio is not None:
         context = audio.codec_context
         start = start or Fraction(0)
@@ -408,10 +455,10 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
             samples = audio_bytes // (size * context.channels)
         elif not counting:
             samples = round((end - start) * context.sample_rate)
-        start -= min(times, default=0) * clock
+        start -= origin * clock
         layout = layout_of(context)
         found = Audio(context.name, context.sample_rate, layout, samples, start, hole, overlap)
-    return Packets(times, decoding_times, clock, found)
+    return Packets(times, decoding_times, clock, found, origin, light)
 
 
 def _tracks(container: InputContainer) -> tuple[Any, Any]:
@@ -420,7 +467,10 @@ def _tracks(container: InputContainer) -> tuple[Any, Any]:
     if container.format.name == "mpegts" and size > 0 and all(size % n for n in _TRANSPORT_PACKETS):
         # Its last frame would lack its end.
         raise MediaFault(f"is cut short: its last transport packet has {size % 188} bytes, not 188")
-    videos, audios = container.streams.video, container.streams.audio
+    audios = container.streams.audio
+    videos = [track for track in container.streams.video if not is_cover(track)]
+    if videos and is_cover(container.streams.video[0]):
+        raise MediaFault("has a cover picture before its video track: put it behind, or leave it")
     if len(videos) != 1:
         raise MediaFault(f"has {len(videos)} video tracks, not one")
     if len(audios) > 1:

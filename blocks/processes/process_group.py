@@ -18,12 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+from humanize import naturalsize
+
 from prefect_renderfarm.blocks.errors import CommandTimeout, WorkStopped
 from prefect_renderfarm.blocks.processes import reaper
 from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
 from prefect_renderfarm.blocks.runtime.text import printable
 
 _POLL_SECONDS = 0.05
+_CGROUP = Path("/sys/fs/cgroup")  # in a container, its own group
 # How long a reader waits for output before it looks whether the program has ended.
 _SILENT_SECONDS = 0.5
 _TAIL_LINES = 400
@@ -109,11 +113,13 @@ def run_program(
     line of output goes to `on_line`, from other threads, without the secrets of `mask`.
 
     Returns the exit code (128 + N if signal N ended the program), and the last lines of standard
-    output and standard error. Raises OSError if the program could not be started; CommandTimeout or
+    output and standard error; the very last one says that the container was out of memory, if it
+    was. Raises OSError if the program could not be started; CommandTimeout or
     WorkStopped if it was ended.
     """
     if stop.is_set():
         raise WorkStopped(f"{name}: not started, because its job was stopped")
+    killed = _memory_kills()
     starting: Future[subprocess.Popen[bytes]] = Future()
     ended = threading.Event()
 
@@ -153,8 +159,30 @@ def run_program(
     for reader in readers:
         reader.join()
     code = process.returncode
+    if code != 0 and _memory_kills() > killed:
+        tails[1].append(f"out of memory (limit {_memory_limit()})")
     stdout, stderr = map("\n".join, tails)
     return (code if code >= 0 else 128 - code), stdout, stderr
+
+
+def _memory_kills() -> int:
+    """Return how many processes of this container the kernel has killed for want of memory.
+
+    0 where the machine does not say.
+    """
+    for name in ("memory.events", "memory/memory.oom_control"):  # cgroup v2, v1
+        with suppress(OSError, ValueError):
+            lines = (_CGROUP / name).read_text().splitlines()
+            return int(dict(line.split() for line in lines).get("oom_kill", 0))
+    return 0
+
+
+def _memory_limit() -> str:
+    limits = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            limits.append(int((_CGROUP / name).read_text()))
+    return naturalsize(min(limits), binary=True, format="%.3g")
 
 
 def _wait(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,6 +14,7 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import MissingContextError, ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_logger, get_run_logger
@@ -19,6 +23,8 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from prefect_renderfarm.blocks.errors import SetupError
 
 _PAGE = 200  # the server returns at most this many items
+# At the end of what Docker's and ECS' workers say of a run's infrastructure; people read 12 digits.
+_CONTAINER_ID = re.compile(r"[:/]([0-9a-f]{12})(?:[0-9a-f]{20}|[0-9a-f]{52})$")
 
 
 def run_log() -> logging.Logger | logging.LoggerAdapter[Any]:
@@ -27,6 +33,26 @@ def run_log() -> logging.Logger | logging.LoggerAdapter[Any]:
         return get_run_logger()
     except MissingContextError:
         return get_logger("renderfarm")
+
+
+def this_worker() -> str:
+    """Return this machine's name, behind that of the run's Prefect worker: `cloud-1 (host)`.
+
+    In a container, pod or task: `3f2a9c1b0d4e (image farm:1, work pool render)`.
+    """
+    context = FlowRunContext.get()
+    run, host = context.flow_run if context is not None else None, socket.gethostname()
+    if run is not None and (image := os.environ.get("RENDERFARM_IMAGE")):
+        # A container that uses its host's network has the host's name, a task one of its address.
+        return f"{container_of(run) or host} (image {image}, work pool {run.work_pool_name})"
+    worker = run.labels.get("prefect.worker.name") if run is not None else None
+    return f"{worker} ({host})" if worker else host
+
+
+def container_of(run: FlowRun) -> str:
+    """Return the id of a run's container or ECS task, as people read it; empty if it has none."""
+    known = _CONTAINER_ID.search(run.infrastructure_pid or "")
+    return known[1] if known else ""
 
 
 def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

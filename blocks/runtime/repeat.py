@@ -22,6 +22,9 @@ from prefect_renderfarm.blocks.runtime.prefect_api import is_away, run_log
 
 Answer = TypeVar("Answer")
 
+# So long a run goes on without the server: to start it anew, or to let a limit of requests pass.
+SERVER_AWAY_SECONDS = 900.0
+
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed a moment later."""
@@ -58,12 +61,31 @@ def retry(
     return attempts(call)
 
 
+def once_a_minute(log: Callable[[str], object]) -> Callable[[str | Callable[[], str]], None]:
+    """Return a function that logs the first text, or what it makes, and then one a minute."""
+    due = time.monotonic()
+
+    def tell(text: str | Callable[[], str]) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + 60.0
+            log(text if isinstance(text, str) else text())
+
+    return tell
+
+
 @contextmanager
 def periodic(
-    call: Callable[[], object], seconds: float, name: str, *, wait: bool = False
+    call: Callable[[], object],
+    seconds: float,
+    name: str,
+    *,
+    at_once: bool = False,
+    wait: bool = False,
 ) -> Iterator[None]:
     """Inside the block, call a function some seconds after its last call has ended.
 
+    The first call is some seconds after the begin, too, or `at_once`.
     An error is logged once, and the calls go on. The thread has the run's context, so its log lines
     are the run's. Leaving the block ends the thread, and waits for a running call if `wait` is set.
     """
@@ -71,8 +93,9 @@ def periodic(
     log = run_log()
 
     def repeat() -> None:
-        warned = False
-        while not over.wait(seconds):
+        warned, pause = False, 0.0 if at_once else seconds
+        while not over.wait(pause):
+            pause = seconds
             try:
                 call()
             except (Exception, SystemExit) as error:  # rich raises SystemExit at a broken pipe

@@ -441,7 +441,7 @@ def join_audio(chunks: Sequence[Media], plan: AudioPlan, output: Path) -> None:
                 continue
             with open_media(chunk.path) as container:
                 video: Any = container.streams.video[0]
-                origin = chunk.first_time * video.time_base
+                origin = chunk.origin * video.time_base
                 for packet in container.demux(container.streams.audio[0]):
                     audio.add(packet, origin)
             audio.end_chunk()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.base import FarmBlock
 from prefect_renderfarm.blocks.errors import StitchInputError
-from prefect_renderfarm.blocks.media.model import Verify
+from prefect_renderfarm.blocks.media.model import Signature, Verify
 
 # Takes the number of frames and of bytes that are written so far, in any thread.
 progress: ContextVar[Callable[[int, int], None]] = ContextVar(
@@ -62,6 +62,8 @@ class ChunkRules:
 
     verify: Verify = Verify.PACKETS
     uniform: bool = False  # whether all chunks must have the same stream signature
+    # Raises StitchInputError if the film cannot be made of chunks coded as the first one.
+    check_first: Callable[[Signature], None] = lambda _: None
 
 
 class GrowingFilm(ABC):
@@ -90,6 +92,9 @@ class VideoStitcher(FarmBlock, ABC):
 
     def check_length(self, output: Path, frames: int, fps: Fraction) -> None:
         """Raise StitchInputError if a film cannot be that long; before any chunk is rendered."""
+
+    def check_first_chunk(self, output: Path, signature: Signature) -> None:
+        """Raise StitchInputError if a film cannot be made of chunks coded so; after the first."""
 
     def chunk_rules(self) -> ChunkRules:
         """Return the rules of this stitcher for chunks."""

@@ -7,9 +7,11 @@ import io
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pydantic import Field
 
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault, StitchInputError
 from prefect_renderfarm.blocks.media.frame_grid import parse_fps
-from prefect_renderfarm.blocks.media.model import Labels, Media, Verify, difference
+from prefect_renderfarm.blocks.media.model import Labels, Media, Signature, Verify, difference
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.media.reader import open_media, read_media
 from prefect_renderfarm.blocks.media.reader_process import prepare, read_apart
@@ -39,7 +41,13 @@ from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     refusing_faults,
 )
-from prefect_renderfarm.blocks.stitchers.film_content import check_content, check_encoded, sample_of
+from prefect_renderfarm.blocks.stitchers.film_content import (
+    Beginning,
+    check_content,
+    check_encoded,
+    read_beginnings,
+    sample_of,
+)
 from prefect_renderfarm.blocks.storage.atomic_file import publishing
 
 FILM_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
@@ -48,12 +56,16 @@ _IN_TS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1"}
     | {"dirac", "jpegxs"}
 )
-
+# What libav writes there cannot be decoded, or is written by itself only: the bindings of VP8, VP9
+# and AV1 are those to ISO/IEC 14496-12.
+_NOT_IN = {".mov": ("vp8", "vp9", "av1"), ".mkv": ("gif",)}
 # Those of H.264, H.265, VP9, AV1 and Dolby Vision that mp4 and QuickTime share: ISO/IEC 14496-15,
 # and the registry of codecs at mp4ra.org.
 _TAGS_OF_MP4 = frozenset(
     {"avc1", "avc3", "hvc1", "hev1", "vp09", "av01", "dva1", "dvav", "dvh1", "dvhe", "dav1"}
 )
+# What libav lists for these is all that they take.
+_CLOSED_ENDINGS = (".webm", ".mp4", ".m4v")
 _UNOFFICIAL = ("Dolby Vision record", "stereo mode", "projection")
 # ISO/IEC 13818-1, 2.4.3.7: 33 bits at 90 kHz. libav begins at 1.4 s.
 _LONGEST_TS = 2**33 / 90_000 - 2
@@ -102,6 +114,7 @@ class ChunkCheck:
         prepare()
         self.missing = len(self.paths)  # files that were not taken yet
         self._starts: list[tuple[Path, int]] = []  # each with its first frame's number in the film
+        self._beginnings: Future[list[Beginning]] | None = None
         self._frames = 0
         self._dropped: dict[str, None] = {}  # in the order in which they were found
 
@@ -134,6 +147,19 @@ class ChunkCheck:
         self._dropped |= dict.fromkeys(chunk.extras)
         return chunk
 
+    def begin_comparing(self) -> None:
+        """Begin to decode those chunks' first frames with which the film's will be compared.
+
+        That takes longer than anything else that is left behind the last chunk.
+        """
+        if self._beginnings is not None or self.first is None:
+            return
+        codec = str(self.first.signature["codec"])
+        if starts := sample_of(self._starts, codec, complete=not self.missing):
+            pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+            self._beginnings = pool.submit(read_apart, read_beginnings, starts, codec)
+            pool.shutdown(wait=False)
+
     def check_film(self, film: Path, *, encoded: bool = False) -> None:
         """Compare a film with its chunks; AssemblyError if it differs.
 
@@ -142,12 +168,16 @@ class ChunkCheck:
         if self.first is not None:
             wanted = labels_of(self.first, self.audio)
             first = replace(self.first, mp4_track=None, labels=wanted)
+            source = self.audio.source if self.audio.mode is not AudioMode.NONE else None
+            layout = source and source.layout
             with refusing_faults():
                 if encoded:
-                    lost = read_apart(check_encoded, film, first)
+                    lost = read_apart(check_encoded, film, first, layout)
                 else:
-                    starts = sample_of(self._starts, first)
-                    lost = read_apart(check_content, film, first, starts)
+                    self.begin_comparing()
+                    assert self._beginnings is not None  # noqa: S101 -- all chunks were taken
+                    beginnings = self._beginnings.result()
+                    lost = read_apart(check_content, film, first, beginnings, layout)
             self._dropped |= dict.fromkeys(lost)
         if self._dropped:
             run_log().warning("the film lacks what chunks have: %s", ", ".join(self._dropped))
@@ -223,6 +253,10 @@ class CheckedStitcher(VideoStitcher, ABC):
                 f"clock of a .ts film ends after {_LONGEST_TS / 3600:.1f}: let its name end in .mkv"
             )
 
+    def check_first_chunk(self, output: Path, signature: Signature) -> None:
+        """Refuse chunks whose video the film's container cannot hold."""
+        check_container(output, signature)
+
     def chunk_rules(self) -> ChunkRules:
         """Return the rules of this stitcher; a worker always counts the packets of a chunk."""
         verify = Verify.DECODE if self.verify is Verify.DECODE else Verify.PACKETS
@@ -276,16 +310,26 @@ class CheckedStitcher(VideoStitcher, ABC):
         return chunk
 
 
-def check_container(film: Path, first: Media) -> None:
+def check_container(film: Path, signature: Signature) -> None:
     """Refuse video that a container has no place for, whatever libav would write."""
-    ending, signature = film.suffix.lower(), first.signature
-    codec = signature["codec"]
-    if ending == ".ts" and codec not in _IN_TS:  # libav writes private data, which nothing can play
+    ending, codec = film.suffix.lower(), signature["codec"]
+    # In ts libav writes private data, which nothing can play.
+    if (
+        (ending == ".ts" and codec not in _IN_TS)
+        or codec in _NOT_IN.get(ending, ())
+        or (ending in _CLOSED_ENDINGS and codec not in _codecs_of(muxer_name(film) or ending[1:]))
+    ):
         raise cannot_hold(film, f"{codec} video")
     if signature.get("alpha") == "yes" and ending not in MATROSKA_ENDINGS:
         raise cannot_hold(film, f"the transparency of {codec}")
     if ending in (".mov", ".ts") and signature.get("Dolby Vision record") not in (None, "none"):
         raise cannot_hold(film, "the record of Dolby Vision")
+
+
+@cache
+def _codecs_of(muxer: str) -> frozenset[str]:
+    with av.open(io.BytesIO(), "w", muxer) as head:
+        return frozenset(head.supported_codecs)
 
 
 def cannot_hold(film: Path, content: str) -> StitchInputError:
@@ -319,7 +363,9 @@ def codec_tag(first: Media, film: Path) -> str | None:
 
 def _takes(film: Path, first: Media, code: str) -> bool:
     """Return whether libav writes a codec tag into a film."""
-    with open_media(first.path, probe=False) as template, suppress(av.FFmpegError, ValueError):
+    # MPEG-4 in QuickTime tells its size in the pictures only, and no trial is possible without.
+    probe = first.signature["codec"] == "mpeg4"
+    with open_media(first.path, probe=probe) as template, suppress(av.FFmpegError, ValueError):
         name = muxer_name(film) or film.suffix[1:].lower()
         with av.open(io.BytesIO(), "w", name, container_options={"movflags": "empty_moov"}) as head:
             track: Any = head.add_stream_from_template(template.streams.video[0], opaque=True)

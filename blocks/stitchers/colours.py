@@ -48,7 +48,8 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     Pictures are sRGB, unless they tell primaries of BT.2020, or are linear, as OpenEXR. Video is
     BT.709 (ITU-R BT.709-6, 3.3) or BT.2020, limited range, and told so: without, FFmpeg takes the
     matrix of BT.601 and tells nothing, and players of large pictures take BT.709. Codecs that keep
-    RGB get it as it is. A user's own options and filters for colours have precedence.
+    RGB get it as it is, but linear pictures as sRGB. A user's own options and filters for colours
+    have precedence.
     """
     pixel_format = str(source.get("pixel format") or "")
     if not pixel_format or not ("container" not in source or _becomes_yuv(pixel_format)):
@@ -65,8 +66,16 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     to_players = name in _PLAYED and (not formats or _FOR_PLAYERS in formats)
     keeps_rgb = not formats or any(map(is_rgb, formats))
     wanted = own.get("pix_fmt")
+    linear = ""
+    if source.get("colour transfer") == _LINEAR:
+        grey = "format=gbrpf32le," if pixel_format.startswith("gray") else ""
+        linear = f"{grey}scale=in_transfer=linear:out_transfer=iec61966-2-1,"
     if wanted is None and not to_players and keeps_rgb and name not in _YUV_BY_DEFAULT:
-        return Colours()
+        # FFV1 takes floating point, and then cannot be encoded.
+        alpha = any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
+        whole = "gbrap16le" if alpha else "gbrp16le"
+        kept = f"format={whole}" if linear and whole in formats else ""
+        return Colours(f"{linear}{kept}".rstrip(",") or None)
     if name in _JPEG or (wanted is not None and (wanted.startswith("yuvj") or is_rgb(wanted))):
         return Colours()
     wide = source.get("colour primaries") == _BT_2020
@@ -79,10 +88,6 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     if not wide:
         told |= {"color_primaries": "bt709", "color_trc": "bt709"}
     parameters = ":".join(f"{name.replace('color_range', 'range')}={told[name]}" for name in told)
-    linear = ""
-    if source.get("colour transfer") == _LINEAR:
-        grey = "format=gbrpf32le," if pixel_format.startswith("gray") else ""
-        linear = f"{grey}scale=in_transfer=linear:out_transfer=iec61966-2-1,"
     before = f"{linear}scale=out_color_matrix={matrix}:out_range=tv,setparams={parameters}"
     return Colours(before, behind, told)
 

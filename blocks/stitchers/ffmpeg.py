@@ -26,6 +26,7 @@ from prefect_renderfarm.blocks.errors import (
     SetupError,
     StitchInputError,
 )
+from prefect_renderfarm.blocks.media.codec_header import NAL_CODECS
 from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.image_sequence import (
     has_number,
@@ -33,7 +34,7 @@ from prefect_renderfarm.blocks.media.image_sequence import (
     list_images,
     numbered,
 )
-from prefect_renderfarm.blocks.media.model import BOTTOM_FIRST, TOP_FIRST, Media
+from prefect_renderfarm.blocks.media.model import BOTTOM_FIRST, TOP_FIRST, Media, Signature
 from prefect_renderfarm.blocks.media.mp4_index import MP4_ENDINGS
 from prefect_renderfarm.blocks.media.reader import decoded_frames, open_media, read_media
 from prefect_renderfarm.blocks.processes.process_group import run_program
@@ -78,6 +79,7 @@ _WIDTH, _HEIGHT = 64, 48
 # The endings of chunks and film. Each pair has caught a release of FFmpeg: 5.1 writes decoding
 # times one tick apart into mp4 and ts, and refuses H.264 from mkv.
 _PAIRS = ((".mp4", ".mp4"), (".mkv", ".mp4"), (".mov", ".mkv"), (".mkv", ".ts"))
+_FIELDS = {TOP_FIRST: "setfield=tff", BOTTOM_FIRST: "setfield=bff"}
 
 
 class FfmpegStitcher(CheckedStitcher):
@@ -128,6 +130,9 @@ class FfmpegStitcher(CheckedStitcher):
                 raise StitchInputError(
                     f"sequence {str(output)!r}: the chunks are not image sequences: name a film"
                 )
+            for path in inputs:
+                if has_number(path):  # of a folder the kind of pictures is not known yet
+                    _check_kind_of_pictures(path, path, output)
             _check_sequence_folder(output)
             return
         super().check_output(output, inputs)
@@ -154,19 +159,29 @@ class FfmpegStitcher(CheckedStitcher):
         self.check_output(output, inputs)
         check = ChunkCheck(inputs, output, fps or 1, frame_counts, self.verify)
         chunks = [check.take() for _ in inputs]
+        for chunk in chunks:
+            _check_kind_of_pictures(chunk.path, chunk.images[0], output)
         with naming_the_disk(output):
             size = _join_sequences(chunks, output)
         frames = sum(chunk.frames for chunk in chunks)
         return check.report(FilmFigures(frames, chunks[0].fps, Fraction(0)), size)
 
+    def check_first_chunk(self, output: Path, signature: Signature) -> None:
+        """Refuse chunks whose video the film's container cannot hold, unless it is encoded."""
+        if self.video_codec == "copy":
+            super().check_first_chunk(output, signature)
+
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if self.video_codec == "copy":
-            check_container(film, chunks[0])
-            if chunks[0].signature["container"] == "avi" and any(chunk.reorder for chunk in chunks):
+            check_container(film, chunks[0].signature)
+            guessed = chunks[0].signature["codec"] in NAL_CODECS
+            guessed = guessed or any(chunk.reorder for chunk in chunks)
+            if chunks[0].signature["container"] == "avi" and guessed:
                 raise StitchInputError(
-                    f"chunk file {str(chunks[0].path)!r} has B-frames in AVI, which has no display "
-                    "times: choose a remux-stitcher, or render chunks into Matroska or mp4"
+                    f"chunk file {str(chunks[0].path)!r} may have B-frames in AVI, which has no "
+                    "display times: choose a remux-stitcher, or render chunks into Matroska or mp4"
                 )
+            check.begin_comparing()
         self._write(self._exact_program(), chunks, film, check.audio, check.output)
         frames, figures = sum(chunk.frames for chunk in chunks), read_figures(film, chunks[0].fps)
         figures = check_figures(figures, frames, len(chunks), check.audio.mode)
@@ -238,9 +253,16 @@ class FfmpegStitcher(CheckedStitcher):
             options |= {"r": str(fps), "fps_mode": "cfr"}
             colours = colours_of_encoding(self.video_codec, chunks[0].signature, own)
             options |= colours.options
-            chain = ["setpts=PTS-STARTPTS", colours.before, own.get("vf"), colours.behind]
-            interlaced = chunks[0].signature.get("field order") in (TOP_FIRST, BOTTOM_FIRST)
-            if interlaced and not deinterlaces(own):
+            # Pictures of some codecs do not tell their fields: the container does.
+            fields = _FIELDS.get(str(chunks[0].signature.get("field order")))
+            chain = [
+                f"settb={1 / fps},setpts=N",
+                fields,
+                colours.before,
+                own.get("vf"),
+                colours.behind,
+            ]
+            if fields and not deinterlaces(own):
                 options["flags:v"] = "+ilme+ildct"  # else encoders make one picture of two fields
             own["vf"] = ",".join(filter(None, chain))
         if audio.mode is AudioMode.COPY:
@@ -253,10 +275,12 @@ class FfmpegStitcher(CheckedStitcher):
         options |= muxer_options(film, chunks[0], self.faststart, frames)
         if chunks[0].images:
             # Otherwise a damaged picture would be skipped, or completed from the one before.
-            reading = {"framerate": str(fps), "err_detect": "explode", "xerror": None}
+            reading = {"framerate": str(fps), "xerror": None}
+            if not inputs[0].suffix.lower().startswith(".tif"):  # whose decoder then takes none
+                reading["err_detect"] = "explode"
         else:
             reading = {"format": "concat", "safe": "0"}
-        streams = [ffmpeg.input(str(inputs[0]), **(reading | self.input_options))["v:0"]]
+        streams = [ffmpeg.input(str(inputs[0]), **(reading | self.input_options))["V:0"]]
         if audio.source is not None:
             # NUT stores the number of channels, not their layout.
             layout = {"channel_layout": audio.source.layout}
@@ -326,6 +350,19 @@ def _run_ffmpeg(command: Sequence[str], folder: Path, film: Path) -> None:
     if code != 0:
         reason = " / ".join(stderr.splitlines()[-4:])
         raise AssemblyError(f"ffmpeg could not assemble {film.name!r} (exit code {code}): {reason}")
+
+
+def _check_kind_of_pictures(chunk: Path, picture: Path, output: Path) -> None:
+    """Refuse pictures that would get the name of another kind."""
+    found, wanted = (
+        {".jpeg": ".jpg", ".tiff": ".tif"}.get(path.suffix.lower(), path.suffix.lower())
+        for path in (picture, output)
+    )
+    if found != wanted:
+        raise StitchInputError(
+            f"sequence {str(output)!r}: the pictures of chunk {str(chunk)!r} end in "
+            f"{picture.suffix}, and are copied as they are: let the name end so, too"
+        )
 
 
 def _check_sequence_folder(output: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
-from operator import sub
+from operator import eq, sub
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,24 @@ import av
 from av.codec import CodecContext
 
 from prefect_renderfarm.blocks.errors import MediaFault
+from prefect_renderfarm.blocks.media.codec_header import (
+    NAL_CODECS,
+    coded_units,
+    digest,
+    light_of_frame,
+)
 from prefect_renderfarm.blocks.media.frame_grid import exact
 from prefect_renderfarm.blocks.media.model import (
     PROGRESSIVE,
     Media,
     Signature,
     difference,
+    is_digest,
+    layout_of,
     read_labels,
     read_signature,
 )
-from prefect_renderfarm.blocks.media.reader import faults, field_order, open_media
+from prefect_renderfarm.blocks.media.reader import complete, faults, open_media
 
 # Seams at which pictures are compared: a picture of 4K takes some 100 ms to decode.
 _SEAMS = 4
@@ -32,8 +42,10 @@ _SEEK_SECONDS = (0, 1, 10, None)
 _MOST_FAILED = 300  # packets: more than between two key frames
 # Matroska's clock is one of 1 ms; the highest rate is 1,000 frames a second.
 _SAME_TIME = Fraction(1, 2000)
-# Headers that are the same in each container; other codecs have another in each, or none.
-_SAME_HEADER = ("h264", "hevc")
+# Their decoders use nothing else than header and packet.
+_BY_BYTES = ("vp9", "av1")
+# ValueError: PyAV 19 has no such decoder.
+_UNDECODABLE = (av.FFmpegError, ValueError)
 # Their key frames need nothing of what was decoded before, nor what comes behind: one is decoded
 # alone. Others may need it, though each chunk begins with such a frame.
 _ALONE = frozenset(
@@ -46,69 +58,144 @@ _NOTHING = {
     "pixel aspect": "1", "rotation": "0 degrees", "field order": PROGRESSIVE,
     "mastering display": "none", "content light level": "none", "ambient light": "none",
     "Dolby Vision record": "none", "stereo mode": "none", "projection": "none",
+    "light of the frames": "none",
 }  # fmt: skip
 
 
-def sample_of(starts: Sequence[tuple[Path, int]], first: Media) -> list[tuple[Path, int]]:
-    """Return those chunks at whose first frames a film is looked at, of all with their starts."""
-    if first.signature["codec"] in _ALONE:
+def sample_of(
+    starts: Sequence[tuple[Path, int]], codec: str, *, complete: bool
+) -> list[tuple[Path, int]]:
+    """Return those chunks at whose first frames a film is looked at; none before all are known.
+
+    `starts` has the chunks so far, with the numbers of their first frames, or the `complete` list.
+    """
+    if codec in _ALONE and (complete or len(starts) > 1):
         return list(starts[:2])
+    if not complete:
+        return []
     if len(starts) <= _SEAMS + 1:
         return list(starts)
     step = Fraction(len(starts) - 2, _SEAMS - 1)
     return [starts[0], *(starts[1 + round(number * step)] for number in range(_SEAMS))]
 
 
-def check_content(film: Path, first: Media, starts: Sequence[tuple[Path, int]]) -> list[str]:
-    """Compare a film with its chunks, which are coded as the `first`; return the labels it lost.
+@dataclass(frozen=True)
+class Beginning:
+    """The first frame of a chunk, by digests."""
 
-    `starts` has chunk files, each with the number of the film's frame at which it starts. Raises
-    MediaFault if a property of the chunks is not the film's, because its container has no place for
-    it, or if a picture is another one.
+    path: Path
+    start: int  # its number in the film
+    coded: str | None  # what a decoder is given, where nothing else decides what it shows
+    own_aspect: bool  # whether the codec tells the aspect that counts
+    picture: str | None  # its pixels; None: cannot be decoded
+
+
+def read_beginnings(starts: Sequence[tuple[Path, int]], codec: str) -> list[Beginning]:
+    """Read and decode the first frames of chunks, each with its frame's number in the film."""
+    return [Beginning(path, start, *_read_beginning(path, codec)) for path, start in starts]
+
+
+def _read_beginning(path: Path, codec: str) -> tuple[str | None, bool, str | None]:
+    coded, own, frame = None, False, None
+    with suppress(MediaFault), faults(), open_media(path, probe=False) as container:
+        video: Any = container.streams.video[0]
+        if codec not in _ALONE:
+            frame = next(_frames(container, video), None)
+        elif packet := next(_key_packets(container, video), None):
+            coded, frame = _coded(video, packet, codec), _decode_alone(video, packet)
+        aspects = (exact(each.sample_aspect_ratio) or 1 for each in (video, video.codec_context))
+        own = eq(*aspects)  # the decoder has set the second one
+    return coded, own, frame and _picture(frame)
+
+
+def check_content(
+    film: Path, first: Media, beginnings: Sequence[Beginning], layout: str | None = None
+) -> list[str]:
+    """Compare a film with its chunks, which are coded as the `first`; return what it lacks.
+
+    That are labels, and the `layout` of its audio's channels. Raises MediaFault if a property of
+    the chunks is not the film's, because its container has no place for it, or if the first frame
+    of one of the chunks shows another picture in the film. A frame of which a decoder is given the
+    same bytes needs no decoding.
     """
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
         audio = next(iter(container.streams.audio), None)
-        shown = _pictures(container, starts, first)
-        picture = next(shown)
-        found = _signature(container, video, picture)
+        shown = _pictures(container, beginnings, first)
+        found = read_signature(container, video, None)  # before a decoder changes what it tells
         fault = difference(_comparable(first, film, found), found)
+        packet, picture = next(shown)
+        if fault or picture is not None:  # perhaps only a decoder knows
+            found = _probed(film, picture or _decode_alone(video, packet))
+            fault = difference(_comparable(first, film, found), found)
         if fault:
-            raise MediaFault(f"has {fault}: a {film.suffix} film may have no place for it")
+            other = "" if film.suffix.lower() == ".mkv" else ", let its name end in .mkv"
+            raise MediaFault(f"has {fault}: a {film.suffix} film may have no place for it{other}")
         labels = read_labels(container, video, audio)
         for _ in shown:
             pass
-        return first.labels.lost(labels)
+        return [*first.labels.lost(labels), *_lost_layout(container, audio, layout)]
 
 
-def check_encoded(film: Path, first: Media) -> list[str]:
+def check_encoded(film: Path, first: Media, layout: str | None = None) -> list[str]:
     """Return what a film that was encoded from chunks lacks of theirs, in words.
 
     Raises MediaFault if the film cannot be decoded.
     """
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
-        picture = next(_decoded(container, video, alone=False), None)
+        picture = next(_frames(container, video), None)
         if picture is None:
             raise MediaFault("cannot be decoded at frame 0")
-        found = _signature(container, video, picture)
+        found = _probed(film, picture)
         lost = [
-            f"{name} {value}"
+            name if is_digest(value) else f"{name} {value}"
             for name, value in first.signature.items()
-            if value not in (None, _NOTHING.get(name, value)) and found[name] != value
+            if value not in (None, _NOTHING.get(name, value))
+            and found.get(name) != value
+            and name != "rotation"  # FFmpeg turns the pictures
         ]
         if _has_alpha(first.signature) and not _has_alpha(found):
             lost.append("the alpha channel")
         audio = next(iter(container.streams.audio), None)
-        return [*lost, *first.labels.lost(read_labels(container, video, audio))]
+        lost += first.labels.lost(read_labels(container, video, audio))
+        return [*lost, *_lost_layout(container, audio, layout)]
 
 
-def _signature(container: Any, video: Any, picture: Any) -> dict[str, Any]:
-    """Return a film's signature; its decoder, and its first picture, complete what headers tell."""
-    signature = dict(read_signature(container, video, None))
-    if signature["field order"] != PROGRESSIVE:
-        signature["field order"] = field_order(picture)
-    return signature
+def _probed(film: Path, picture: Any | None) -> Signature:
+    """Return a film's signature as that of a chunk is read: with a decoder, and a picture."""
+    with open_media(film) as container:
+        video: Any = container.streams.video[0]
+        signature = dict(read_signature(container, video, None))
+        if (packet := next(_key_packets(container, video), None)) is not None:
+            codec, header = str(signature["codec"]), video.codec_context.extradata or b""
+            signature["light of the frames"] = light_of_frame(codec, header, bytes(packet))
+        return signature if picture is None else complete(signature, picture)
+
+
+def _lost_layout(container: Any, audio: Any, layout: str | None) -> list[str]:
+    """Return the layout of a film's audio if the film does not tell it; refuse another one."""
+    if audio is None or layout is None:
+        return []
+    container.seek(0)
+    frame = next(container.decode(audio), None)
+    found = layout if frame is None else layout_of(frame)
+    if _places(found) == _places(layout):
+        return []
+    if found.endswith(" channels"):
+        return [f"the layout {layout} of its audio's channels"]
+    raise MediaFault(
+        f"has audio in the channels {found}, not {layout}, which {audio.codec_context.name} cannot "
+        "tell here: set the stitcher's 'audio_codec' to another, or let the film's name end in .mov"
+    )
+
+
+def _places(layout: str) -> list[str]:
+    """Return the channels of a layout; those at the sides count as those behind."""
+    with suppress(ValueError):
+        names = (channel.name for channel in av.AudioLayout(layout).channels)
+        return sorted({"SL": "BL", "SR": "BR"}.get(name, name) for name in names)
+    return []
 
 
 def _has_alpha(signature: Signature) -> bool:
@@ -121,7 +208,8 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
     signature = first.signature
     left_out = {name for name in signature if name in _OF_THE_CONTAINER or name.startswith("audio")}
     containers = {str(signature["container"]), str(found["container"])}
-    same_header = signature["codec"] in _SAME_HEADER and "mpegts" not in containers
+    # NAL codecs have the same header in each container, others another in each, or none.
+    same_header = signature["codec"] in NAL_CODECS and "mpegts" not in containers
     if len(containers) > 1 and not same_header:
         left_out.add("codec header")
     if film.suffix.lower() != first.path.suffix.lower():  # mp4 has fewer tags than mov
@@ -134,90 +222,109 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
     return {name: value for name, value in signature.items() if name not in left_out}
 
 
-def _pictures(container: Any, starts: Sequence[tuple[Path, int]], first: Media) -> Iterator[Any]:
-    """Give some of a film's frames, of which each equals a chunk's first one."""
-    video, alone = container.streams.video[0], first.signature["codec"] in _ALONE
-    beginning = 0
-    with ThreadPoolExecutor(1) as pool:  # chunks are decoded beside the film
-        coming = [pool.submit(_first_picture, path, alone) for path, _ in starts]
-        for (path, start), future in zip(starts, coming, strict=True):
-            if (expected := future.result()) is None:
-                raise MediaFault(f"is made of {path.name!r}, whose first frame cannot be decoded")
-            if start:
-                frame = _frame_at(container, video, beginning, start / first.fps, first.fps, alone)
-            else:
-                frame = next(_decoded(container, video, alone), None)
-            if frame is None:
-                raise MediaFault(f"cannot be decoded at frame {start}")
-            beginning = beginning if start else frame.pts or 0
-            if _picture(frame) != expected:
-                raise MediaFault(f"shows another picture than {path.name!r} at frame {start}")
-            yield frame
+def _pictures(
+    container: Any, beginnings: Sequence[Beginning], first: Media
+) -> Iterator[tuple[Any, Any]]:
+    """Give those frames of a film that equal chunks' first ones, behind what they were found by.
 
-
-def _first_picture(path: Path, alone: bool) -> bytes | None:
-    with open_media(path, probe=False) as container:
-        frame = next(_decoded(container, container.streams.video[0], alone), None)
-        return frame and _picture(frame)
-
-
-def _frame_at(
-    container: Any, video: Any, beginning: int, seconds: Fraction, fps: Fraction, alone: bool
-) -> Any:
-    """Return a film's frame by its time; None if there is none.
-
-    The `beginning` of the film counts in ticks, the time in seconds after it. A frame that may need
-    others is decoded behind the one before it.
+    None stands for a frame that needs no decoding.
     """
-    clock, lead = exact(video.time_base), 0 if alone else 1 / fps
+    video, codec = container.streams.video[0], str(first.signature["codec"])
+    alone, progressive = codec in _ALONE, first.signature["field order"] == PROGRESSIVE
+    read, lead = (_key_packets, 0) if alone else (_frames, 1 / first.fps)
+    origin = 0
+    for each in beginnings:
+        name = each.path.name
+        if each.picture is None:
+            raise MediaFault(f"is made of {name!r}, whose first frame cannot be decoded")
+        if each.start:
+            time = each.start / first.fps
+            found = _found_at(container, video, origin, time, lead, read)
+        else:
+            found = next(read(container, video), None)
+            origin = (found and found.pts) or 0
+        if alone and found is not None:
+            known = progressive and (video.sample_aspect_ratio or each.own_aspect)
+            if known and each.coded and each.coded == _coded(video, found, codec):
+                yield found, None
+                continue
+            picture = _decode_alone(video, found)
+        else:
+            picture = found
+        if picture is None:
+            raise MediaFault(f"cannot be decoded at frame {each.start}")
+        if _picture(picture) != each.picture:
+            raise MediaFault(f"shows another picture than {name!r} at frame {each.start}")
+        yield found, picture
+
+
+def _found_at(
+    container: Any,
+    video: Any,
+    origin: int,
+    seconds: Fraction,
+    lead: Fraction | int,
+    read: Callable[[Any, Any], Iterator[Any]],
+) -> Any | None:
+    """Return that of a film's frames or packets which has a time; None if there is none.
+
+    The `origin` of the film counts in ticks, the time in seconds after it. Reading begins by `lead`
+    before it: a frame that may need others is decoded behind the one before it.
+    """
+    clock = exact(video.time_base)
     for before in _SEEK_SECONDS:
-        seek = beginning if before is None else beginning + round((seconds - before - lead) / clock)
-        container.seek(max(seek, beginning), stream=video)
-        for frame in _decoded(container, video, alone, (beginning, seconds)):
-            if frame.pts is not None:
-                distance = (frame.pts - beginning) * clock - seconds
+        seek = origin if before is None else origin + round((seconds - before - lead) / clock)
+        container.seek(max(seek, origin), stream=video)
+        for found in read(container, video):
+            if found.pts is not None:
+                distance = (found.pts - origin) * clock - seconds
                 if abs(distance) <= _SAME_TIME:
-                    return frame
+                    return found
                 if distance > 0:
                     break
     return None
 
 
-def _decoded(
-    container: Any, video: Any, alone: bool, wanted: tuple[int, Fraction] | None = None
-) -> Iterator[Any]:
-    """Give a film's frames from where it is read on; `alone`, only a key frame.
+def _key_packets(container: Any, video: Any) -> Iterator[Any]:
+    """Give a film's key packets from where it is read on."""
+    return (each for each in container.demux(video) if each.size and each.is_keyframe)
 
-    That is the first one, or the one with the `wanted` time: ticks, and seconds behind them. Behind
-    a seek the first packets may need others before them, but not more than a few.
+
+def _frames(container: Any, video: Any) -> Iterator[Any]:
+    """Give a film's frames from where it is read on.
+
+    Behind a seek the first packets may need others before them, but not more than a few.
     """
-    failed, clock = 0, exact(video.time_base)
+    failed = 0
     for packet in container.demux(video):
-        if alone and packet.size:
-            distance = Fraction(0)
-            if wanted is not None and packet.pts is not None:
-                distance = (packet.pts - wanted[0]) * clock - wanted[1]
-            if distance > 1:
-                return
-            if not packet.is_keyframe or abs(distance) > _SAME_TIME:
-                continue
         try:
-            frames = packet.decode()
-            if alone and not frames and packet.size:
-                frames = video.codec_context.decode(None)
-        except (av.FFmpegError, ValueError):  # ValueError: PyAV 19 has no such decoder
+            yield from packet.decode()
+        except _UNDECODABLE:
             failed += 1
             if failed > _MOST_FAILED:
                 return
-            continue
-        yield from frames
-        if alone:
-            return
 
 
-def _picture(frame: Any) -> bytes:
-    """Return a frame's pixels without the bytes between its lines."""
+def _decode_alone(video: Any, packet: Any) -> Any | None:
+    """Return the frame of a key packet; None if it cannot be decoded."""
+    with suppress(*_UNDECODABLE):
+        return next(iter(packet.decode() or video.codec_context.decode(None)), None)
+    return None
+
+
+def _coded(video: Any, packet: Any, codec: str) -> str | None:
+    """Return a digest of what decides how a packet is decoded; None if there may be more to it."""
+    header, data = video.codec_context.extradata or b"", bytes(packet)
+    if codec in NAL_CODECS:
+        with suppress(struct.error, IndexError):  # damaged
+            return digest(*coded_units(codec, header, data))
+    return digest(header, data) if codec in _BY_BYTES else None
+
+
+def _picture(frame: Any) -> str:
+    """Return a digest of a frame's pixels without the bytes between its lines."""
     encoder: Any = CodecContext.create("rawvideo", "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, frame.format.name
     encoder.time_base = Fraction(1, 1)
-    return b"".join(map(bytes, encoder.encode(frame)))
+    size = f"{frame.width}x{frame.height} {frame.format.name}"
+    return digest(size.encode(), *map(bytes, encoder.encode(frame)))

@@ -115,6 +115,7 @@ class RemuxStitcher(CheckedStitcher):
         film.report = check.report(figures, output.stat().st_size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
+        check.begin_comparing()
         try:
             figures = self._mux(chunks, film, check)
         except NotAppendableError:  # now that PyAV has closed the file
@@ -156,6 +157,7 @@ class FilmMuxer(GrowingFilm):
     def append(self) -> None:
         """Check the next chunk file and append it. See `GrowingFilm`."""
         chunk = self._stitcher._take(self._check)
+        self._check.begin_comparing()
         if not self.frames:
             self.begin(chunk, chunk.reorder, self._check.total_frames)
         self.copy(chunk)
@@ -164,13 +166,15 @@ class FilmMuxer(GrowingFilm):
         """Begin a film of chunks coded as `first`, of which none needs a deeper `reorder`."""
         film, audio = self._film, self._check.audio
         codec = str(first.signature["codec"])
-        check_container(film, first)
+        check_container(film, first.signature)
         options = muxer_options(film, first, self._stitcher.faststart, total_frames)
         with writing(film), open_media(first.path) as template:
             matroska = film.suffix.lower() in MATROSKA_ENDINGS
             if matroska and _has_aspect_beside_codec(template.streams.video[0]):
                 # PyAV sets none but in the codec's header.
                 raise _needs_program(film, "a pixel aspect")
+            if not matroska and template.streams.video[0].codec_context.pix_fmt == "pal8":
+                raise _needs_program(film, "a palette")
             output = self._stack.enter_context(
                 av.open(str(film), "w", muxer_name(film), container_options=options)
             )
@@ -188,9 +192,11 @@ class FilmMuxer(GrowingFilm):
                     self._audio.stream.metadata.update(labels["audio"])
                     content += " with this audio"
                 output.start_encoding()
-            except (ValueError, av.error.PatchWelcomeError):
-                if film.suffix.lower() == ".mkv":
-                    # PyAV refuses the codecs that Matroska stores as AVI or QuickTime would.
+            except av.error.PatchWelcomeError:
+                raise cannot_hold(film, content) from None
+            except ValueError:
+                if film.suffix.lower() in (".mkv", ".mov"):
+                    # PyAV refuses codecs that these store in the way of AVI.
                     raise _needs_program(film, content) from None
                 raise cannot_hold(film, content) from None
             # The header has fixed the film's clock.
@@ -281,7 +287,7 @@ class FilmMuxer(GrowingFilm):
         """Give each video packet of a chunk, and its frame's number; the audio takes the others."""
         with open_media(chunk.path, probe=audio is not None) as container:
             source: Any = container.streams.video[0]
-            origin = chunk.first_time * source.time_base
+            origin = chunk.origin * source.time_base
             for packet in container.demux(source, *(container.streams.audio if audio else ())):
                 if audio is not None and packet.stream_index != source.index:
                     audio.add(packet, origin)
@@ -311,7 +317,7 @@ def _needs_program(film: Path, content: str) -> NotAppendableError:
 def _has_aspect_beside_codec(video: Any) -> bool:
     """Return whether only the container tells the pixel aspect."""
     aspect = exact(video.sample_aspect_ratio)
-    return aspect not in (0, 1) and aspect != exact(video.codec_context.sample_aspect_ratio)
+    return aspect not in (0, exact(video.codec_context.sample_aspect_ratio) or 1)
 
 
 def _add_video(output: OutputContainer, template: Any, first: Media, film: Path) -> Any:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextvars
 import errno
+import hashlib
 import io
+import os.path
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from boto3.exceptions import S3UploadFailedError
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect_aws.s3 import S3Bucket
@@ -43,6 +48,13 @@ _REFUSED = frozenset(
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Amazon S3 API reference, DeleteObjects.
 _MOST_DELETED = 1000
+# The same, ListObjectsV2.
+_MOST_LISTED = 1000
+# What is listed for each object that is looked for: a chunk's manifest, file, log and picture.
+_LISTED_EACH = 4
+# Amazon S3 User Guide, "Uploading and copying objects using multipart upload": larger files go in
+# parts, each of which is a request.
+_MOST_IN_ONE_PART = 100_000_000
 _NAMES_OF_BUCKETS = ("bucket_name", "bucket", "container_name")
 
 
@@ -70,6 +82,8 @@ class BucketStore(ObjectStore):
         """Return the bytes of a small object; None if it does not exist."""
         data = io.BytesIO()
         with suppress(ObjectMissing), self._errors("read", key):
+            if (s3 := self._s3) is not None:  # without a request for its size before
+                return bytes(s3.get_object(**self._place(key))["Body"].read())
             _out_of_the_log(self.block.download_object_to_file_object, key, data)
             return data.getvalue()
         return None
@@ -79,9 +93,26 @@ class BucketStore(ObjectStore):
         with suppress(ObjectMissing), self._errors("look for", key):
             if (s3 := self._s3) is None:
                 return super().has(key)
-            s3.head_object(Bucket=self.bucket, Key=self.absolute(key))
+            s3.head_object(**self._place(key))
             return True
         return False
+
+    def link(self, key: str, seconds: int) -> str | None:
+        """Return a presigned URL of an object in S3; one of expiring credentials ends with them."""
+        if not isinstance(self.block, S3Bucket):
+            return None
+        s3 = self._s3
+        with self._errors("sign", key):
+            # boto3 still signs URLs by version 2, which regions since 2014 and others refuse.
+            signer = self.block.credentials.get_boto3_session().client(
+                "s3", endpoint_url=s3.meta.endpoint_url, region_name=s3.meta.region_name,
+                config=s3.meta.config.merge(Config(signature_version="s3v4")),
+            )  # fmt: skip
+            return str(
+                signer.generate_presigned_url(
+                    "get_object", Params=self._place(key), ExpiresIn=seconds
+                )
+            )
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small object."""
@@ -94,13 +125,12 @@ class BucketStore(ObjectStore):
         Amazon S3 User Guide, "How to prevent object overwrites with conditional writes"; Google
         Cloud Storage, "Request preconditions".
         """
-        name = self.absolute(key)
         try:
             with self._errors("create", key):
                 if (s3 := self._s3) is not None:
-                    s3.put_object(Bucket=self.bucket, Key=name, Body=data, IfNoneMatch="*")
+                    s3.put_object(**self._place(key), Body=data, IfNoneMatch="*")
                 elif hasattr(self.block, "get_bucket"):
-                    blob = _out_of_the_log(self.block.get_bucket).blob(name)
+                    blob = _out_of_the_log(self.block.get_bucket).blob(self.absolute(key))
                     blob.upload_from_string(data, if_generation_match=0)
                 else:
                     raise SetupError(f"{self.name} cannot create an object on condition")
@@ -109,10 +139,21 @@ class BucketStore(ObjectStore):
             return self.read(key) == data
         return True
 
-    def upload(self, path: Path, key: str) -> None:
-        """Send a file, in parts where it is large."""
+    def upload(self, path: Path, key: str) -> bool:
+        """Send a file, in parts where it is large; return whether S3 has answered with its MD5.
+
+        Amazon S3 API reference, "Object": the ETag of an object that was sent in one part is its
+        MD5, unless it is encrypted with a key of KMS or of the client.
+        """
         with self._errors("write", key):
-            _out_of_the_log(self.block.upload_from_path, path, key)
+            if (s3 := self._s3) is None or path.stat().st_size > _MOST_IN_ONE_PART:
+                _out_of_the_log(self.block.upload_from_path, path, key)
+                return False
+            with path.open("rb") as file:
+                md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False))
+                file.seek(0)
+                answer = s3.put_object(**self._place(key), Body=file)
+        return str(answer.get("ETag")).strip('"') == md5.hexdigest()
 
     def download(self, key: str, path: Path) -> None:
         """Fetch an object into a file, which appears whole or not at all."""
@@ -126,8 +167,7 @@ class BucketStore(ObjectStore):
         """Copy an object, without it leaving S3; from other storages by way of this machine."""
         with self._errors("copy", key):
             if (s3 := self._s3) is not None:
-                source = {"Bucket": self.bucket, "Key": self.absolute(key)}
-                s3.copy(source, self.bucket, self.absolute(other))
+                s3.copy(self._place(key), self.bucket, self.absolute(other))
                 return
         with tempfile.TemporaryDirectory(prefix="renderfarm-") as folder:
             path = Path(folder) / "copy"
@@ -136,21 +176,55 @@ class BucketStore(ObjectStore):
 
     def objects(self, folder: str) -> Iterator[StoredObject]:
         """Give the objects in a folder and below it."""
-        folder = f"{folder.rstrip('/')}/"
-        with self._errors("list", folder):
-            if isinstance(self.block, S3Bucket):
-                for found in _out_of_the_log(self.block.list_objects, folder):
-                    key = found["Key"].removeprefix(self._folder)
-                    yield StoredObject(key, found["Size"], found["LastModified"])
-            elif hasattr(self.block, "list_blobs") and hasattr(self.block, "get_bucket"):
-                for blob in _out_of_the_log(self.block.list_blobs, folder):
-                    key = blob.name.removeprefix(self._folder)
-                    yield StoredObject(key, blob.size, blob.updated)
-            else:
-                raise SetupError(
-                    f"{self.name} can be written and read, but not listed: remove what jobs left "
-                    "with your provider's own tools, such as a rule for the age of objects"
+        after = folder = f"{folder.rstrip('/')}/"
+        more = True
+        while more:
+            page, more = self._page(folder, after)
+            yield from page
+            after = page[-1].key if page else after
+
+    def find(self, keys: Collection[str]) -> dict[str, StoredObject]:
+        """Return those of some objects that exist: by lists, each from the next that is wanted.
+
+        So there are never more lists than keys, nor many more than the objects between them fill.
+        """
+        left, found = sorted(set(keys)), dict[str, StoredObject]()
+        folder = os.path.commonprefix([*left[:1], *left[-1:]])  # noqa: RUF071 -- of characters
+        more = True
+        while left and more:
+            count = min(_LISTED_EACH * (len(left) + 1), _MOST_LISTED)
+            page, more = self._page(folder, left[0][:-1], count)
+            found |= {one.key: one for one in page}
+            left = left[bisect_right(left, page[-1].key) if page else len(left) :]
+        return {key: found[key] for key in keys if key in found}
+
+    def _page(
+        self, prefix: str, after: str, count: int = _MOST_LISTED
+    ) -> tuple[list[StoredObject], bool]:
+        """Return the first objects with a prefix after a key, by keys; and whether there are more.
+
+        Cloud Storage begins with that key itself.
+        """
+        prefix, after = self.absolute(prefix), self.absolute(after)
+        cut = len(self._folder)
+        with self._errors("list", prefix):
+            if (s3 := self._s3) is not None:
+                answer = s3.list_objects_v2(
+                    Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=count
                 )
+                listed = answer.get("Contents", ())
+                page = [StoredObject(o["Key"][cut:], o["Size"], o["LastModified"]) for o in listed]
+                return page, answer["IsTruncated"]
+            if hasattr(self.block, "get_bucket"):
+                bucket, count = _out_of_the_log(self.block.get_bucket), count + 1
+                blobs = list(bucket.list_blobs(count, prefix=prefix, start_offset=after))
+                new = [blob for blob in blobs if blob.name > after]
+                page = [StoredObject(blob.name[cut:], blob.size, blob.updated) for blob in new]
+                return page, len(blobs) == count
+            raise SetupError(
+                f"{self.name} can be written and read, but not listed: remove what jobs left "
+                "with your provider's own tools, such as a rule for the age of objects"
+            )
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are no error."""
@@ -174,6 +248,9 @@ class BucketStore(ObjectStore):
     def absolute(self, key: str) -> str:
         """Return an object's key in the bucket, with the storage block's own folder."""
         return self._folder + key
+
+    def _place(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self.absolute(key)}
 
     @property
     def _s3(self) -> Any:

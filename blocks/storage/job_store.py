@@ -20,12 +20,10 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from prefect_renderfarm.blocks.errors import AssemblyError, SetupError, StorageError, StorageRefused
 from prefect_renderfarm.blocks.media.image_sequence import IMAGE_ENDINGS
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content, parse_manifest
 from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
 # The clocks of a storage's machines differ, and times are rounded to seconds.
@@ -78,7 +76,7 @@ class JobStore:
 
     def manifest(self, chunk_id: int, identity: str | None = None) -> ChunkResult | None:
         """Return a chunk's manifest if it has this cache key; None: the chunk is not done."""
-        found = _parse(self.read(_manifest(chunk_id)))
+        found = parse_manifest(self.read(_manifest(chunk_id)))
         return found if found and identity in (None, found.identity) else None
 
     def manifests(self, chunk_ids: Iterable[int]) -> dict[int, ChunkResult]:
@@ -89,12 +87,20 @@ class JobStore:
         return {number: result for number, result in found if result is not None}
 
     def done(self, chunk_ids: Iterable[int]) -> set[int]:
-        """Return which chunks are done, by a list of their manifests."""
+        """Return which chunks are done, by their manifests."""
+        keys = {f"{self.root}/{_manifest(number)}": number for number in chunk_ids}
         try:
-            names = set(self.names("chunks"))
+            return {keys[key] for key in self.store.find(keys)}
         except SetupError:  # this kind of storage cannot list
-            return {number for number in chunk_ids if self.manifest(number) is not None}
-        return {number for number in chunk_ids if _manifest(number) in names}
+            return {number for number in keys.values() if self.manifest(number) is not None}
+
+    def known(self, identities: Iterable[str]) -> set[str]:
+        """Return the cache keys of which `take_over` is worth a call."""
+        keys = {self._known(identity): identity for identity in identities}
+        try:
+            return {keys[key] for key in self.store.find(keys)}
+        except SetupError:
+            return set(keys.values())
 
     def faults(self, results: Iterable[ChunkResult]) -> dict[int, str]:
         """Return what is wrong with the files of finished chunks, by the chunks' ids.
@@ -111,13 +117,15 @@ class JobStore:
                 for result, found in zip(results, contents, strict=True)
                 if found != (result.size, result.sha256)
             }
+        manifests = {result.id: f"{self.root}/{_manifest(result.id)}" for result in results}
+        wanted = {key for result in results for _, key in _files(result)}
         try:
-            there = {found.key: found for found in self.store.objects(self.root)}
+            there = self.store.find(wanted.union(manifests.values()))
         except SetupError:  # this kind of storage cannot list
             return {}
         faults = {}
         for result in results:
-            manifest = there.get(f"{self.root}/{_manifest(result.id)}")
+            manifest = there.get(manifests[result.id])
             files = [there.get(key) for _, key in _files(result)]
             found = [file for file in files if file is not None]
             if len(found) < len(files):
@@ -128,23 +136,31 @@ class JobStore:
                 faults[result.id] = "its file was altered"
         return faults
 
-    def publish(self, result: ChunkResult, log: bytes = b"") -> ChunkResult:
+    def publish(self, result: ChunkResult, log: bytes = b"", thumbnail: bytes = b"") -> ChunkResult:
         """Send a chunk's file or images and its log to a storage, then write its manifest.
 
-        In a folder, and with `stored_as`, the file is where it belongs. Return the manifest that
-        counts: an earlier one, if another attempt was first.
+        In a folder, and with `stored_as`, the file is where it belongs. `thumbnail` is a JPEG, or
+        empty. Return the manifest that counts: an earlier one, if another attempt was first.
         """
         if self.store.in_place:
-            return self._announce(result)
+            image = f"{self.root}/chunks/{result.id:06d}.jpg"
+            return self._announce(self._with_thumbnail(result, image, thumbnail))
         folder = self._attempt(result.id)
         if result.stored_as is None:
             result = result.model_copy(update={"stored_as": f"{folder}/{result.path.name}"})
-            for path, key in _files(result):
-                self.store.upload(path, key)
-            self._require_whole(folder, _files(result))
+            sent = _files(result)
+            self._require_whole([each for each in sent if not self.store.upload(*each)])
         result = result.model_copy(update={"log": f"{folder}/log.txt"})
         self.store.write(f"{folder}/log.txt", log)
-        return self._announce(result)
+        return self._announce(self._with_thumbnail(result, f"{folder}/thumbnail.jpg", thumbnail))
+
+    def _with_thumbnail(self, result: ChunkResult, key: str, thumbnail: bytes) -> ChunkResult:
+        """Write a chunk's thumbnail, if there is one; a chunk is as good without."""
+        with suppress(StorageError, OSError):
+            if thumbnail:
+                self.store.write(key, thumbnail)
+                return result.model_copy(update={"thumbnail": key})
+        return result
 
     def take_over(self, identity: str, chunk_id: int, path: Path) -> ChunkResult | None:
         """Let a chunk that another job rendered count as one of this job, whose file is `path`.
@@ -152,7 +168,7 @@ class JobStore:
         In a storage with a copy of its file, because the other job's may be deleted any time.
         Return its manifest; None: no job rendered it. Raises: ObjectMissing, if the file is gone.
         """
-        found = _parse(self.store.read(self._known(identity)))
+        found = parse_manifest(self.store.read(self._known(identity)))
         if found is None:
             return None
         found = found.model_copy(update={"id": chunk_id, "path": path})
@@ -160,11 +176,15 @@ class JobStore:
             return self._announce(found)
         folder = self._attempt(chunk_id)
         stored_as, log = f"{folder}/{Path(str(found.stored_as)).name}", f"{folder}/log.txt"
-        new = found.model_copy(update={"stored_as": stored_as, "log": log})
+        new = found.model_copy(update={"stored_as": stored_as, "log": log, "thumbnail": None})
         for (_, key), (_, copy) in zip(_files(found), _files(new), strict=True):
             self.store.copy(key, copy)
         with suppress(StorageError):  # a chunk is as good without its log
             self.store.copy(str(found.log), log)
+        with suppress(StorageError):
+            if found.thumbnail is not None:
+                self.store.copy(found.thumbnail, image := f"{folder}/thumbnail.jpg")
+                new = new.model_copy(update={"thumbnail": image})
         return self._announce(new)
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
@@ -230,14 +250,15 @@ class JobStore:
                 run_log().warning("chunk %s: other jobs cannot use it: %s", result.id, error)
         return result
 
-    def _require_whole(self, folder: str, sent: Iterable[tuple[Path, str]]) -> None:
+    def _require_whole(self, sent: Iterable[tuple[Path, str]]) -> None:
         """Raise StorageError if a storage that took files without an error lacks some bytes."""
+        sizes = {key: path.stat().st_size for path, key in sent}
         try:
-            found = {stored.key: stored.size for stored in self.store.objects(folder)}
+            found = {key: stored.size for key, stored in self.store.find(sizes).items()}
         except (SetupError, StorageRefused):  # it cannot list, or this machine may not
             return
-        for path, key in sent:
-            if found.get(key) != (size := path.stat().st_size):
+        for key, size in sizes.items():
+            if found.get(key) != size:
                 raise StorageError(
                     f"{self.store.name} took {key!r} of {size:,} bytes and has "
                     f"{found.get(key, 0):,} of them"
@@ -253,13 +274,6 @@ class JobStore:
 
 def _manifest(chunk_id: int) -> str:
     return f"chunks/{chunk_id:06d}.json"
-
-
-def _parse(data: bytes | None) -> ChunkResult | None:
-    try:
-        return None if data is None else ChunkResult.model_validate_json(data)
-    except ValidationError:
-        return None
 
 
 def _files(result: ChunkResult) -> list[tuple[Path, str]]:

@@ -6,8 +6,9 @@ import hashlib
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence, list_images
@@ -37,7 +38,29 @@ class ChunkResult(BaseModel):
     images: tuple[str, ...] | None = Field(default=None, description="Names of its images, if any.")
     stored_as: str | None = Field(default=None, description="The file's key in the storage.")
     log: str | None = Field(default=None, description="The key of its full log in the storage.")
+    thumbnail: str | None = Field(default=None, description="The key of a JPEG of its first frame.")
     published_at: datetime | None = Field(default=None, description="When it counted as done.")
+
+    def slim(self) -> Self:
+        """Return the same with less memory: what is alike in all chunks of a film is shared.
+
+        pydantic keeps a set of 2 kB with each object, of the names of the fields that were given.
+        """
+        alike = _signatures.setdefault(tuple(self.signature.items()), self.signature)
+        values = self.__dict__ | {"signature": alike}
+        return self.model_construct(_fields_set=_all_fields, **values)
+
+
+_signatures: dict[tuple[tuple[str, str | int | None], ...], dict[str, str | int | None]] = {}
+_all_fields = set(ChunkResult.model_fields)
+
+
+def parse_manifest(data: bytes | str | None) -> ChunkResult | None:
+    """Return the manifest in a JSON text; None if there is none, or half of one."""
+    try:
+        return ChunkResult.model_validate_json(data) if data else None
+    except ValidationError:
+        return None
 
 
 def content(path: Path) -> tuple[int, str] | None:

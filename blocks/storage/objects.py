@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,10 @@ class ObjectStore(ABC):
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object unless one exists; return whether it was written. Atomic."""
 
+    def link(self, key: str, seconds: int) -> str | None:
+        """Return a URL by which anybody may fetch an object for some time; None: impossible."""
+        return None
+
     def has(self, key: str) -> bool:
         """Return whether an object exists."""
         return self.read(key) is not None
@@ -66,12 +70,17 @@ class ObjectStore(ABC):
         """Give the objects in a folder and below it."""
 
     @abstractmethod
+    def find(self, keys: Collection[str]) -> dict[str, StoredObject]:
+        """Return those of some objects that exist, by key, without a list of all that there are."""
+
+    @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that do not exist are no error."""
 
-    def upload(self, path: Path, key: str) -> None:
-        """Send a file."""
+    def upload(self, path: Path, key: str) -> bool:
+        """Send a file; return whether the answer proves that the store has all of it."""
         self.write(key, path.read_bytes())
+        return False
 
     def download(self, key: str, path: Path) -> None:
         """Fetch an object into a file, which appears whole or not at all."""
@@ -118,9 +127,15 @@ class FolderStore(ObjectStore):
                     yield from self.objects(key)
                 elif not is_temporary(entry.name):
                     with suppress(FileNotFoundError):  # deleted meanwhile
-                        found = entry.stat()
-                        modified = datetime.fromtimestamp(found.st_mtime, UTC)
-                        yield StoredObject(key, found.st_size, modified)
+                        yield _stored(key, entry.stat())
+
+    def find(self, keys: Collection[str]) -> dict[str, StoredObject]:
+        """Return those of some files that exist."""
+        found = {}
+        for key in keys:
+            with suppress(FileNotFoundError):
+                found[key] = _stored(key, (self.folder / key).stat())
+        return found
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete files."""
@@ -133,3 +148,7 @@ class FolderStore(ObjectStore):
             link_atomic(self.folder / key, self.folder / other)
         except FileNotFoundError:
             raise ObjectMissing(f"{self.name} has no file {key!r}") from None
+
+
+def _stored(key: str, found: os.stat_result) -> StoredObject:
+    return StoredObject(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))

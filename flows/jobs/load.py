@@ -15,6 +15,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.abstract import ObjectStorageBlock
+from prefect_aws.s3 import S3Bucket
 
 from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.http.client import DownloadFailed, open_download
@@ -45,20 +46,24 @@ def file_of(source: Any) -> Path | None:
     return None if text.startswith("{") or "://" in text else Path(text).absolute()
 
 
-def load_job(source: Any, *, deployed: bool = False) -> tuple[RenderJob, Path | None]:
+def load_job(
+    source: Any, *, deployed: bool = False, block: ObjectStorageBlock | None = None
+) -> tuple[RenderJob, Path | None]:
     """Return a job, checked and read within limits of size and time, and the folder of its file.
 
     The source is a `RenderJob`, its parsed JSON, its JSON text, the path of a file, or an
-    `https://` or `s3://` URL. S3 is read with the worker's own AWS credentials; `UrlRules` says
-    which URLs are read. In a deployed run a relative path is refused. Raises: JobError, SetupError.
+    `https://` or `s3://` URL. S3 is read with the storage block's credentials where the URL is of
+    its server, else with the worker's own; `UrlRules` says which URLs are read. In a deployed run
+    a relative path is refused. Raises: JobError, SetupError.
     """
-    data, name, folder = _read(source, deployed)
+    data, name, folder = _read(source, deployed, block)
     return _validated(data, name), folder
 
 
 def load_earlier_job(
-    source: Any, job_dir: Path | None, *, deployed: bool = False
-) -> tuple[RenderJob, Path | None]:
+    source: Any, job_dir: Path | None, *, deployed: bool = False,
+    block: ObjectStorageBlock | None = None,
+) -> tuple[RenderJob, Path | None]:  # fmt: skip
     """Return a job that was rendered before, and its folder, if that is known.
 
     The source is one of `load_job`; a `RenderReport`, its JSON or its file; or an id in `job_dir`.
@@ -69,7 +74,7 @@ def load_earlier_job(
         name = source.strip()
         if re.fullmatch(r"[^/{}:]+", name) and not name.endswith(".json"):
             return _find_by_id(name, job_dir), job_dir
-    data, name, folder = _read(source, deployed)
+    data, name, folder = _read(source, deployed, block)
     local = not isinstance(source, str) or folder is not None or _text(source).startswith("{")
     if local and isinstance(data, dict) and "job_dir" in data:
         try:
@@ -80,7 +85,9 @@ def load_earlier_job(
     return _validated(data, name), folder
 
 
-def _read(source: Any, deployed: bool) -> tuple[Any, str, Path | None]:
+def _read(
+    source: Any, deployed: bool, block: ObjectStorageBlock | None
+) -> tuple[Any, str, Path | None]:
     """Return the values of a job spec or a report, its name in errors, and its file's folder."""
     if not isinstance(source, str):
         return source, "", None
@@ -101,7 +108,8 @@ def _read(source: Any, deployed: bool) -> tuple[Any, str, Path | None]:
     scheme = text.partition("://")[0].lower()
     if scheme not in ("https", "s3"):
         raise JobError(f"{name}: only https:// and s3:// URLs are read")
-    return parse_spec((_read_s3 if scheme == "s3" else _read_https)(text, name), name), name, None
+    data = _read_s3(text, name, block) if scheme == "s3" else _read_https(text, name)
+    return parse_spec(data, name), name, None
 
 
 def _text(source: str) -> str:
@@ -146,12 +154,12 @@ def _read_https(url: str, name: str) -> bytes:
         raise JobError(f"{name} cannot be fetched: {error}") from None
 
 
-def _read_s3(url: str, name: str) -> bytes:
+def _read_s3(url: str, name: str, block: ObjectStorageBlock | None) -> bytes:
     deadline = time.monotonic() + _FETCH_SECONDS
     try:
         parts = urlsplit(url)
         UrlRules().require_bucket(parts.netloc)
-        client = boto3.Session().client("s3", config=_S3_CLIENT)
+        client = _s3_client(parts.netloc, block)
         answer = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
         require_size(answer["ContentLength"], name)
         data = bytearray()
@@ -165,6 +173,21 @@ def _read_s3(url: str, name: str) -> bytes:
     except (BotoCoreError, ClientError, Boto3Error, OSError, UrlRefused, ValueError) as error:
         raise JobError(f"{name} cannot be fetched: {one_line(error)}") from None
     return bytes(data)
+
+
+def _s3_client(bucket: str, block: Any) -> Any:
+    """Return the client of a storage block, else that of the environment.
+
+    The block is asked for its own bucket, and for others of the server that the environment names.
+    """
+    session = boto3.Session()
+    if not isinstance(block, S3Bucket):
+        return session.client("s3", config=_S3_CLIENT)
+    client = block.credentials.get_s3_client()
+    if bucket == block.bucket_name:
+        return client
+    own = session.client("s3", config=_S3_CLIENT, region_name=client.meta.region_name)
+    return client if client.meta.endpoint_url == own.meta.endpoint_url else own
 
 
 def find_in_storage(job: Any, block: ObjectStorageBlock | None) -> RenderJob | None:

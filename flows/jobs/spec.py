@@ -203,6 +203,8 @@ class RenderJob(_SpecModel):
             )
         if not (chunks := validate(given)):
             raise JobError("the job has no chunks: give it at least one")
+        for chunk in chunks:  # all have all fields: a set each of their names would be 0.7 kB
+            object.__setattr__(chunk, "__pydantic_fields_set__", chunks[0].model_fields_set)
         return tuple(sorted(chunks, key=lambda chunk: chunk.id))
 
     def model_post_init(self, context: Any) -> None:

@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Scheduled
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed, Scheduled
 
 from prefect_renderfarm.blocks.errors import AssemblyError
 from prefect_renderfarm.blocks.runtime.prefect_api import (
@@ -21,22 +22,21 @@ from prefect_renderfarm.blocks.runtime.prefect_api import (
     run_log,
     start_run,
 )
-from prefect_renderfarm.blocks.runtime.repeat import periodic, retry
+from prefect_renderfarm.blocks.runtime.repeat import SERVER_AWAY_SECONDS, periodic, retry
+from prefect_renderfarm.blocks.runtime.run_events import run_events
 from prefect_renderfarm.flows.results import MergeReport
 from prefect_renderfarm.flows.runs.names import job_label, job_tag
+from prefect_renderfarm.flows.runs.waiting import telling_why_runs_wait
 from prefect_renderfarm.flows.state.finished import Eta
 from prefect_renderfarm.flows.state.job_state import JobState
 
 # Name of the state of a merge run that gave its slot on the work pool back.
 RELEASED = "Released"
-# A warm merge run ends within a fraction of a second after the last chunk.
-_POLL_SECONDS, _SOON_SECONDS = 0.1, 10.0
-_SLOW_POLL_SECONDS = 0.5
+# How often the server is asked how the run is, where it does not tell by itself.
+_ASK_SECONDS = 10.0
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _AHEAD_POLL_SECONDS = 0.25
-_WAITING_SECONDS = 60.0
-_SERVER_AWAY_SECONDS = 120.0
 # A run whose worker was killed just after it took it stays Pending for ever; one whose container is
 # being fetched and started stays so for minutes.
 _STARTING_SECONDS = 300.0
@@ -94,10 +94,13 @@ class MergeRun:
         """
         if self._run is None:
             return False
-        self._run = _read(self._run)
-        if self._never_began(self._run):
-            declare_crashed(self._run.id, "its worker took it, and never began it")
+        try:
             self._run = _read(self._run)
+            if self._never_began(self._run):
+                declare_crashed(self._run.id, "its worker took it, and never began it")
+                self._run = _read(self._run)
+        except ObjectNotFound:
+            self._run.state = Crashed(message="it was deleted on the server")
         state = _state(self._run)
         if state.is_crashed():
             self._lost += 1
@@ -130,21 +133,15 @@ class MergeRun:
         return retry(partial(self._state.load_merge, str(ended.id)), "the merge run's report")
 
     def _wait(self) -> FlowRun:
-        started = time.monotonic()
-        warned = False
-        while True:
-            # A server that is started again costs no film: the run goes on without it.
-            run = retry(self._look, "state of the merge run", seconds=_SERVER_AWAY_SECONDS)
-            if _state(run).is_final():
-                return run
-            waited = time.monotonic() - started
-            if run.start_time is None and waited > _WAITING_SECONDS and not warned:
-                warned = True
-                run_log().warning(
-                    "merge-job run %r has not begun after %.0f s: is a worker of work pool %r up?",
-                    run.name, _WAITING_SECONDS, run.work_pool_name,
-                )  # fmt: skip
-            time.sleep(_POLL_SECONDS if waited < _SOON_SECONDS else _SLOW_POLL_SECONDS)
+        tell = telling_why_runs_wait()
+        with run_events(tag=job_tag(self._state.job)) as wait:
+            while True:
+                # A server that is started again costs no film: the run goes on without it.
+                run = retry(self._look, "state of the merge run", seconds=SERVER_AWAY_SECONDS)
+                if _state(run).is_final():
+                    return run
+                tell([run])
+                wait(_ASK_SECONDS)
 
     def _look(self) -> FlowRun:
         """Return the run as it is now, all chunks being done; start it if there is none."""
@@ -205,13 +202,17 @@ def starting_ahead(
         yield
         return
     finished_at_start = -1
+    ask_at = 0.0
 
     def look() -> None:
-        nonlocal finished_at_start
+        nonlocal finished_at_start, ask_at
         now = eta()
         left = now.seconds_left(width)
         due = now.waiting == 0 if left is None else left <= lead
-        if due and len(now.finished) > finished_at_start and not merge_run.alive():
+        if not due or len(now.finished) <= finished_at_start or time.monotonic() < ask_at:
+            return
+        ask_at = time.monotonic() + _ASK_SECONDS
+        if not merge_run.alive():
             finished_at_start = len(now.finished)  # a start that fails is not tried again at once
             merge_run.start()
 

@@ -6,10 +6,11 @@ import contextvars
 import random
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from bisect import insort
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from statistics import median
 
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -29,6 +30,8 @@ from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.results import FailedAttempt
 
 _LONGEST_PAUSE_SECONDS = 300.0
+_KEPT_CHARACTERS = 2_000  # of a command's output
+_KEPT_OUTPUTS = 20  # of the last failed attempts
 # So many chunks have to be done before others can be called slow ...
 _LEAST_DONE = 3
 # ... and so long a chunk has to take: below, the start of a program is most of it.
@@ -36,8 +39,13 @@ _LEAST_SLOW_SECONDS = 5.0
 
 
 class SlowChunks(StrEnum):
-    """What to do about a chunk that takes far longer than the others."""
+    """What to do about a chunk that takes far longer than the others.
 
+    `auto` duplicates where that costs no place for another chunk, by runs on a work pool that share
+    a storage, and reports elsewhere.
+    """
+
+    AUTO = "auto"
     REPORT = "report"
     DUPLICATE = "duplicate"
     END = "end"
@@ -72,11 +80,11 @@ class Attempts:
         pause = min(self.retry_delay * 2.0 ** (min(failed, 64) - 1), longest)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
 
-    def slowness(self, frames: int, seconds: float, frame_times: Sequence[float]) -> str | None:
+    def slowness(self, frames: int, seconds: float, times: Timings) -> str | None:
         """Say in what a chunk is slow that is rendered for some seconds; None if it is not."""
-        if self.slow_factor is None or len(frame_times) < _LEAST_DONE:
+        if self.slow_factor is None or len(times.chunks) < _LEAST_DONE:
             return None
-        usual = median(frame_times) * frames
+        usual = times.frame * frames
         if seconds < max(self.slow_factor * usual, _LEAST_SLOW_SECONDS):
             return None
         return (
@@ -86,8 +94,8 @@ class Attempts:
     def parameters(self) -> dict[str, object]:
         """Return the parameters of a run of `render_chunks` on a work pool."""
         # Two attempts in one run would share its machine: another run makes the second one.
-        again = SlowChunks.REPORT if self.slow_chunks is SlowChunks.DUPLICATE else self.slow_chunks
-        return asdict(self) | {"slow_chunks": again}
+        ends = self.slow_chunks is SlowChunks.END
+        return asdict(self) | {"slow_chunks": SlowChunks.END if ends else SlowChunks.REPORT}
 
 
 @dataclass(eq=False)
@@ -99,6 +107,7 @@ class Failures:
 
     def __post_init__(self) -> None:
         self._all: list[FailedAttempt] = []
+        self._known: set[tuple[int, str, str]] = set()
         self._lock = threading.Lock()
 
     @property
@@ -112,15 +121,21 @@ class Failures:
         if isinstance(error, WorkStopped):
             return  # its job was; nothing failed
         kind, message = type(error).__name__, str(error)
+        worker, output = (getattr(error, name, "") for name in ("worker", "output"))
         failed = FailedAttempt(
-            chunk=chunk, attempt=attempt, seconds=seconds, kind=kind, message=message
-        )
+            chunk=chunk, attempt=attempt, seconds=seconds, kind=kind, message=message,
+            worker=worker, output=output[-_KEPT_CHARACTERS:], ended_at=datetime.now(UTC),
+        )  # fmt: skip
         with self._lock:
-            known = {(one.chunk, one.kind, one.message) for one in self._all}
+            repeated = (chunk, kind, message) in self._known
+            self._known.add((chunk, kind, message))
             self._all.append(failed)
+            if len(self._all) > _KEPT_OUTPUTS:  # a report of thousands would have 2 kB of each
+                old = self._all[-1 - _KEPT_OUTPUTS]
+                self._all[-1 - _KEPT_OUTPUTS] = old.model_copy(update={"output": ""})
         if self.tell is not None:
             self.tell(self.all)
-        if isinstance(error, ChunkFileError) and (chunk, kind, message) in known:
+        if isinstance(error, ChunkFileError) and repeated:
             raise RepeatedFault(f"{error}, for the second time: it is not tried again") from None
         self.check()
 
@@ -147,9 +162,33 @@ def worth_another_attempt(error: object) -> bool:
     return True
 
 
-def frame_times(results: Iterable[ChunkResult], but: Container[int] = ()) -> list[float]:
-    """Return how many seconds a frame took, of each finished chunk that is not left out."""
-    return [result.seconds / result.frame_count for result in results if result.id not in but]
+class Timings:
+    """How long chunks took that are done: at hand without a look at all of them; for threads.
+
+    Attributes:
+        chunks: Seconds of each chunk.
+        longest: Seconds of the longest one; 0 if there is none.
+    """
+
+    def __init__(self, results: Iterable[ChunkResult] = ()) -> None:
+        self.chunks: list[float] = []
+        self.longest = 0.0
+        self._frames: list[float] = []  # in order
+        self._lock = threading.Lock()
+        for result in results:
+            self.add(result)
+
+    def add(self, result: ChunkResult) -> None:
+        """Take a chunk that is done."""
+        with self._lock:
+            self.chunks.append(result.seconds)
+            self.longest = max(self.longest, result.seconds)
+            insort(self._frames, result.seconds / result.frame_count)
+
+    @property
+    def frame(self) -> float:
+        """Seconds of a frame in the middle one of the chunks; there has to be one."""
+        return self._frames[len(self._frames) // 2]
 
 
 @dataclass(eq=False)

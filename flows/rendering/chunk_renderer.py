@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -15,7 +16,7 @@ from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import as_completed
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
@@ -31,27 +32,35 @@ from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
     FatalWorkerError,
+    RenderFarmError,
     StorageError,
     WorkerError,
     WorkStopped,
 )
+from prefect_renderfarm.blocks.media.thumbnail import thumbnail
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult, parse_manifest
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
     RunningAttempt,
     SlowChunks,
-    frame_times,
+    Timings,
     worth_another_attempt,
 )
 from prefect_renderfarm.flows.rendering.pool import ChunkRuns
 from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
+from prefect_renderfarm.flows.runs.page import Snapshot
 from prefect_renderfarm.flows.runs.report import showing_progress
-from prefect_renderfarm.flows.state.finished import Consistency, Eta, finished_chunks
+from prefect_renderfarm.flows.state.finished import (
+    Consistency,
+    Eta,
+    finished_chunks,
+    progress_note,
+)
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
 
@@ -73,17 +82,22 @@ def plan_rendering(
     failures: Failures,
     lock: JobLock | None,
     force: bool,
+    fresh: bool,
 ) -> ChunkRenderer | ChunkRuns:
     """Return what renders the chunks that are not done: by task runs here, or by flow runs.
 
-    The job's inputs digest must be known.
+    The job's inputs digest must be known. `fresh`: no other run can have rendered a chunk.
     """
-    done = finished_chunks(state, chunks, rules, force=force)
+    done = {}
+    if lock is not None or not fresh:  # who has started this run has looked
+        done = finished_chunks(state, chunks, rules, force=force, others=lock is not None)
     if isinstance(adapter, WorkPoolAdapter):
         most = min(adapter.max_runs, math.ceil(width / adapter.chunks_at_once))
         known = DoneChunks(state, chunks, rules, attempts.retries, done)
-        return ChunkRuns(known, adapter, attempts, failures, most)
-    return ChunkRenderer(state, adapter, rules, attempts, done, failures, lock, chunks, width)
+        return ChunkRuns(known, adapter, attempts, failures, most, fresh)
+    return ChunkRenderer(
+        state, adapter, rules, attempts, done, failures, lock, chunks, width, fresh
+    )
 
 
 @dataclass(eq=False)
@@ -99,12 +113,18 @@ class ChunkRenderer:
     lock: JobLock | None = None  # the job lock; None: the run that started this one holds it
     chunks: Sequence[Chunk] = ()
     width: int = 1
+    fresh: bool = False  # no other run can have rendered one of the chunks
     failure: Exception | None = field(default=None, init=False)  # why the job is given up
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._running: dict[int, RunningAttempt] = {}
+        self._slow: dict[int, str] = {}  # in what a chunk is, or was, slow
         self.reused = frozenset(self.done)
+        self._key = self.state.job.key  # it takes the whole spec
+        self._asked: set[int] = set()  # chunks that were begun, by their ids
+        self._own_times = Timings()
+        self._seconds = [result.seconds for result in self.done.values()]
         self._reader = ChunkReader(self.rules.verify)
         self._indices = {chunk.id: index for index, chunk in enumerate(self.state.job.chunks)}
         self._consistency = Consistency(self.rules, self.done.values())
@@ -117,9 +137,13 @@ class ChunkRenderer:
         left = [chunk for chunk in self.chunks if chunk.id not in self.done]
         # The run that started this one has others, whose task runs count, too.
         whole = left if self.lock else self.state.job.chunks
-        size = max(1, min(math.ceil(len(whole) / MAX_TASK_RUNS), len(left) // self.width))
-        batches = [ChunkBatch(left[i : i + size], self) for i in range(0, len(left), size)]
-        progress = showing_progress(len(self.chunks), "chunks rendered")
+        if len(whole) <= MAX_TASK_RUNS:
+            batches = [ChunkBatch(_label(chunk), [chunk], self) for chunk in left]
+        else:  # as many as run at once; each takes the next chunk that is left when it is free
+            rest, count = iter(left), min(self.width, MAX_TASK_RUNS, len(left))
+            batches = [ChunkBatch(f"chunks, {n + 1} of {count}", rest, self) for n in range(count)]
+        note = partial(progress_note, self.eta, self.width)
+        progress = showing_progress(len(self.chunks), "chunks rendered", note)
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)
         # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
         with pool as runner, progress as show, self.working():
@@ -166,10 +190,18 @@ class ChunkRenderer:
                 raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
 
     def eta(self) -> Eta:
-        """Return how far the rendering is."""
-        running = [attempt.age for attempt in list(self._running.values())]
-        finished = [result.seconds for result in list(self.done.values())]
-        return Eta(finished, running, len(self.state.job.chunks) - len(finished) - len(running))
+        """Return when the rendering will be done."""
+        running = self._ages()
+        waiting = len(self.state.job.chunks) - len(self._seconds) - len(running)
+        return Eta(self._seconds, list(running.values()), waiting)
+
+    def snapshot(self) -> Snapshot:
+        """Return how far the rendering is; from any thread."""
+        done, running = dict(self.done), self._ages()
+        return Snapshot(done, self.reused, running, self.failures.all, dict(self._slow))
+
+    def _ages(self) -> dict[int, float]:
+        return {number: attempt.age for number, attempt in list(self._running.items())}
 
     def _render_once(self, chunk: Chunk, number: int) -> ChunkResult:
         if self._stop.is_set():
@@ -177,7 +209,10 @@ class ChunkRenderer:
         if self.lock is not None:
             self.lock.ensure(self._stop)
         result = self._published(chunk) or self._attempt(chunk, number)
-        self.done[chunk.id] = result
+        self.done[chunk.id] = result = result.slim()
+        self._own_times.add(result)
+        self._seconds.append(result.seconds)
+        self._consistency.check_film()  # here, so that no chunk is rendered in vain
         return result
 
     def _attempt(self, chunk: Chunk, number: int) -> ChunkResult:
@@ -197,7 +232,10 @@ class ChunkRenderer:
         finally:
             del self._running[chunk.id]
         result = result.model_copy(update={"attempts": number})
-        return self.state.objects.publish(result) if self.state.block is None else result
+        if self.state.block is not None:
+            return result
+        image = thumbnail(result.path) if self.state.shows(chunk) else b""
+        return self.state.objects.publish(result, thumbnail=image)
 
     def _published(self, chunk: Chunk) -> ChunkResult | None:
         """Return what another run did while this one was halted, if it is whole and fits."""
@@ -240,7 +278,7 @@ class ChunkRenderer:
         return PlannedChunk(
             chunk_id=chunk.id, identity=self.state.identity(chunk), start_frame=chunk.start_frame,
             frame_count=chunk.frame_count, output_file=chunk.output_file,
-            fps=str(self.state.job.metadata.rate),
+            fps=str(self.state.job.metadata.rate), thumbnail=self.state.shows(chunk),
         )  # fmt: skip
 
     def _run_through_storage(
@@ -248,10 +286,10 @@ class ChunkRenderer:
     ) -> _Rendered:
         name, job = f"chunk {chunk.id}", self.state.job
         request = ChunkRequest(
-            **self._plan(chunk).model_dump(), job=job.title, key=job.key,
+            **self._plan(chunk).model_dump(), job=job.title, key=self._key,
             index=self._indices[chunk.id], command=chunk.command, verify=self.rules.verify,
             timeout=self.attempts.timeout, storage=StorageAddress.of(block),
-            assets=self.state.assets,
+            assets=self.state.assets, fresh=self._is_fresh(chunk),
         )  # fmt: skip
         cost = WorkerResult(exit_code=0)
         try:
@@ -263,13 +301,21 @@ class ChunkRenderer:
                 raise
             run_log().warning("%s: done, though its answer was lost: %s", name, error)
         else:
-            done = self.state.manifest(chunk)
+            done = parse_manifest(cost.manifest)
+            if done is None or (done.id, done.identity) != (chunk.id, request.identity):
+                done = self.state.manifest(chunk)
         if done is None:
             raise ChunkFileError(
                 f"{name}: its worker says that it is done, but its manifest is not in the "
                 f"{self.state.name}: does the worker write to the same bucket?"
             )
         return done, cost
+
+    def _is_fresh(self, chunk: Chunk) -> bool:
+        """Return whether nobody can have rendered a chunk: this is the first attempt at it."""
+        fresh = self.fresh and chunk.id not in self._asked
+        self._asked.add(chunk.id)
+        return fresh and (self.lock is None or self.lock.first)
 
     def _clear(self, chunk: Chunk) -> None:
         """Leave nothing half-written in a shared folder; a storage holds whole chunks only."""
@@ -293,13 +339,14 @@ class ChunkRenderer:
             attempt.stop()
 
     def _look_for_slow_chunks(self) -> None:
-        times = frame_times(list(self.done.values()), but=self.reused)
+        times = self._own_times
         for attempt in list(self._running.values()):
             chunk = attempt.chunk
             slow = self.attempts.slowness(chunk.frame_count, attempt.age, times)
             if slow is None or attempt.known_as_slow:
                 continue
             attempt.known_as_slow = True
+            self._slow[chunk.id] = slow
             message = f"chunk {chunk.id}: {slow}"
             if self.attempts.slow_chunks is SlowChunks.END:
                 run_log().warning("%s: this attempt is ended", message)
@@ -318,18 +365,21 @@ def _error_of(state: State[Any]) -> BaseException:
     return WorkStopped(f"a chunk's task run ended as {state.name}: {state.message}")
 
 
+def _label(chunk: Chunk) -> str:
+    return f"chunk {chunk.id}, frames {chunk.start_frame}-{chunk.end_frame - 1}"
+
+
 class ChunkBatch:
     """Chunks that one task run renders one after the other, and who renders them.
 
-    Not a list and not a model, so that Prefect passes it on as it is.
+    They may be an iterator that task runs share. Not a list and not a model, so that Prefect passes
+    it on as it is.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], renderer: ChunkRenderer) -> None:
+    def __init__(self, label: str, chunks: Iterable[Chunk], renderer: ChunkRenderer) -> None:
+        self.label = label
         self.chunks = chunks
         self.renderer = renderer
-        first, last = chunks[0], chunks[-1]
-        name = f"chunk {first.id}" if first is last else f"chunks {first.id}-{last.id}"
-        self.label = f"{name}, frames {first.start_frame}-{last.end_frame - 1}"
 
     def render(self) -> None:
         """Render the chunks, and log them.
@@ -364,4 +414,6 @@ def render_chunk(batch: ChunkBatch) -> State[Any] | None:
         batch.render()
     except WorkStopped as stopped:
         return Cancelled(message=str(stopped))
+    except RenderFarmError as error:  # raised, it would have a traceback in the log
+        return Failed(message=str(error), data=error)
     return None

@@ -1,7 +1,8 @@
 """Rendering by flow runs of `render-chunks`: hand out batches, see what is done, replace the lost.
 
-What is done is told by the chunks' manifests, in the storage or the job folder. The server tells
-only how the runs are.
+What is done is told by the chunks' manifests, in the storage or the job folder: a run that ends
+well tells them all in its notes, of others they are looked for. The server tells only how the runs
+are.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -29,13 +30,15 @@ from prefect_renderfarm.blocks.errors import (
     WorkStopped,
 )
 from prefect_renderfarm.blocks.runtime.prefect_api import (
+    container_of,
     declare_crashed,
     end_run,
     read_runs,
     run_log,
     start_run,
 )
-from prefect_renderfarm.blocks.runtime.repeat import retry
+from prefect_renderfarm.blocks.runtime.repeat import SERVER_AWAY_SECONDS, retry
+from prefect_renderfarm.blocks.runtime.run_events import run_events
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.parameters import reference
@@ -43,18 +46,17 @@ from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
     SlowChunks,
-    frame_times,
 )
 from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
+from prefect_renderfarm.flows.runs.page import Snapshot
 from prefect_renderfarm.flows.runs.report import showing_progress
-from prefect_renderfarm.flows.state.finished import Eta
+from prefect_renderfarm.flows.runs.waiting import telling_why_runs_wait
+from prefect_renderfarm.flows.state.finished import Eta, progress_note
 from prefect_renderfarm.flows.state.job_state import RunNotes
 
-# A run that no worker has taken by then is worth a warning.
-_WAITING_SECONDS = 60.0
-# So long the server may start no run before the job fails.
-_SERVER_AWAY_SECONDS = 900.0
+# How often the server is asked how the runs are, where it does not tell by itself.
+_ASK_SECONDS = 10.0
 # A worker that is up ends a run within this time; Prefect's own limit is 30 s.
 _ENDING_SECONDS = 45.0
 # How long a job that fails waits for its runs to end, so that none disturbs the next attempt.
@@ -64,6 +66,12 @@ _REPORTING_SECONDS = 5.0
 # So many runs that were at the same chunk may be lost, whatever `retries` says: a machine that is
 # taken away is not the chunk's fault.
 _LEAST_LOST = 2
+# For each chunk that is done, so many requests may be spent on news of runs that go on ...
+_NEWS_REQUESTS = 0.3
+# ... and so many in any case; a run of which nothing new was found is left alone until it has been
+# silent for so many times as long.
+_FIRST_REQUESTS = 20
+_PATIENCE_FACTOR = 1.5
 _STOPPED = "its job was stopped"
 _DONE_ELSEWHERE = "its chunks are done by another run"
 
@@ -81,7 +89,9 @@ class BatchRun:
     def __post_init__(self) -> None:
         self._asked_at = self._news_at = time.monotonic()
         self._ending_since: float | None = None
+        self.frames_left = sum(chunk.frame_count for chunk in self.chunks)
         self.start_seconds: float | None = None  # until its flow began
+        self.next_look = 0.0  # the silence after which its manifests are looked for
 
     @property
     def state(self) -> State[Any]:
@@ -99,17 +109,14 @@ class BatchRun:
         """Seconds since the run began, or since the last one of its chunks was done."""
         return time.monotonic() - self._news_at
 
-    @property
-    def frames_left(self) -> int:
-        """Frames that the run has yet to render."""
-        return sum(chunk.frame_count for chunk in self.chunks)
-
-    def update(self, run: FlowRun | None, done: set[int]) -> None:
+    def update(self, run: FlowRun | None, done: Collection[int] = ()) -> None:
         """Take what the server says of the run, if it does, and the ids of chunks that are done."""
         run = run or self.run
-        left = [chunk for chunk in self.chunks if chunk.id not in done]
+        left = [chunk for chunk in self.chunks if chunk.id not in done] if done else self.chunks
         if run.state_type != self.run.state_type or len(left) < len(self.chunks):
             self._news_at = time.monotonic()
+            self.next_look = 0.0
+            self.frames_left = sum(chunk.frame_count for chunk in left)
         self.run, self.chunks = run, left
         if self.start_seconds is None and self.state.is_running():
             self.start_seconds = time.monotonic() - self._asked_at
@@ -146,6 +153,7 @@ class ChunkRuns:
     attempts: Attempts
     failures: Failures
     width: int
+    fresh: bool = False  # no earlier run can have rendered one of the chunks
 
     def __post_init__(self) -> None:
         self.state, self.chunks, self.reused = self.done.state, self.done.chunks, self.done.reused
@@ -161,31 +169,49 @@ class ChunkRuns:
         self._queue = ChunkQueue(self.done.left, adapter.chunks_per_run, target, self.width)
         self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
         self._runs: list[BatchRun] = []
+        self._given: set[int] = set()  # chunks that a run was given, by their ids
+        self._copied: set[int] = set()  # chunks that were given out while a slow run had them
+        self._requests = 0  # for news of runs that go on
         self._start_seconds = math.inf  # the shortest start of a run
         # Asks again for a run that the server was asked to start, and has not answered.
         self._ask: Callable[[], BatchRun] | None = None
         self._warned: set[str] = set()
+        self._tell_why_runs_wait = telling_why_runs_wait()
+        self._wait_for_event: Callable[[float], bool] = lambda _: False
+        self._ask_at = 0.0
 
     def eta(self) -> Eta:
+        """Return when the rendering will be done; from any thread."""
+        finished, running = self.done.times.chunks, self._ages()
+        return Eta(
+            finished, list(running.values()), len(self.chunks) - len(finished) - len(running)
+        )
+
+    def snapshot(self) -> Snapshot:
         """Return how far the rendering is; from any thread."""
-        done = dict(self.done.results)
+        done, running = dict(self.done.results), self._ages()
+        return Snapshot(done, self.reused, running, self.failures.all)
+
+    def _ages(self) -> dict[int, float]:
+        """Return the seconds since the chunks under way have begun, by id."""
         ages: dict[int, float] = {}
         for run in list(self._runs):
             if run.state.is_running():
                 under_way = run.chunks[: self.adapter.chunks_at_once]
-                ages |= {chunk.id: run.silence for chunk in under_way if chunk.id not in done}
-        finished = [result.seconds for result in done.values()]
-        return Eta(finished, list(ages.values()), len(self.chunks) - len(done) - len(ages))
+                ages |= dict.fromkeys((chunk.id for chunk in under_way), run.silence)
+        return ages
 
     def render_all(self) -> list[ChunkResult]:
         """Render the chunks that are not done by runs of the deployment; return all in their order.
 
         When the last attempt at a chunk fails, the other runs are ended and its error raised.
         """
-        with showing_progress(len(self.chunks), "chunks rendered") as show:
+        note = partial(progress_note, self.eta, self.width * self.adapter.chunks_at_once)
+        progress = showing_progress(len(self.chunks), "chunks rendered", note)
+        with progress as show, run_events(tag=job_tag(self.state.job)) as self._wait_for_event:
             try:
                 self._look()
-                while self.done.left:
+                while len(self.done.results) < len(self.chunks):
                     self._give_out()
                     time.sleep(self.adapter.poll_seconds)
                     self._look()
@@ -196,47 +222,94 @@ class ChunkRuns:
                     self._wait_for_ends()
                 raise
         for run in self._runs:
-            self._notes(run)
+            self.failures.take(self._notes(run).failed)
         _end([run for run in self._runs if run.duplicated], _DONE_ELSEWHERE)
-        return [self._result(chunk.id) for chunk in self.chunks]
-
-    def _result(self, chunk_id: int) -> ChunkResult:
-        result = self.done.results[chunk_id]
-        more = self.lost[chunk_id] + self.done.refused[chunk_id]
         # A manifest in a storage was written by a worker that knows of one attempt only.
-        failed = sum(attempt.chunk == chunk_id for attempt in self.failures.all)
-        return result.model_copy(update={"attempts": max(result.attempts, 1 + failed) + more})
+        failed = Counter(attempt.chunk for attempt in self.failures.all)
+        results = []
+        for chunk in self.chunks:
+            result = self.done.results[chunk.id]
+            attempts = max(result.attempts, 1 + failed[chunk.id])
+            attempts += self.lost[chunk.id] + self.done.refused[chunk.id]
+            if attempts != result.attempts:
+                result = result.model_copy(update={"attempts": attempts})
+            results.append(result)
+        return results
 
     # What has happened
 
     def _look(self) -> None:
         """See how the runs are and what is done; take back what runs did not do."""
         states = self._states()
+        for run in self._runs:
+            run.update(states.get(run.run.id))
+            self._start_seconds = min(self._start_seconds, run.start_seconds or math.inf)
+        notes = {run: self._notes(run) for run in self._runs if run.state.is_final()}
         # After the states: the last chunk of a run that has ended is among them.
+        told = [result for each in notes.values() for result in each.done]
+        if not self._see([*notes, *self._due()], told):
+            return
+        for run, each in notes.items():
+            self._runs.remove(run)
+            self.failures.take(each.failed)
+            if run.chunks:
+                self.count_loss(run, each)
+                self.failures.check()
+                own = {chunk.id: chunk for chunk in run.chunks}
+                for other in self._runs:  # at the same chunks; another may be given them again
+                    for chunk in other.chunks:
+                        if own.pop(chunk.id, None) is not None:
+                            other.duplicated = False
+                self._queue.give_back(list(own.values()))
+        for run in self._runs:
+            self._watch(run)
         try:
-            misfits = self.done.look()
+            self._tell_why_runs_wait(run.run for run in self._runs)
+        except Exception as error:
+            self._warn("the server does not say why runs wait: %s", error)
+
+    def _due(self) -> list[BatchRun]:
+        """Return runs that go on and may have done a chunk, as many as requests may be spent on."""
+        most = _FIRST_REQUESTS + _NEWS_REQUESTS * len(self.done.results) - self._requests
+        usual = self.done.times.frame if self.done.times.chunks else 0.0
+        due = [
+            run
+            for run in self._runs
+            if run.state.is_running() and run.chunks
+            and run.silence >= max(run.next_look, usual * run.chunks[0].frame_count)
+        ]  # fmt: skip
+        due.sort(key=lambda run: -run.silence)
+        del due[max(0, int(most)) :]
+        self._requests += len(due)
+        return due
+
+    def _see(self, runs: Sequence[BatchRun], told: Sequence[ChunkResult] = ()) -> bool:
+        """See which chunks of some runs are done; return False if the storage does not say."""
+        before = len(self.done.results)
+        try:
+            misfits = self.done.look((chunk for run in runs for chunk in run.chunks), told)
         except StorageRefused:
             raise
         except StorageError as error:
             self._warn("the storage does not say what is done: %s", error)
-            return
-        done = {chunk.id for chunk in misfits} | self.done.results.keys()
-        for run in self._runs:
-            run.update(states.get(run.run.id), done)
-            self._start_seconds = min(self._start_seconds, run.start_seconds or math.inf)
+            return False
+        self._requests += max(0, len(self.done.results) - before - len(told))
+        done: Collection[int] = self.done.results
+        if misfits:
+            done = {chunk.id for chunk in misfits}.union(done)
+        if misfits or len(self.done.results) > before:
+            for run in self._runs:
+                run.update(None, done)
+        for run in runs:
+            run.next_look = _PATIENCE_FACTOR * run.silence
         self._queue.give_back(misfits)
-        for run in [run for run in self._runs if run.state.is_final()]:
-            self._runs.remove(run)
-            notes = self._notes(run)
-            if run.chunks:
-                self.count_loss(run, notes)
-                self.failures.check()
-                others = {chunk.id for other in self._runs for chunk in other.chunks}
-                self._queue.give_back([chunk for chunk in run.chunks if chunk.id not in others])
-        for run in self._runs:
-            self._watch(run)
+        return True
 
     def _states(self) -> dict[UUID, FlowRun]:
+        now = time.monotonic()
+        if not self._wait_for_event(0) and now < self._ask_at:
+            return {}
+        self._ask_at = now + _ASK_SECONDS
         try:
             return read_runs(run.run.id for run in self._runs)
         except Exception as error:  # what is done is found without the server, too
@@ -244,26 +317,28 @@ class ChunkRuns:
             return {}
 
     def _notes(self, run: BatchRun) -> RunNotes:
-        """Return what a run has told, its failed attempts recorded; unread, it counts as lost."""
+        """Return what a run has told; if that cannot be read, it counts as lost."""
         try:
-            notes = self.state.load_notes(str(run.run.id))
+            return self.state.load_notes(str(run.run.id))
         except StorageRefused:
             raise
         except (StorageError, OSError) as error:
             self._warn("the storage does not say what failed in a run: %s", error)
             lost = WorkerLost(f"what it wrote of its failure cannot be read: {error}")
             return RunNotes(failure=WorkerFailure.of(lost))
-        self.failures.take(notes.failed)
-        return notes
 
     def count_loss(self, run: BatchRun, notes: RunNotes) -> None:
         """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
-        It is lost, at its first chunk, if its process or machine is or it cannot reach the storage:
-        another may do better. Else a chunk failed, and had its further attempts in the run.
+        It is lost, at its first chunk, if its process or machine is, or if it cannot reach the
+        storage, and so not write why: another may do better. Else a chunk failed, and had its
+        further attempts in the run.
         """
         state = run.state
-        where = f"render-chunks run {run.run.name!r} on work pool {run.run.work_pool_name!r}"
+        place = container_of(run.run)
+        where = f"render-chunks run {run.run.name!r} on work pool {run.run.work_pool_name!r}" + (
+            f" (container {place})" if place else ""
+        )
         why = run.lost or f"ended as {state.name}: {state.message}"
         first = run.chunks[0].id
         if not run.lost:
@@ -274,8 +349,8 @@ class ChunkRuns:
                 )
             if state.is_cancelled():
                 raise WorkStopped(f"{where} was cancelled, and so its job ends")
-            if state.is_failed():
-                why = _reason_of_failure(notes, f"{where} {why}")
+            if state.is_failed() and notes.failure is not None:
+                why = _reason_of_failure(notes.failure)
         self.lost[first] += 1
         if self.lost[first] > max(self.attempts.retries, _LEAST_LOST):
             raise WorkerLost(
@@ -285,76 +360,92 @@ class ChunkRuns:
         run_log().warning("%s was lost: %s; its unfinished chunks are given out again", where, why)
 
     def _watch(self, run: BatchRun) -> None:
-        """Notice a run that no worker takes, or of which nothing is heard any more."""
+        """Notice a run of which nothing is heard any more."""
         if not run.begun:
-            if run.silence > _WAITING_SECONDS:
-                name, pool = run.run.name, run.run.work_pool_name
-                self._warn("no worker has taken run %r yet: is one of work pool %r up?", name, pool)
             return
-        longest = max((result.seconds for result in self.done.results.values()), default=None)
+        longest = self.done.times.longest or None
         limit = self.adapter.lost_seconds(longest, starting=not run.state.is_running())
         try:
             if not run.chunks:  # it reports, or still renders what another run did, too
                 if run.duplicated and run.silence > _REPORTING_SECONDS:
                     run.end(_DONE_ELSEWHERE)
-            elif limit is not None and run.silence > limit:
+            elif limit is not None and self._is_silent(run, limit):
                 run.give_up(f"none of its chunks was done for {limit:.0f} s")
         except Exception as error:
             self._warn("a run cannot be ended: %s", error)
 
+    def _is_silent(self, run: BatchRun, seconds: float) -> bool:
+        """Return whether a run was silent for some time, its manifests looked for."""
+        if run.silence > seconds and not run.lost:
+            self._see([run])
+        return run.silence > seconds
+
     # What to do next
 
     def _give_out(self) -> None:
-        times = frame_times(self.done.results.values())
+        times = None
+        if len(self.done.times.chunks) >= self.width:  # else the quick ones are most of them
+            times = self.done.times.frame
         alone = [run for run in self._runs if not run.replaced]
         ending = [run for run in alone if self._ends_soon(run, times)]
         ending = ending[: max(0, 2 * self.width - len(self._runs))]
+        frames = sum(run.frames_left for run in self._runs)
         for before in [*ending, *[None] * (self.width - len(alone))]:
-            if self._queue:
-                frames = sum(run.frames_left for run in self._runs)
-                own = before.frames_left if before else 0
-                self._start(self._queue.next_batch(times, frames, own))
-                if before:
-                    before.replaced = True
-            elif before is None and (slow := self._slow_run()):
+            if before is None and not self._queue and (slow := self._slow_run()):
                 slow.duplicated = True
                 run_log().info("run %r is slow: its chunks are given out once more", slow.run.name)
-                self._start(slow.chunks, again=True)
+                self._queue.give_back(slow.chunks)
+                self._copied.update(chunk.id for chunk in slow.chunks)
+            if self._queue:
+                own = before.frames_left if before else 0
+                batch = self._queue.next_batch(times, frames, own)
+                if left := [chunk for chunk in batch if chunk.id not in self.done.results]:
+                    self._start(left)
+                    frames += sum(chunk.frame_count for chunk in left)
+                    if before:
+                        before.replaced = True
 
-    def _ends_soon(self, run: BatchRun, times: Sequence[float]) -> bool:
+    def _ends_soon(self, run: BatchRun, frame_seconds: float | None) -> bool:
         """Return whether a run ends within the time that its successor takes to start."""
-        if not times:
+        if frame_seconds is None:
             return False
-        left = run.seconds_left(median(times), self.adapter.chunks_at_once)
+        left = run.seconds_left(frame_seconds, self.adapter.chunks_at_once)
         return left < self._start_seconds < math.inf
 
     def _slow_run(self) -> BatchRun | None:
         """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
-        if self.attempts.slow_chunks is not SlowChunks.DUPLICATE:
+        how = self.attempts.slow_chunks
+        if how is not SlowChunks.DUPLICATE and (how is not SlowChunks.AUTO or not self.state.block):
             return None
-        times = frame_times(self.done.results.values(), but=self.reused)
-        slow = [
-            run
-            for run in self._runs
-            if run.state.is_running() and run.chunks and not run.duplicated and not run.lost
-            and self.attempts.slowness(run.chunks[0].frame_count, run.silence, times)
-        ]  # fmt: skip
-        return max(slow, key=lambda run: run.silence, default=None)
 
-    def _start(self, chunks: Sequence[Chunk], *, again: bool = False) -> None:
+        def is_slow(run: BatchRun) -> bool:
+            if not (run.state.is_running() and run.chunks) or run.duplicated or run.lost:
+                return False
+            frames, times = run.chunks[0].frame_count, self.done.own_times
+            return self.attempts.slowness(frames, run.silence, times) is not None
+
+        for run in sorted(filter(is_slow, self._runs), key=lambda run: -run.silence):
+            self._see([run])
+            if is_slow(run):
+                return run
+        return None
+
+    def _start(self, chunks: Sequence[Chunk]) -> None:
         """Have the server start a run, once, though its answers may be lost."""
         job, ids, key = self.state.job, [chunk.id for chunk in chunks], uuid4().hex
-        given = self._parameters | {"chunk_ids": ids}
+        fresh = self.fresh and self._given.isdisjoint(ids)
+        given = self._parameters | {"chunk_ids": ids, "fresh": fresh}
+        self._given.update(ids)
 
         def ask() -> BatchRun:
             run = start_run(
                 self.adapter.deployment, given, name=batch_name(ids, job.title),
                 tags=[job_tag(job)], job_variables=self.adapter.job_variables, idempotency_key=key,
             )  # fmt: skip
-            return BatchRun(run, list(chunks), again)
+            return BatchRun(run, list(chunks), not self._copied.isdisjoint(ids))
 
         self._ask = ask
-        self._runs.append(retry(ask, "a run of render-chunks", seconds=_SERVER_AWAY_SECONDS))
+        self._runs.append(retry(ask, "a run of render-chunks", seconds=SERVER_AWAY_SECONDS))
         self._ask = None
 
     def _end_all(self) -> None:
@@ -374,10 +465,10 @@ class ChunkRuns:
         runs = self._runs
         with suppress(Exception):
             while time.monotonic() < deadline and not all(run.state.is_final() for run in runs):
-                time.sleep(0.25)
+                self._wait_for_event(_ASK_SECONDS / 2)
                 states = read_runs(run.run.id for run in runs)
                 for run in runs:
-                    run.update(states.get(run.run.id), set())
+                    run.update(states.get(run.run.id))
 
     def _warn(self, message: str, *arguments: object) -> None:
         """Log a warning of each kind once."""
@@ -396,11 +487,9 @@ def _end(runs: Sequence[BatchRun], reason: str) -> None:
                 run_log().warning("run %r cannot be ended: %s", run.run.name, error)
 
 
-def _reason_of_failure(notes: RunNotes, instead: str) -> str:
+def _reason_of_failure(failure: WorkerFailure) -> str:
     """Return why a run failed that counts as lost; raise the error of another one."""
-    if notes.failure is None:
-        raise SetupError(instead)
-    error = notes.failure.as_error()
+    error = failure.as_error()
     if isinstance(error, StorageRefused) or not isinstance(error, WorkerLost | StorageError):
         raise error
     return str(error)

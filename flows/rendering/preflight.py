@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
+from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
+from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.errors import FatalWorkerError, JobError, SetupError
+from prefect_renderfarm.blocks.media.image_sequence import has_number
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.repeat import SERVER_AWAY_SECONDS, retry
+from prefect_renderfarm.flows.runs.waiting import check_room
 from prefect_renderfarm.flows.state.job_state import JobState
+
+# The shortest lease that Prefect gives: how long a slot stays taken whose run was killed.
+_LEASE_SECONDS = 60.0
+_TELL_SECONDS = 60.0
+_EVENTS = 50  # that are searched for the holders of slots: as many as a page has
 
 
 def check_adapter(adapter: WorkerAdapter, state: JobState) -> None:
@@ -31,6 +45,8 @@ def check_adapter(adapter: WorkerAdapter, state: JobState) -> None:
                 f"(`prefect gcl create {limit} --limit 2`), or leave the field empty"
             ) from None
     adapter.check()
+    if isinstance(adapter, WorkPoolAdapter):
+        check_room("adapter: its deployment", adapter.deployment)
     check_commands(adapter, ((f"chunk {chunk.id}", chunk.command) for chunk in state.job.chunks))
 
 
@@ -43,11 +59,75 @@ def check_commands(adapter: WorkerAdapter, commands: Iterable[tuple[str, str]]) 
             raise JobError(f"{name}: {error}") from None
 
 
-def job_slot(adapter: WorkerAdapter) -> AbstractContextManager[None]:
+def check_place(film: Path, job_folder: Path, make_folders: bool) -> None:
+    """Refuse a film in a folder that is not there, or cannot be written to. Raises: JobError."""
+    folder = Path(os.path.normpath(film.parent.parent if has_number(film) else film.parent))
+    if not folder.is_dir() and not (make_folders or folder.is_relative_to(job_folder)):
+        raise JobError(
+            f"output_file {str(film)!r}: folder {str(folder)!r} does not exist: create it, correct "
+            "the path, or switch make_folders on"
+        )
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise JobError(
+            f"output_file {str(film)!r}: folder {str(there)!r} cannot be written to: "
+            f"{error.strerror}"
+        ) from None
+
+
+@contextmanager
+def job_slot(adapter: WorkerAdapter) -> Iterator[None]:
     """Hold a slot of an adapter's concurrency limit, if it has one, while a job renders.
 
-    One for a job and not for a chunk: taking a slot costs the server 59 to 255 ms.
+    One for a job and not for a chunk: taking a slot costs the server 59 to 255 ms. Who waits for
+    it says once a minute for whom.
     """
-    # By default a strict limit ends a job when the server is away at the moment of a renewal.
-    limit = adapter.shared_limit() or ""  # no name, no slot
-    return concurrency(limit, occupy=1, strict=True, raise_on_lease_renewal_failure=False)
+    limit = adapter.shared_limit()
+
+    def take() -> ExitStack:
+        with ExitStack() as stack:
+            # By default a strict limit ends a job when the server is away at a renewal.
+            slot = concurrency(
+                limit or "", strict=True, timeout_seconds=_TELL_SECONDS,
+                lease_duration=_LEASE_SECONDS, raise_on_lease_renewal_failure=False,
+            )  # fmt: skip
+            stack.enter_context(slot)
+            return stack.pop_all()
+
+    while limit is not None:
+        try:
+            held = retry(take, f"a slot of limit {limit!r}", seconds=SERVER_AWAY_SECONDS)
+        except TimeoutError:
+            run_log().warning("waiting for a slot of limit %r: %s", limit, _slots_of(limit))
+            continue
+        with held:
+            yield
+        return
+    yield
+
+
+def _slots_of(limit: str) -> str:
+    """Return who holds the slots of a global concurrency limit, as the server's events tell."""
+    try:
+        with get_client(sync_client=True) as client:
+            found = client.read_global_concurrency_limit_by_name(limit)
+            resource = EventResourceFilter(id=[f"prefect.concurrency-limit.{found.id}"])
+            events = client.read_events(EventFilter(resource=resource), limit=_EVENTS).events
+    except Exception as error:
+        return f"the server does not say who holds them: {error}"
+    released = {event.follows for event in events}
+    names = [
+        repr(related.name)
+        for event in events
+        if event.event.endswith(".acquired") and event.id not in released
+        for related in event.related
+        if related.role == "flow-run"
+    ]
+    held = ", ".join(names[: found.active_slots]) or "nobody who is known"
+    return (
+        f"{found.active_slots} of {found.limit} are held, by {held}; that of a run that was killed "
+        f"is free after {_LEASE_SECONDS:.0f} s or a little more"
+    )

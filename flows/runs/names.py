@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from coolname.data import config  # of the names that Prefect makes up
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
@@ -20,11 +22,34 @@ from prefect_renderfarm.flows.jobs.spec import RenderJob, is_key, parse_spec
 _SHOWN_RANGES = 5
 _SHOWN_CHARACTERS = 100
 _READ_CHARACTERS = 10_000
+_NAME_OF_UI = re.compile(
+    r"(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho"
+    r"|sigma|tau|upsilon|phi|chi|psi|omega)\d*(-[a-z]+){1,2}|[A-Z][a-z]+-[A-Z][a-z]+"
+)
 
 
 def job_run_name(verb: str) -> Callable[[], str]:
-    """Return a function for Prefect's `flow_run_name` that names a run after its job."""
-    return lambda: f"{verb} {job_label(flow_run.parameters.get('job'))}"
+    """Return a function for Prefect's `flow_run_name` that names a run after its job.
+
+    A name that a person gave the run stays.
+    """
+
+    def name() -> str:
+        given = str(flow_run.name or "")
+        if given and not _is_generated(given):
+            return given
+        return f"{verb} {job_label(flow_run.parameters.get('job'))}"
+
+    return name
+
+
+def _is_generated(name: str) -> bool:
+    """Return whether Prefect has made up a run's name: red-bug; its UIs: zeta2-rigel, Big-Cat."""
+    if _NAME_OF_UI.fullmatch(name):
+        return True
+    parts: Any = config.values()
+    words = {word for part in parts for word in part.get("words", ())}
+    return name.count("-") == 1 and words.issuperset(name.split("-"))
 
 
 def batch_name(chunk_ids: Sequence[int], job: str) -> str:

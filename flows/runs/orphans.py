@@ -20,12 +20,19 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
-from prefect.states import Crashed
+from prefect.states import Crashed, Scheduled
 
-from prefect_renderfarm.blocks.runtime.prefect_api import declare_crashed, end_run, run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import (
+    declare_crashed,
+    end_run,
+    read_runs,
+    run_log,
+)
 from prefect_renderfarm.blocks.runtime.repeat import periodic
+from prefect_renderfarm.flows.runs.failure import RunCancelled
 
 # The server records what task runs say of themselves after about a second; farm.py has it so.
 _RECORDING_SECONDS = 2.0
@@ -33,6 +40,11 @@ _RECORDING_SECONDS = 2.0
 _LOOKS = 2
 _OPEN = {"type": {"any_": [kind for kind in StateType if kind not in TERMINAL_STATES]}}
 _WORKER_POLL_SECONDS = 1.0
+# Six requests a minute; a cancelled run has 10 s left to end its commands within 20 s.
+_ASK_SECONDS = 10.0
+# Prefect's process worker and `prefect flow-run execute` set this to "false" for the runs that they
+# end themselves (prefect.flow_engine, `_engine_owns_cancellation_handling`).
+_SUPERVISED = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
 
 
 def end_with_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -99,15 +111,18 @@ def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
     """Return a function that says why the current flow run's parent renders no more chunks.
 
     It returns None while the parent runs, and while the server does not answer: chunks come without
-    a server, too. `crashed`: a parent that the server calls crashed renders no more; it may be
-    alive, and cut off from the server.
+    a server, too. The server is asked once in 10 s. `crashed`: a parent that the server calls
+    crashed renders no more; it may be alive, and cut off from the server.
     """
     parent = this_run.parent_flow_run_id
     log = run_log()
+    due = 0.0
 
     def ask() -> str | None:
-        if parent is None:
+        nonlocal due
+        if parent is None or time.monotonic() < due:
             return None
+        due = time.monotonic() + _ASK_SECONDS
         try:
             with get_client(sync_client=True) as client:
                 run = client.read_flow_run(UUID(str(parent)))
@@ -123,33 +138,72 @@ def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
 
 
 @contextmanager
-def ending_with_its_worker() -> Iterator[None]:
-    """Inside the block, end a deployed run in good order when the process that started it dies.
+def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
+    """Inside the block, end a deployed run in good order that nobody else would end so.
 
-    A process worker that is killed leaves its flow runs running, and with them their renderers;
-    cancelling would go through the worker. A process whose parent dies gets another parent. In a
-    container, and for a flow that is called from Python, nothing is watched.
+    A process worker ends its runs when they are cancelled; but one that is killed leaves them
+    running, and with them their renderers: a process whose parent dies gets another parent. In a
+    container, pod or task nobody ends a run that is cancelled, so it looks at its own state, and
+    `with_job` at that of the run that started it. A flow that is called from Python is not watched.
+
+    Raises:
+        RunCancelled: The run, or the one that started it, was cancelled, or that one has ended.
     """
-    parent = os.getppid()
-    if deployment.id is None or parent <= 1:
+    if deployment.id is None:
         yield
         return
     main = threading.main_thread().ident or 0
-    ended = False
+    reason = ""
+
+    def end(why: str) -> None:
+        nonlocal reason
+        reason = why
+        run_log().error("%s: the run ends, too", why)
+        # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
+        signal.pthread_kill(main, signal.SIGTERM)
+
+    supervised = os.environ.get(_SUPERVISED) == "false"
+    if supervised:
+        look, seconds = _worker_watch(end), _WORKER_POLL_SECONDS
+    else:
+        look, seconds = _state_watch(end, with_job), _ASK_SECONDS
+    try:
+        with periodic(lambda: reason or look(), seconds, "watch on the run"):
+            yield
+    except TerminationSignal:
+        if supervised or not reason:
+            raise
+        raise RunCancelled(reason) from None
+
+
+def _worker_watch(end: Callable[[str], None]) -> Callable[[], None]:
+    parent = os.getppid()
 
     def look() -> None:
-        nonlocal ended
-        if not ended and os.getppid() != parent:
-            ended = True
+        if os.getppid() != parent:
             # Standard output and error are pipes that nobody reads any more, and rich, with which
             # Prefect prints its log, ends the thread that meets a broken pipe.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
             os.close(nowhere)
-            run_log().error("the worker that started this run is gone: the run ends, too")
-            # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
-            signal.pthread_kill(main, signal.SIGTERM)
+            end("the worker that started this run is gone")
 
-    with periodic(look, _WORKER_POLL_SECONDS, "worker watch"):
-        yield
+    return look
+
+
+def _state_watch(end: Callable[[str], None], with_job: bool) -> Callable[[], None]:
+    ids = {this_run.id, this_run.parent_flow_run_id if with_job else None} - {None}
+
+    def look() -> None:
+        for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
+            state = run.state or Scheduled()
+            # One that the server calls crashed may be alive, and was cut off from the server.
+            if state.is_cancelling() or (state.is_final() and not state.is_crashed()):
+                cancelled = state.is_cancelling() or state.is_cancelled()
+                how = "was cancelled" if cancelled else f"ended as {state.name}"
+                why = f": {state.message}" if state.is_cancelling() and state.message else ""
+                end(f"flow run {run.name!r} {how}{why}")
+                return
+
+    return look

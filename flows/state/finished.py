@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,6 +15,7 @@ from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
+from prefect_renderfarm.flows.runs.report import about
 from prefect_renderfarm.flows.state.job_state import JobState
 
 _ASKED_AT_ONCE = 8
@@ -28,7 +29,7 @@ class Consistency:
     """Remembers how the first chunk is coded; safe to use from several threads."""
 
     def __init__(self, rules: ChunkRules, known: Iterable[ChunkResult] = ()) -> None:
-        self._uniform = rules.uniform
+        self._uniform, self._check_first = rules.uniform, rules.check_first
         self._first: tuple[int, Signature] | None = None
         self._lock = threading.Lock()
         for result in known:
@@ -47,13 +48,24 @@ class Consistency:
                 f"differs from that of chunk {first}, which was done before it: {odd}"
             )
 
+    def check_film(self) -> None:
+        """Raise StitchInputError if the film cannot be made of chunks coded as the first one."""
+        if self._first is not None:
+            self._check_first(self._first[1])
+
 
 def finished_chunks(
-    state: JobState, chunks: Sequence[Chunk], rules: ChunkRules, *, force: bool = False
+    state: JobState,
+    chunks: Sequence[Chunk],
+    rules: ChunkRules,
+    *,
+    force: bool = False,
+    others: bool = True,
 ) -> dict[int, ChunkResult]:
     """Return the manifests of chunks that are done and whose files are as rendered, by id.
 
-    Whatever else counts as done, with `force` all, does so no more, and the log says why.
+    Whatever else counts as done, with `force` all, does so no more, and the log says why. `others`
+    says whether chunks count that other jobs have rendered.
     """
     if force:
         state.forget_chunks(chunks)
@@ -64,9 +76,11 @@ def finished_chunks(
         for chunk in chunks
         if chunk.id in own and own[chunk.id].identity == state.identity(chunk)
     }
-    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="known") as askers:
-        others = askers.map(state.take_over, [chunk for chunk in chunks if chunk.id not in found])
-        found |= {result.id: result for result in others if result is not None}
+    if others:
+        known = state.known(chunk for chunk in chunks if chunk.id not in found)
+        with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="known") as askers:
+            taken = askers.map(state.take_over, known)
+            found |= {result.id: result for result in taken if result is not None}
     reasons = dict.fromkeys(own.keys() - found.keys(), "its inputs or variables have changed")
     reasons |= state.faults(found.values())
     consistency = Consistency(rules)
@@ -75,6 +89,7 @@ def finished_chunks(
             consistency.check(found[number])
         except ChunkFileError as error:
             reasons[number] = str(error)
+    consistency.check_film()
     kept = {number: result for number, result in found.items() if number not in reasons}
     state.forget_chunks(chunk for chunk in chunks if chunk.id in reasons)
     log = run_log()
@@ -112,3 +127,11 @@ class Eta:
         for _ in range(self.waiting):
             heapq.heapreplace(ends, ends[0] + each)
         return max(ends)
+
+
+def progress_note(eta: Callable[[], Eta], width: int) -> str:
+    """Return what a progress bar says beside the number of finished chunks."""
+    now = eta()
+    left = now.seconds_left(width)
+    note = f", {len(now.running):,} running" if now.running else ""
+    return note + (f", about {about(left)} left" if left else "")

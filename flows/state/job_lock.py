@@ -38,7 +38,7 @@ from prefect_renderfarm.blocks.errors import (
     WorkStopped,
 )
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
-from prefect_renderfarm.blocks.runtime.repeat import periodic, retry
+from prefect_renderfarm.blocks.runtime.repeat import once_a_minute, periodic, retry
 from prefect_renderfarm.flows.jobs.checks import RECORDS
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.runs.orphans import end_after_death
@@ -92,6 +92,7 @@ class JobLock(ABC):
     """
 
     poll_seconds = 1.0
+    first = False  # no run of the job has held the lock before, as far as the storage knows
     _freed_by_system = False  # when its holder dies
     _lost = False
 
@@ -139,7 +140,7 @@ class JobLock(ABC):
 
     def _wait(self, stop: threading.Event) -> None:
         since = time.monotonic()
-        log = _once_a_minute()
+        log = once_a_minute(run_log().info)
         while (holder := retry(self._try, "the job lock")) is not None:
             waited = time.monotonic() - since
             who = f"job {self._state.job.title!r} waits for {holder}"
@@ -159,7 +160,7 @@ class JobLock(ABC):
             end_after_death(previous.run, certain=self._freed_by_system or previous.has_ended())
         with suppress(OSError):
             previous.mark.unlink(missing_ok=True)
-        log = _once_a_minute()
+        log = once_a_minute(run_log().info)
         while _is_used(self._state):
             log(f"waiting for the end of the runs that {previous} had started")
             time.sleep(self.poll_seconds)
@@ -281,6 +282,7 @@ class StorageLock(JobLock):
             )
             return None
         self._number, self._lost, self._written_at = number + 1, False, begun
+        self.first = number == 0
         self.previous = record if record and not record.released else None
         with suppress(StorageError, SetupError):
             jobs.delete(_NAME.format(old) for old in self._numbers() if old < number)
@@ -360,19 +362,6 @@ def _is_used(state: JobState) -> bool:
     with suppress(OSError), (state.records / _USED).open("r+") as file:
         return not _try_lock(file, fcntl.LOCK_EX)
     return False
-
-
-def _once_a_minute() -> Callable[[str], None]:
-    """Return a function that logs the first text, and then one a minute at most."""
-    due = time.monotonic()
-
-    def log(text: str) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + 60.0
-            run_log().info("%s", text)
-
-    return log
 
 
 def _try_lock(file: IO[str], mode: int) -> bool:

@@ -54,11 +54,21 @@ from prefect_renderfarm.flows.parameters import load_storage
 from prefect_renderfarm.flows.results import FailedAttempt, MergeReport, RenderReport
 from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
+_MOST_THUMBNAILS = 48
+
+
+def shown_chunks(job: RenderJob) -> frozenset[int]:
+    """Return the ids of the chunks that a contact sheet shows: 48 at most, evenly spread."""
+    count = len(job.chunks)
+    most = min(count, _MOST_THUMBNAILS)
+    return frozenset(job.chunks[number * count // most].id for number in range(most))
+
 
 class RunNotes(BaseModel, frozen=True):
     """What a render-chunks run tells the one that started it; the server keeps a line of it."""
 
     failed: tuple[FailedAttempt, ...] = ()  # attempts
+    done: tuple[ChunkResult, ...] = ()  # all its chunks, once it has rendered them
     failure: WorkerFailure | None = None  # why the run failed
 
 
@@ -86,6 +96,7 @@ class JobState:
         track = Path(job.audio_track or "none").name
         self._track_copy = self.records / "track" / track
         self._track_key = f"{self.objects.root}/track/{track}"
+        self._shown = shown_chunks(job)
         self.inputs = ""  # the digest; empty: chunks with any cache key count as done
         self._retry_known = True
 
@@ -164,7 +175,7 @@ class JobState:
             folder = local_folder(self.job.assets_url, self.path)
             if folder is None:
                 return (self.job.assets_url or "").partition("?")[0]
-            made = self._made_by_the_job(*no_input, *self._films())
+            made = self._made_by_the_job(*no_input, *self.films())
             return list_assets(folder, self.path, made).model_dump_json()
         if self._assets is None:
             return ""
@@ -176,7 +187,7 @@ class JobState:
                               error)  # fmt: skip
             return self._assets
 
-    def _films(self) -> list[Path]:
+    def films(self) -> list[Path]:
         """Return the films that jobs of this name were assembled into."""
         found = []
         name = glob.escape(self.job.key.rpartition("-")[0])
@@ -234,6 +245,19 @@ class JobState:
         """Return the cache key of a chunk."""
         return chunk_identity(chunk, str(self.job.metadata.rate), self.inputs)
 
+    def shows(self, chunk: Chunk) -> bool:
+        """Return whether the contact sheet has a picture of a chunk."""
+        return chunk.id in self._shown
+
+    def thumbnails(self, results: Iterable[ChunkResult]) -> dict[int, bytes]:
+        """Return the JPEGs of finished chunks that have one, by id; what cannot be read is left."""
+        found = {}
+        for result in results:
+            if result.thumbnail is not None:
+                with suppress(StorageError, OSError):
+                    found[result.id] = self.objects.store.read(result.thumbnail) or b""
+        return found
+
     def done(self, chunks: Iterable[Chunk]) -> set[int]:
         """Return the ids of those chunks that count as done."""
         return self.objects.done(chunk.id for chunk in chunks)
@@ -247,6 +271,16 @@ class JobState:
         return self.objects.faults(
             result.model_copy(update={"path": self.path / result.output_file}) for result in results
         )
+
+    def known(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Return those chunks that another job has rendered into this storage or folder."""
+        keys = {self.identity(chunk): chunk for chunk in chunks}
+        try:
+            found = retry(partial(self.objects.known, keys), "chunks of other jobs")
+        except StorageError as error:
+            run_log().warning("chunks are rendered that other jobs may have: %s", error)
+            return []
+        return [keys[key] for key in found]
 
     def take_over(self, chunk: Chunk) -> ChunkResult | None:
         """Let a chunk count as done that another job rendered into this storage or folder."""
@@ -366,11 +400,11 @@ def open_job(
     deployed = deployment.id is not None
     folder: Path | None = None
     if not rendered_before:
-        spec, folder = load_job(job, deployed=deployed)
+        spec, folder = load_job(job, deployed=deployed, block=block)
     elif (stored := find_in_storage(job, block)) is not None:
         spec = stored
     else:
-        spec, folder = load_earlier_job(job, job_dir, deployed=deployed)
+        spec, folder = load_earlier_job(job, job_dir, deployed=deployed, block=block)
         folder = folder if block is None else None
     path = job_dir or folder or Path.cwd() / "renderfarm-jobs" / spec.key
     if deployed and not path.is_absolute():

@@ -2,7 +2,7 @@
 
     make bench            all of them
     make bench NAME …     stitch, last-chunk, memory, storage, film-memory, work-pool, scale,
-                          prefect-cache or job
+                          farm, prefect-cache, front-door or job
 
 Machines are shared and noisy: all ways are measured several times, turn by turn, and the ratio is
 that of the medians.
@@ -23,8 +23,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support")]
 
 from comparing import measure, show  # noqa: E402
+from farm import BENCHES as FARM  # noqa: E402
 from farm_client import PORT, FarmClient  # noqa: E402
 from film_memory import BENCHES as FILM_MEMORY  # noqa: E402
+from front_door import BENCHES as FRONT_DOOR  # noqa: E402
 from jobs import clip_command  # noqa: E402
 from prefect_cache import BENCHES as PREFECT_CACHE  # noqa: E402
 from scale import BENCHES as SCALE  # noqa: E402
@@ -110,7 +112,8 @@ def bench_job(folder: Path) -> None:
         farm.down()
 
 
-BENCHES = STITCHING | STORAGE | FILM_MEMORY | WORK_POOL | SCALE | PREFECT_CACHE | {"job": bench_job}
+BENCHES = STITCHING | STORAGE | FILM_MEMORY | WORK_POOL | SCALE | PREFECT_CACHE | FRONT_DOOR
+BENCHES |= FARM | {"job": bench_job}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHES:

@@ -1,23 +1,24 @@
 """Start a run from the UI's form in a real browser, and photograph what a user sees.
 
 Needs Debian's `chromium` and the Python package `playwright` (see CONTRIBUTING.md). The farm of
-`make up` must be running. Fails unless every block parameter shows a dropdown and the run that is
-started from the form completes.
+`make up` must be running. Fails unless the film that is started from the form completes; prints how
+many clicks that takes.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from playwright.sync_api import Locator, Page, Route, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws.s3 import S3Bucket
@@ -53,91 +54,119 @@ def serve_logo(route: Route) -> None:
 
 def parameter(page: Page, name: str) -> Locator:
     """Return the part of the form that belongs to a parameter."""
-    label = page.locator(".schema-form-property__label", has_text=re.compile(f"^{name}( |$)"))
-    return page.locator(".schema-form-property", has=label).first
+    label = page.locator("label", has_text=re.compile(f"^{name}( |$)"))
+    return page.locator("div.group", has=label).last
 
 
-def choose_block(page: Page, name: str, kind: str, document: str) -> None:
-    """Choose a saved block from a parameter's dropdown."""
-    part = parameter(page, name)
-    part.get_by_role("button", name=kind, exact=True).click()
-    # Prefect's dropdowns, on every page, open by keyboard but not by a mouse click in Chromium 156.
-    part.locator(".p-select-button__control").press("Space")
-    page.locator(".p-pop-over-content").get_by_text(document, exact=True).click()
+class Person:
+    """Somebody with a mouse and a keyboard, whose clicks are counted."""
 
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.clicks = 0
 
-def fill_form(page: Page, job_file: Path) -> None:
-    """Fill in the form as a person would, and check that each block parameter has a dropdown."""
-    parameter(page, "job").locator("textarea").fill(str(job_file))
-    choose_block(page, "adapter", "LocalAdapter", "default")
-    choose_block(page, "stitcher", "RemuxStitcher", "lossless-sound")
-    film = parameter(page, "output_file")
-    film.get_by_role("button", name="path", exact=True).click()
-    film.locator("input, textarea").last.fill("demo.mp4")
-    for name in ("adapter", "merge_adapter", "stitcher", "storage"):
-        if parameter(page, name).locator(".p-select").count() != 1:
-            raise SystemExit(f"parameter {name} shows no dropdown of saved blocks")
+    def click(self, target: Locator) -> None:
+        """Click on something."""
+        self.clicks += 1
+        target.click()
+
+    def fill(self, target: Locator, text: str) -> None:
+        """Click into a field and type."""
+        self.click(target)
+        target.press_sequentially(text)
+
+    def start_a_film(self, ui: str, job_file: Path, film: str) -> None:
+        """Go from the UI's first page to the form, fill in two fields, and submit them."""
+        page = self._page
+        page.goto(ui)
+        self.click(page.get_by_role("link", name="Deployments", exact=True))
+        row = page.locator("tr", has_text="render-job")
+        self.click(row.get_by_role("link", name="cloud", exact=True).first)
+        self.click(page.get_by_role("button", name="Run", exact=True))
+        self.click(page.get_by_text("Custom run"))
+        self.fill(parameter(page, "job").locator("textarea"), str(job_file))
+        output = parameter(page, "output_file")
+        self.click(output.get_by_role("tab", name="path", exact=True))
+        self.fill(output.locator("input, textarea").last, film)
+        for name in ("stitcher", "adapter", "storage", "merge_adapter"):
+            if parameter(page, name).get_by_role("tab").count() < 2:
+                raise SystemExit(f"parameter {name} shows no choice of blocks")
 
 
 def main() -> None:
-    """Fill in the form, start the run, wait for its end, take the pictures."""
+    """Start a film from the form, watch it, then one that fails; take the pictures."""
     farm = Farm(ROOT / ".farm")
     ui = farm.api_url.removesuffix("/api")
     PICTURES.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.gettempdir()) / "renders"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # else nothing is left to render
+    folder.mkdir(parents=True)
     job_file = folder / "demo.json"
-    job_file.write_text(demo_job().to_json())
+    job = demo_job()
+    job_file.write_text(job.to_json())
     with temporary_settings({PREFECT_API_URL: farm.api_url}):
         S3Bucket(bucket_name="renders").save("renders", overwrite=True)
     with SyncPrefectClient(farm.api_url) as client, sync_playwright() as playwright:
         deployment = client.read_deployment_by_name("render-job/cloud")
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
         page.route(lambda url: not url.startswith(ui), serve_logo)
 
         def picture(name: str, height: int) -> None:
-            page.set_viewport_size({"width": 1280, "height": height})
+            page.set_viewport_size({"width": 1440, "height": height})
             page.wait_for_timeout(1500)
             page.screenshot(path=PICTURES / f"{name}.png")
 
-        page.goto(f"{ui}/blocks/catalog")
+        def picture_of_job(name: str, run: FlowRun, height: int) -> None:
+            [shown] = [item for item in artifacts(client, run) if item["type"] == "markdown"]
+            page.goto(f"{ui}/v2/artifacts/artifact/{shown['id']}")
+            page.wait_for_selector("h1")
+            picture(name, height)
+
+        page.goto(f"{ui}/v2/blocks/catalog")
         page.get_by_placeholder(re.compile("search", re.IGNORECASE)).first.fill("stitcher")
         picture("block-catalog", 560)
-        page.goto(f"{ui}/deployments/deployment/{deployment.id}/run")
-        page.wait_for_selector("text=merge_adapter")
-        fill_form(page, job_file)
-        page.locator("h3", has_text="Parameters").click()
+        halfway = re.compile("[3-9] of 10 chunks done")
+        before = len(runs_of(client, deployment.id))
+        person = Person(page)
+        person.start_a_film(ui, job_file, "demo.mp4")
         picture("run-form", 1180)
-        before = newest_run(client, deployment)
-        page.get_by_role("button", name="Submit", exact=True).click()
-        deadline = time.monotonic() + 30
-        while (run := newest_run(client, deployment)).id == before.id:
+        person.click(page.get_by_role("button", name="Submit", exact=True))
+        deadline = time.monotonic() + 60
+        while len(runs := runs_of(client, deployment.id)) == before:
             if time.monotonic() > deadline:
                 raise SystemExit("the form started no run")
             page.wait_for_timeout(200)
-        print("started from the form:", run.id)
-        page.goto(f"{ui}/runs/flow-run/{run.id}")
-        time.sleep(20)
-        picture("run-in-progress", 900)
+        run = runs[0]
+        print(f"started from the form by {person.clicks} clicks:", run.id)
+        while not any(halfway.search(str(item["data"])) for item in artifacts(client, run)):
+            time.sleep(0.2)
+        picture_of_job("run-in-progress", run, 760)
         run = wait_for_end(client, run)
         if run.state is None or not run.state.is_completed():
             raise SystemExit(f"the run ended as {run.state}")
-        page.reload()
+        picture_of_job("report", run, 1000)
+        page.goto(f"{ui}/v2/runs/flow-run/{run.id}")
         picture("run-completed", 900)
-        [report] = [
-            item for item in artifacts(client, run) if item["key"] and item["type"] == "markdown"
-        ]
-        page.goto(f"{ui}/artifacts/artifact/{report['id']}")
-        picture("report", 1180)
+        chunk = job.chunks[4]
+        wrong = chunk.model_copy(update={"command": chunk.command.replace("libx264", "libx265x")})
+        chunks = (*job.chunks[:4], wrong, *job.chunks[5:])
+        failing = job.model_copy(update={"id": "failing", "chunks": chunks}).to_json()
+        given = deployment.parameters | {"job": failing, "job_dir": str(folder / "failing")}
+        run = client.create_flow_run_from_deployment(
+            deployment.id, parameters=given | {"output_file": "film.mp4"}
+        )
+        picture_of_job("run-failed", wait_for_end(client, run), 760)
         browser.close()
 
 
-def newest_run(client: SyncPrefectClient, deployment: DeploymentResponse) -> FlowRun:
-    """Return the deployment's flow run that was created last."""
-    filters = FlowRunFilter(deployment_id={"any_": [deployment.id]})
+def runs_of(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    """Return the deployment's flow runs that have begun or were asked for, the newest first."""
+    filters = FlowRunFilter.model_validate(
+        {"deployment_id": {"any_": [deployment]}, "state": {"name": {"not_any_": ["Scheduled"]}}}
+    )
     by_start = FlowRunSort.EXPECTED_START_TIME_DESC
-    return client.read_flow_runs(flow_run_filter=filters, sort=by_start, limit=1)[0]
+    return client.read_flow_runs(flow_run_filter=filters, sort=by_start)
 
 
 def wait_for_end(client: SyncPrefectClient, run: FlowRun) -> FlowRun:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_aws.s3 import S3Bucket
 from storage_samples import S3Server
 
@@ -26,7 +27,9 @@ from prefect_renderfarm.flows import render_job
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-def _in_fork(parameters: dict[str, Any], storage: tuple[S3Server, str] | None, log: Path) -> None:
+def _in_fork(
+    parameters: dict[str, Any], storage: tuple[S3Server, str] | None, api_url: str, log: Path
+) -> None:
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -36,7 +39,8 @@ def _in_fork(parameters: dict[str, Any], storage: tuple[S3Server, str] | None, l
             server, bucket = storage
             block = S3Bucket(bucket_name=bucket, credentials=server.credentials())
             parameters = parameters | {"storage": block}
-        render_job(**parameters)
+        with temporary_settings({PREFECT_API_URL: api_url}):
+            render_job(**parameters)
         code = 0
     except BaseException:  # a signal's too; the log says what it was
         traceback.print_exc()
@@ -49,6 +53,7 @@ class Coordinator:
     Args:
         parameters: Its parameters.
         storage: The server and the bucket of its storage, if that is no saved block.
+        api_url: The address of Prefect's API.
         log: The file to which its output is appended.
 
     Attributes:
@@ -56,11 +61,15 @@ class Coordinator:
     """
 
     def __init__(
-        self, parameters: dict[str, Any], storage: tuple[S3Server, str] | None, log: Path
+        self,
+        parameters: dict[str, Any],
+        storage: tuple[S3Server, str] | None,
+        api_url: str,
+        log: Path,
     ) -> None:
         self.children: set[psutil.Process] = set()
         self._process: BaseProcess = _FORKS.Process(
-            target=_in_fork, args=(parameters, storage, log), daemon=False
+            target=_in_fork, args=(parameters, storage, api_url, log), daemon=False
         )
         self._process.start()
 

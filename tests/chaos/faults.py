@@ -13,7 +13,9 @@ import httpx
 import psutil
 from farm_client import FarmClient
 from faulty_proxy import Answer, Fault, FaultyProxy
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Suspended
 
 from chaos.coordinator import Coordinator
 from chaos.work import Work
@@ -69,7 +71,7 @@ class Scene:
         work: The job.
         left: Number of its chunks that are not done yet.
         chance: Chooses the moment and the victim.
-        proxy: Between the coordinator and its storage, if it has one of its own.
+        proxy: Between the coordinator and its storage, or Prefect's server, if it has its own.
     """
 
     api: FarmClient
@@ -98,12 +100,13 @@ class Scene:
     def victim(self, prefix: str) -> psutil.Process | None:
         """Wait for processes of the job's runs whose name begins so, and choose one."""
         while self.wait(_POLL_SECONDS):
-            found = [process for run in self._runs(prefix) if (process := process_of(run))]
+            found = [process for run in self.runs(prefix) if (process := process_of(run))]
             if found:
                 return self.chance.choice(found)
         return None
 
-    def _runs(self, prefix: str) -> list[FlowRun]:
+    def runs(self, prefix: str) -> list[FlowRun]:
+        """Return the job's runs that are not final, and whose name begins so."""
         body = {"flow_runs": {"tags": {"all_": [f"job:{self.work.job.title}"]}}}
         found: list[FlowRun] = []
         with suppress(httpx.HTTPError):  # a busy server may be late
@@ -191,6 +194,44 @@ def fail_storage(scene: Scene) -> bool:
     return hit
 
 
+def refuse_requests(scene: Scene) -> bool:
+    """Have Prefect's server refuse the coordinator's requests for a while: it makes too many."""
+    assert scene.proxy is not None
+    running = scene.wait_for_a_moment()
+    refused = Answer(429, b"{}", (("Retry-After", "2"), ("Content-Type", "application/json")))
+    scene.proxy.gate = lambda _: refused
+    scene.wait(scene.chance.uniform(5, 40))
+    scene.proxy.gate = None
+    return running
+
+
+def suspend_batch(scene: Scene) -> bool:
+    """Suspend a run of `render-chunks`, as a person does, and resume it later."""
+    while scene.wait(_POLL_SECONDS):
+        running = [run for run in scene.runs("chunk") if run.state and run.state.is_running()]
+        if running:
+            break
+    else:
+        return False
+    run = scene.chance.choice(running)
+    with SyncPrefectClient(scene.api.farm.api_url) as client:
+        client.set_flow_run_state(run.id, Suspended(timeout_seconds=3600))
+        scene.wait(scene.chance.uniform(0, 20))
+        client.resume_flow_run(run.id)  # refused if it has ended all the same
+    return True
+
+
+def lose_slot(scene: Scene) -> bool:
+    """Kill the coordinator and Prefect's server at once: nobody gives the limit's slot back."""
+    farm = scene.api.farm
+    assert isinstance(farm, ChaosFarm)
+    scene.wait_for_a_moment()
+    running = scene.run.kill(signal.SIGKILL)
+    farm.kill_server(signal.SIGKILL)
+    farm.start_server()
+    return running
+
+
 KINDS: dict[str, Callable[[Scene], bool]] = {
     "coordinator": kill_coordinator,
     "batch": kill_batch,
@@ -198,4 +239,7 @@ KINDS: dict[str, Callable[[Scene], bool]] = {
     "worker": kill_worker,
     "storage": fail_storage,
     "server": kill_server,
+    "requests": refuse_requests,
+    "suspended": suspend_batch,
+    "slot": lose_slot,
 }

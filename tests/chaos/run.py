@@ -3,7 +3,8 @@
     make chaos                       200 jobs
     python tests/chaos/run.py --help    what else it can do
 
-Kinds: coordinator, batch, merge, storage, worker, server. It ends with 1 if a promise was broken.
+Kinds: coordinator, batch, merge, storage, requests, suspended, slot, worker, server. It ends with 1
+if a promise was broken.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> int:
     # Not at the top: a forked coordinator imports this file, too, and is to find the same farm.
     sys.path[:0] = [str(TESTS), str(TESTS / "support")]
     from farm_client import PORT, FarmClient
+    from http_samples import working
     from storage_samples import serving
 
     from chaos.faults import ChaosFarm
@@ -54,7 +56,12 @@ def main() -> int:
         stack.callback(farm.down)
         farm.up(port=PORT)
         s3 = stack.enter_context(serving(folder / "s3"))
-        stage = Stage(FarmClient(farm), s3, folder / "jobs", options.seed)
+        log = stack.enter_context((folder / "http-worker.log").open("wb"))
+        worker = stack.enter_context(
+            working(s3.environment() | {"RENDERFARM_CONCURRENCY": "2"}, log)
+        )
+        worker.wait_until_ready()
+        stage = Stage(FarmClient(farm), s3, worker, folder / "jobs", options.seed)
         print(f"seed {options.seed}", flush=True)
         counts = shares(options.runs, options.kinds.split(","))
         result = run_suite(

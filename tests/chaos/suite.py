@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from chaos.remains import Remains
 from chaos.trial import Outcome, Stage
 
-# Of 200 trials. Those of the last two kinds strike all jobs of the farm, so each has it to itself.
-SHARES = {"coordinator": 80, "batch": 20, "merge": 30, "storage": 40, "worker": 10, "server": 20}
+# Of 200 trials. Those of the last three kinds strike all jobs of the farm: each has it to itself.
+SHARES = {"coordinator": 72, "batch": 16, "merge": 26, "storage": 36, "requests": 10,
+          "suspended": 10, "slot": 6, "worker": 8, "server": 16}  # fmt: skip
 # The kinds take turns, so that a suite that is cut short has some of each.
 _MOST_TURNS = 20
-_ALONE = ("worker", "server")
+_ALONE = ("slot", "worker", "server")
 # A merge run that waits for chunks of a job that was killed gives up after 60 s.
 _GRACE_SECONDS = 90.0
 

@@ -12,6 +12,9 @@ from typing import Any
 import psutil
 from farm_client import FarmClient
 from faulty_proxy import FaultyProxy, faulty_proxy
+from http_samples import HttpWorker
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from storage_samples import S3Server
 
 from chaos.coordinator import Coordinator
@@ -76,11 +79,14 @@ class Stage:
     Args:
         api: The farm.
         s3: The S3 server.
+        worker: An HTTP worker.
         folder: The folder for all jobs.
         seed: Decides what happens.
     """
 
-    def __init__(self, api: FarmClient, s3: S3Server, folder: Path, seed: int) -> None:
+    def __init__(
+        self, api: FarmClient, s3: S3Server, worker: HttpWorker, folder: Path, seed: int
+    ) -> None:
         self.api = api
         self.folder = folder
         self.seed = seed
@@ -90,6 +96,10 @@ class Stage:
         self._bucket.save(_SAVED, overwrite=True)
         pool = WorkPoolAdapter(max_runs=2, chunks_per_run=3, poll_seconds=0.2)
         pool.save(_SAVED, overwrite=True)
+        worker.adapter(concurrency_limit=_SAVED).save(_SAVED, overwrite=True)
+        with SyncPrefectClient(api.farm.api_url) as client:
+            limit = GlobalConcurrencyLimitCreate(name=_SAVED, limit=1)
+            client.create_global_concurrency_limit(limit)
         Coordinator.prepare()
 
     def run(self, kind: str, number: int) -> Outcome:
@@ -99,9 +109,9 @@ class Stage:
         # A run on a work pool costs seconds of CPU time to start, so most jobs have none.
         share = {"worker": 0.5, "coordinator": 0.05}.get(kind, 0.0)
         deployed = chance.random()
-        batches = kind == "batch" or deployed < share
+        batches = kind in ("batch", "suspended") or deployed < share
         merge = kind == "merge" or deployed > 1 - share
-        stored = kind == "storage" or chance.random() < 0.3
+        stored = kind in ("storage", "slot") or chance.random() < 0.3
         pause = 0.15 if not (batches or merge) else 0.4
         work = Work.make(self._clips, self.folder / outcome.title, pause)
         delivered = stored and chance.random() < 0.3
@@ -120,11 +130,15 @@ class Stage:
             "retries": chance.choice((0, 2)),
             "retry_delay": 0.2,
         }
+        if kind == "slot":
+            parameters["adapter"] = f"http-adapter/{_SAVED}"
         if stored and kind != "storage":
             parameters["storage"] = f"s3-bucket/{_SAVED}"
         watch = Watch(work, self._bucket if stored else None, film)
         with watch.watching(), ExitStack() as stack:
-            proxy = stack.enter_context(faulty_proxy(self._s3.url)) if kind == "storage" else None
+            server = self.api.farm.api_url.removesuffix("/api")
+            target = {"storage": self._s3.url, "requests": server}.get(kind)
+            proxy = stack.enter_context(faulty_proxy(target)) if target else None
             self._run_until_done(outcome, work, watch, parameters, proxy, chance)
             watch.look()
         outcome.rendered_again = sum(work.rendered().values()) - CHUNKS
@@ -143,14 +157,16 @@ class Stage:
         proxy: FaultyProxy | None,
         chance: Random,
     ) -> None:
-        storage = None
-        if proxy is not None:
+        storage, api_url = None, self.api.farm.api_url
+        if proxy is not None and outcome.kind == "requests":
+            api_url = f"{proxy.url}/api"
+        elif proxy is not None:
             storage = replace(self._s3, port=proxy.port), self._bucket.bucket_name
         children: set[psutil.Process] = set()
         faults = chance.choices((1, 2), (3, 1))[0]
         while outcome.runs < _MOST_RUNS:
             outcome.runs += 1
-            run = Coordinator(parameters, storage, work.folder / "log.txt")
+            run = Coordinator(parameters, storage, api_url, work.folder / "log.txt")
             struck = False
             if outcome.runs <= faults:
                 scene = Scene(self.api, run, work, watch.lost(), chance, proxy)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 from encoder_samples import (
     FPS,
@@ -25,6 +26,8 @@ from prefect_renderfarm.blocks import (
     StitchInputError,
     VideoStitcher,
 )
+from prefect_renderfarm.blocks.media.model import BOTTOM_FIRST, TOP_FIRST
+from prefect_renderfarm.blocks.media.reader import field_order
 from prefect_renderfarm.blocks.stitchers.base import StitchReport
 
 LONG = pytest.mark.long
@@ -66,9 +69,47 @@ TAGS = [
     pytest.param("-c:v hap -format hap_q", ".mov", ".mov", marks=LONG),
     ("-c:v dnxhd -profile:v dnxhr_lb -pix_fmt yuv422p", ".mov", ".mov"),
     ("-c:v mpeg2video -tag:v xd5e", ".mov", ".mov"),
+    ("-c:v mpeg4 -tag:v XVID", ".mov", ".mov"),
+    pytest.param("-c:v mpeg4 -tag:v DIVX", ".mov", ".mov", marks=LONG),
+    pytest.param("-c:v mpeg4", ".mov", ".mov .mp4", marks=LONG),
     ("-c:v v210", ".mov", ".mov"),
     pytest.param("-c:v mjpeg -pix_fmt yuvj422p", ".mov", ".mov", marks=LONG),
 ]  # fmt: skip
+
+
+ROTATIONS = [
+    ("libvpx", ".webm", ".webm"),
+    *(pytest.param(*each, marks=LONG) for each in (
+        ("libx264", ".mp4", ".mp4 .mov .mkv"),
+        ("utvideo", ".mkv", ".mkv"),
+        ("libx264", ".mkv", ".mp4 .mov .mkv"),
+        ("libx265", ".mp4", ".mp4 .mkv"),
+        ("libvpx", ".mkv", ".webm .mkv"),
+        ("libvpx-vp9", ".webm", ".webm .mp4"),
+        ("huffyuv", ".mkv", ".mkv"),
+        ("ffv1", ".mkv", ".mkv"),
+        ("prores_ks", ".mov", ".mov .mkv"),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("codec", "ending", "endings"), ROTATIONS)
+def test_rotation(
+    tmp_path: Path, make: Callable[..., VideoStitcher], codec: str, ending: str, endings: str
+) -> None:
+    """A film is turned as its chunks are; another chunk is refused, also where no header tells."""
+    plain = write_chunks(tmp_path, ending, f"-c:v {codec}", count=2)
+    turned = [path.with_stem(f"turned{path.stem}") for path in plain]
+    for path, target in zip(plain, turned, strict=True):
+        run_ffmpeg("-display_rotation", "90", "-i", path, "-c", "copy", target)
+    for film in (tmp_path / f"film{each}" for each in endings.split()):
+        stitch(make(), turned, film)
+        with av.open(str(film)) as container:
+            assert {frame.rotation for frame in container.decode(video=0)} == {90}
+        with pytest.raises(StitchInputError, match="rotation 0 degrees, not 270 degrees"):
+            stitch(make(), [turned[0], plain[1]], film)
+        with pytest.raises(StitchInputError, match="rotation 270 degrees, not 0 degrees"):
+            stitch(make(), [plain[0], turned[1]], film)
 
 
 @pytest.mark.parametrize(("options", "ending", "endings"), TAGS)
@@ -157,12 +198,19 @@ def alpha_hash(*paths: Path) -> str:
         pytest.param("-c:v dvvideo -s 720x576 -pix_fmt yuv420p", ".mov", "film.mkv", marks=LONG),
         pytest.param("-c:v magicyuv", ".avi", "film.mkv", marks=LONG),
         pytest.param("-c:v v210", ".mov", "film.mkv", marks=LONG),
+        ("-c:v ffv1", ".mkv", "film.mov"),
+        pytest.param("-c:v qtrle -pix_fmt gray", ".mov", "film.mov", marks=LONG),
+        pytest.param("-c:v smc -pix_fmt pal8", ".mov", "film.mov", marks=LONG),
+        pytest.param("-c:v rawvideo -pix_fmt pal8", ".mov", "film.mov", marks=LONG),
+        pytest.param("-c:v huffyuv -pix_fmt yuv422p", ".mov", "film.mov", marks=LONG),
+        pytest.param("-c:v utvideo", ".avi", "film.mov", marks=LONG),
+        pytest.param("-c:v ffvhuff", ".avi", "film.mov", marks=LONG),
     ],
 )
-def test_matroska_takes_them(
+def test_codecs_of_other_containers(
     make: Callable[..., VideoStitcher], options: str, ending: str, film: str, tmp_path: Path
 ) -> None:
-    """Codecs that Matroska stores as AVI or QuickTime do are joined."""
+    """Codecs that Matroska and QuickTime store in the way of AVI, or of each other, are joined."""
     chunks = write_chunks(tmp_path, ending, options)
     stitch(make(), chunks, tmp_path / film)
 
@@ -199,7 +247,7 @@ def test_b_frames_in_avi(tmp_path: Path) -> None:
     """AVI has no display times: frames out of order are joined by their codec's, or refused."""
     chunks = write_chunks(tmp_path, ".avi", "-c:v libx264 -bf 2")
     stitch(RemuxStitcher(), chunks, tmp_path / "film.mkv")
-    with pytest.raises(StitchInputError, match="B-frames in AVI, which has no display times"):
+    with pytest.raises(StitchInputError, match="B-frames in AVI, which has no"):
         stitch(FfmpegStitcher(), chunks, tmp_path / "refused.mkv")
     stitch(FfmpegStitcher(video_codec="ffv1"), chunks, tmp_path / "encoded.mkv")
 
@@ -254,7 +302,17 @@ INTERLACED = [
     ("-c:v ffv1", ".mkv"),
     pytest.param("-c:v v210", ".mov", marks=LONG),
     pytest.param("-c:v dnxhd -s 1920x1080 -b:v 120M -pix_fmt yuv422p", ".mov", marks=LONG),
-]
+    # Only their container tells the order.
+    ("-c:v utvideo", ".mkv"),
+    *(pytest.param(f"-c:v {options}", ending, marks=LONG) for options, ending in (
+        ("huffyuv -pix_fmt yuv422p", ".mkv"),
+        ("ffvhuff", ".mkv"),
+        ("mjpeg -pix_fmt yuvj422p", ".mov"),
+        ("jpeg2000", ".mov"),
+        ("png", ".mov"),
+        ("magicyuv", ".mkv"),
+    )),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("others", ["bff", "prog"])
@@ -263,7 +321,7 @@ def test_order_of_fields(
     make: Callable[..., VideoStitcher], options: str, ending: str, others: str, tmp_path: Path
 ) -> None:
     """Fields stay as they are; a chunk with others is refused."""
-    interlaced = f"{options} -flags +ildct+ilme"
+    interlaced = options if "mjpeg" in options else f"{options} -flags +ildct+ilme"
     top = write_chunks(tmp_path, ending, interlaced, "setfield=tff", count=2)
     film = tmp_path / f"film{ending}"
     if others == "bff":
@@ -279,16 +337,175 @@ def test_order_of_fields(
             stitch(make(), chunks, tmp_path / f"refused{ending}")
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "prores_ks"])
-def test_interlaced_film_is_encoded_as_such(codec: str, tmp_path: Path) -> None:
-    """An encoder is told of the fields; without, each pair would become one picture."""
-    chunks = write_chunks(tmp_path, ".mov", "-c:v v210", "setfield=tff")
+def light(codec: str, nits: int) -> str:
+    """Return options by which an encoder tells a mastering display among the frames."""
+    places = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)"
+    if codec == "libx264":
+        display = f"mastering-display={places}L({nits * 10_000},1)"
+        return f"-c:v libx264 -preset ultrafast -pix_fmt yuv420p10le -x264-params {display}"
+    if codec == "libx265":
+        display = f"repeat-headers=1:hdr10=1:master-display={places}L({nits * 10_000},1)"
+        return f"{X265}:{display} -pix_fmt yuv420p10le"
+    display = f"G(0.265,0.69)B(0.15,0.06)R(0.68,0.32)WP(0.3127,0.329)L({nits},0.01)"
+    return f"-c:v libsvtav1 -preset 12 -svtav1-params mastering-display={display}"
+
+
+LIGHTS = [
+    ("libx264", ".mp4"),
+    *(pytest.param(*each, marks=LONG) for each in (
+        ("libsvtav1", ".mp4"), ("libx265", ".ts"),
+        ("libx264", ".mkv"), ("libx264", ".ts"), ("libsvtav1", ".mkv"), ("libsvtav1", ".webm"),
+        ("libx265", ".mp4"), ("libx265", ".mkv"),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("codec", "ending"), LIGHTS)
+def test_mastering_display_among_the_frames(
+    make: Callable[..., VideoStitcher], codec: str, ending: str, tmp_path: Path
+) -> None:
+    """A chunk graded on another display, or on none, is refused where only its frames tell."""
+    parts = []
+    plain = {
+        "libx264": "-c:v libx264 -preset ultrafast -pix_fmt yuv420p10le",
+        "libx265": f"{X265} -pix_fmt yuv420p10le",
+        "libsvtav1": "-c:v libsvtav1 -preset 12",
+    }
+    for number, options in enumerate((light(codec, 1000), light(codec, 4000), plain[codec])):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        parts.append(write_chunks(folder, ending, options, count=2))
+    bright, brighter, none = parts
+    film = tmp_path / f"film{ending}"
+    stitch(make(), bright, film)
+    for chunks in ([*bright, brighter[0]], [bright[0], none[1]], [none[0], bright[1]]):
+        with pytest.raises(StitchInputError, match=r"light|mastering|codec header"):
+            stitch(make(), chunks, tmp_path / f"refused{ending}")
+
+
+def test_aspect_that_the_container_takes_back(
+    make: Callable[..., VideoStitcher], tmp_path: Path
+) -> None:
+    """Square pixels of the container count, not others of the codec."""
+    chunks = []
+    for number, path in enumerate(
+        write_chunks(tmp_path, ".mp4", "-c:v libx264", "setsar=4/3", count=2)
+    ):
+        chunks.append(tmp_path / f"square{number}.mp4")
+        run_ffmpeg("-i", path, "-c", "copy", "-aspect", "16:9", chunks[-1])
+    assert seen(chunks[0]).aspect == 1
+    for ending in (".mp4", ".mov", ".mkv"):
+        film = tmp_path / f"film{ending}"
+        stitch(make(), chunks, film)
+        assert seen(film).aspect == 1
+    with pytest.raises(AssemblyError, match=r"pixel aspect 4/3, not 1.*let its name end in \.mkv"):
+        make().stitch(chunks, tmp_path / "film.ts", fps=FPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "ending", "film"),
+    [("-c:v libvpx -deadline realtime", ".webm", "film.webm"),
+     pytest.param("-c:v libvpx -deadline realtime", ".webm", "film.mkv", marks=LONG),
+     pytest.param(prores("standard"), ".mkv", "film.mkv", marks=LONG),
+     pytest.param("-c:v libx264", ".mp4", "film.ts", marks=LONG)],
+)  # fmt: skip
+def test_full_range(
+    make: Callable[..., VideoStitcher], options: str, ending: str, film: str, tmp_path: Path
+) -> None:
+    """It is kept, also where only the container tells it."""
+    chunks = write_chunks(tmp_path, ending, f"{options} -color_range pc", "setparams=range=pc")
+    stitch(make(), chunks, tmp_path / film)
+    with av.open(str(tmp_path / film)) as container:
+        assert container.streams.video[0].codec_context.color_range == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "ending", "film"),
+    [("-c:v mpeg2video -bf 2", ".mpg", "film.mkv"),
+     pytest.param("-c:v libx264 -bf 2", ".mxf", "film.mov", marks=LONG),
+     pytest.param("-c:v libx264 -bf 2", ".ts", "film.mkv", marks=LONG)],
+)  # fmt: skip
+def test_ntsc_chunks_are_encoded(options: str, ending: str, film: str, tmp_path: Path) -> None:
+    """Frame by frame, whatever clocks their containers have."""
+    counts, fps, chunks, first = (5, 1, 7), Fraction(24000, 1001), [], 0
+    for count in counts:
+        chunks.append(tmp_path / f"{first}{ending}")
+        source = f"testsrc2=s=320x180:r={fps},trim=start_frame={first}:end_frame={first + count}"
+        run_ffmpeg("-f", "lavfi", "-i", f"{source},setpts=PTS-STARTPTS", *options.split(),
+                   "-pix_fmt", "yuv420p", chunks[-1])  # fmt: skip
+        first += count
+    made = tmp_path / film
+    FfmpegStitcher(video_codec="ffv1").stitch(chunks, made, fps=fps, frame_counts=counts)
+    assert picture_hashes(made) == [each for path in chunks for each in picture_hashes(path)]
+
+
+@pytest.mark.parametrize("ending", [".mp4", pytest.param(".mkv", marks=LONG)])
+def test_cover_picture(make: Callable[..., VideoStitcher], ending: str, tmp_path: Path) -> None:
+    """It is no part of the film, and named."""
+    cover = tmp_path / "cover.jpg"
+    run_ffmpeg(*pictures(0), "-frames:v", "1", "-update", "1", cover)
+    chunks = []
+    for number, path in enumerate(write_chunks(tmp_path, ending, "-c:v libx264", count=2)):
+        chunks.append(tmp_path / f"covered{number}{ending}")
+        attached = ["-attach", cover, "-metadata:s:t", "mimetype=image/jpeg", "-c", "copy"]
+        mapped = ["-i", cover, "-map", "0", "-map", "1", "-c", "copy", "-disposition:v:1",
+                  "attached_pic"]  # fmt: skip
+        run_ffmpeg("-i", path, *(attached if ending == ".mkv" else mapped), chunks[-1])
+    film = tmp_path / f"film{ending}"
+    report = make().stitch(chunks, film, fps=FPS)
+    assert report.dropped == ("1 cover picture",)
+    assert picture_hashes(film) == [each for path in chunks for each in picture_hashes(path)]
+
+
+def test_untagged_video_of_flv(make: Callable[..., VideoStitcher], tmp_path: Path) -> None:
+    """FLV tells the matrix of RGB for what is YUV."""
+    chunks = write_chunks(tmp_path, ".flv", X265, count=2)
+    stitch(make(), chunks, tmp_path / "film.mp4")
+
+
+def test_fields_in_avi(tmp_path: Path) -> None:
+    """Their times are libav's guess: only the remuxer puts them onto the grid."""
+    options = "-c:v libx264 -preset ultrafast -flags +ilme+ildct -bf 0"
+    chunks = write_chunks(tmp_path, ".avi", options, "setfield=tff", count=2)
+    stitch(RemuxStitcher(), chunks, tmp_path / "film.mkv")
+    with pytest.raises(StitchInputError, match="may have B-frames in AVI"):
+        FfmpegStitcher().stitch(chunks, tmp_path / "refused.mkv", fps=FPS)
+
+
+@pytest.mark.parametrize("source", ["utvideo", *(pytest.param(each, marks=LONG) for each in
+                                                 ("v210", "png"))])  # fmt: skip
+@pytest.mark.parametrize("field", ["tff", "bff"])
+@pytest.mark.parametrize("codec", ["libx264", *(pytest.param(each, marks=LONG) for each in
+                                                ("mpeg2video", "prores_ks"))])  # fmt: skip
+def test_interlaced_film_is_encoded_as_such(
+    source: str, field: str, codec: str, tmp_path: Path
+) -> None:
+    """An encoder is told of the fields, and of their order, which pictures may not tell."""
+    ending = ".mkv" if source == "utvideo" else ".mov"
+    chunks = write_chunks(tmp_path, ending, f"-c:v {source}", f"setfield={field}")
     film = tmp_path / "film.mov"
     report = FfmpegStitcher(video_codec=codec).stitch(chunks, film, fps=FPS)
-    assert seen(film).fields in (2, 4)
+    with av.open(str(film)) as container:
+        picture = next(container.decode(video=0))
+    assert field_order(picture) == {"tff": TOP_FIRST, "bff": BOTTOM_FIRST}[field]
+    assert seen(film).fields in (2, 3, 4, 5)
     assert report.dropped == ()
-    report = FfmpegStitcher(video_codec="libvpx-vp9").stitch(chunks, tmp_path / "f.webm", fps=FPS)
-    assert "field order top field first" in report.dropped
+    if codec == "libx264":
+        vp9 = FfmpegStitcher(video_codec="libvpx-vp9")
+        report = vp9.stitch(chunks, tmp_path / "f.webm", fps=FPS)
+        assert any("field order" in each for each in report.dropped)
+
+
+def test_turned_pictures_are_encoded_upright(tmp_path: Path) -> None:
+    """FFmpeg turns them: nothing is lost."""
+    [plain] = write_chunks(tmp_path, ".mp4", "-c:v libx264", count=1)
+    turned = tmp_path / "turned.mp4"
+    run_ffmpeg("-display_rotation", "90", "-i", plain, "-c", "copy", turned)
+    report = FfmpegStitcher(video_codec="libx264").stitch([turned], tmp_path / "f.mp4", fps=FPS)
+    assert report.dropped == ()
+    with av.open(str(tmp_path / "f.mp4")) as container:
+        picture = next(container.decode(video=0))
+    assert (picture.width, picture.height, picture.rotation) == (180, 320, 0)
 
 
 @pytest.mark.parametrize(("options", "ending"), [(VP9, ".webm"), (X265, ".mp4"), (X265, ".mkv")])

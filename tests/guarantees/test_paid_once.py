@@ -99,6 +99,7 @@ def test_a_new_run_renders_nothing_again(place: Place) -> None:
     assert len(frame_hashes(film)) == 12
 
 
+@pytest.mark.long
 def test_one_changed_command_renders_one_chunk(place: Place) -> None:
     """A job is another one when a command changes; its other chunks are those of the first."""
     job = place.job()
@@ -149,6 +150,7 @@ def test_another_environment_is_another_chunk(
     assert "chunk 2 is rendered again: its inputs or variables have changed" in caplog.text
 
 
+@pytest.mark.long
 def test_changed_input_files_render_all_again(place: Place) -> None:
     """The content of input files counts, and not when they were written."""
     scene = place.folder / "job" / "scene" / "film.blend"
@@ -213,6 +215,7 @@ def test_what_another_run_did_meanwhile(tmp_path: Path) -> None:
     assert (rendered(tmp_path) - before) == {1: 1}
 
 
+@pytest.mark.long
 def test_what_failed_is_all_that_is_left(place: Place) -> None:
     """After a failed job, a new run of it renders the chunks that were not done."""
     flag = place.folder / "flag"

@@ -44,6 +44,7 @@ def test_merge_command_is_refused_before_the_first_chunk(tmp_path: Path) -> None
         merge_job(job, adapter=adapter, job_dir=tmp_path)
 
 
+@pytest.mark.long
 def test_worker_holds_to_its_own_list(s3: S3Server, tmp_path: Path) -> None:
     """An HTTP worker refuses what its variable does not list, whoever asks with the token."""
     assert TOKEN
@@ -57,6 +58,7 @@ def test_worker_holds_to_its_own_list(s3: S3Server, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.long
 def test_function_holds_to_its_own_list(functions: LambdaServer, s3: S3Server) -> None:
     """The Lambda function does so, too."""
     functions.proxy.fail()

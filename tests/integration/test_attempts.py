@@ -23,7 +23,7 @@ from prefect_renderfarm.blocks.errors import RepeatedFault, TooManyFailures
 from prefect_renderfarm.flows import RenderJob, RenderReport, render_job
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
 from prefect_renderfarm.flows.results import FailedAttempt
-from prefect_renderfarm.flows.runs.report import report_markdown
+from prefect_renderfarm.flows.runs.page import Snapshot, page_markdown
 
 
 def job_with(folder: Path, extra: dict[int, str], chunks: int = 3) -> RenderJob:
@@ -81,7 +81,9 @@ def test_failed_attempts_are_reported(tmp_path: Path) -> None:
     assert [(one.chunk, one.attempt, one.kind) for one in failed] == [(2, 1, "CommandFailed")]
     assert "asked to fail" in failed[0].message
     assert failed[0].seconds > 0
-    assert "| 2 | 1 |" in report_markdown(report).split("## Failed attempts")[1]
+    assert "asked to fail" in failed[0].output
+    page = page_markdown(job, "done", [], Snapshot(failed=failed), {})
+    assert "| 2 | 1 |" in page.split("## Failed attempts")[1]
 
 
 @pytest.mark.usefixtures("api")

@@ -75,6 +75,7 @@ def test_secrets_are_known(block: type[Block]) -> None:
     assert block.model_json_schema()["secret_fields"] == secrets.get(block, [])
 
 
+@pytest.mark.long
 def test_saved_secrets_come_back(api: FarmClient) -> None:
     """A token that was saved is sent by whoever loads the block."""
     adapter = HttpAdapter(url="https://worker.example.com", token=SecretStr("s3cret-token"))
@@ -109,6 +110,7 @@ def test_server_registers_blocks_when_it_starts(api: FarmClient) -> None:
     assert not {"farmblock", "checkedstitcher", "videostitcher", "workeradapter"} & known.keys()
 
 
+@pytest.mark.long
 def test_blocks_can_be_registered(api: FarmClient) -> None:
     """On a server without this package, `prefect block register` makes them known, by name."""
     done = api.command("block", "register", "-m", "prefect_renderfarm.blocks")

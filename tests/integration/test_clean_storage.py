@@ -64,7 +64,7 @@ def test_chunks_go_when_the_film_is_there(bucket: S3Bucket, tmp_path: Path) -> N
 def test_chunks_stay_without_a_film(bucket: S3Bucket, tmp_path: Path) -> None:
     """A job that fails, in a chunk or in the assembly, or makes no film keeps its chunks."""
     report = render(bucket, tmp_path / "off", merge=False)
-    assert len(chunks_of(bucket, report.key)) == 9
+    assert len(chunks_of(bucket, report.key)) == 12
     with pytest.raises(WorkerError):
         render(bucket, tmp_path / "failed", "--fail")
     failed = small_job("--fail").key
@@ -72,7 +72,7 @@ def test_chunks_stay_without_a_film(bucket: S3Bucket, tmp_path: Path) -> None:
     odd = RenderJob.model_validate(small_job().model_dump() | {"merge_command": "sh -c 'exit 3'"})
     with pytest.raises(AssemblyError):
         render(bucket, tmp_path / "odd", job=odd, stitcher=None)
-    assert len(chunks_of(bucket, odd.key)) == 9
+    assert len(chunks_of(bucket, odd.key)) == 12
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from farm_client import FarmClient
+from farm_client import FarmClient, free_port
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
 from processes_here import gone, wait_for
@@ -115,3 +115,12 @@ def test_a_stale_file_ends_nobody(tmp_path: Path) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log's end is told, and nothing waits for it any more."""
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense://")
+    farm = Farm(tmp_path)
+    with pytest.raises(SystemExit, match="server did not start; the end of"):
+        farm.up(port=free_port())
+    assert farm.down() == []

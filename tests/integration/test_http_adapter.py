@@ -67,7 +67,7 @@ def test_answers_by_type(
 
 def test_nobody_there(http_worker: HttpWorker) -> None:
     """A port where nobody listens: worth another attempt for a chunk, an error before any."""
-    adapter = http_worker.adapter(url="http://127.0.0.1:9/render")
+    adapter = http_worker.adapter(url="http://127.0.0.1:9/render", busy_wait=0)
     with pytest.raises(WorkerLost, match=r"worker http://127\.0\.0\.1:9/render cannot be reached"):
         adapter.execute(WorkerJob(command="true"))
     with pytest.raises(SetupError, match=r"http://127\.0\.0\.1:9/render/health cannot be reached"):

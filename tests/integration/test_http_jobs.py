@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,26 @@ def test_killed_worker_is_replaced(
     assert len(frame_hashes(tmp_path / "job" / "film.mp4")) == 18
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("api")
+def test_worker_that_is_started_again(s3: S3Server, bucket: S3Bucket, tmp_path: Path) -> None:
+    """A worker is away for 10 s: its chunk has another attempt, the others wait and have none."""
+    hung = tmp_path / "hung"
+    with working(s3.environment()) as first, ThreadPoolExecutor() as pool:
+        first.wait_until_ready()
+        rendering = pool.submit(
+            render, bucket, tmp_path / "job", f"--hang-once '{hung}'", retries=1, retry_delay=0,
+            adapter=first.adapter(), concurrency=1,
+        )  # fmt: skip
+        wait_for(hung.exists, 30)
+        first.process.kill()
+        time.sleep(10)
+        with working(s3.environment() | {"PORT": str(first.port)}):
+            report = rendering.result(60)
+    assert [chunk.attempts for chunk in report.chunks] == [2, 1, 1]
+    assert len(frame_hashes(tmp_path / "job" / "film.mp4")) == 18
+
+
 @pytest.mark.usefixtures("api")
 def test_wrong_token_is_refused_before_any_chunk(
     http_worker: HttpWorker, proxy: FaultyProxy, bucket: S3Bucket, tmp_path: Path
@@ -167,6 +188,7 @@ def test_timeout_of_the_adapter_ends_the_command(http_worker: HttpWorker, tmp_pa
     assert_all_gone(tmp_path)
 
 
+@pytest.mark.long
 def test_sigterm_ends_the_command_and_says_so(to_lose: list[HttpWorker], tmp_path: Path) -> None:
     """A worker that the platform ends gives its chunk back, and leaves nothing running."""
     worker = to_lose[1]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
+from encoder_samples import FPS, FRAMES, pictures, run_ffmpeg
 from media_samples import frame_hashes, frame_picture, frame_times
 from PIL import Image
 from repository import ROOT
 
 from prefect_renderfarm.blocks import (
+    AssemblyError,
     FfmpegStitcher,
     LocalAdapter,
     RemuxStitcher,
@@ -182,6 +185,7 @@ def test_transparency_is_kept_or_its_loss_told(tmp_path: Path) -> None:
     assert stitcher.stitch([chunk], tmp_path / "f.mov", fps=24).dropped == ()
 
 
+@pytest.mark.long
 def test_linear_pictures(tmp_path: Path) -> None:
     """OpenEXR is linear: the film has the curve of sRGB."""
     folder = tmp_path / "0"
@@ -194,9 +198,55 @@ def test_linear_pictures(tmp_path: Path) -> None:
             plane.update(struct.pack("<f", 0.2140) * (plane.buffer_size // 4))
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    film = tmp_path / "film.mp4"
-    FfmpegStitcher(video_codec="libx264").stitch([folder], film, fps=24)
-    assert all(abs(value - 127) <= 3 for value in shown(film))  # IEC 61966-2-1: 0.2140 is half
+    for codec, name in (("libx264", "f.mp4"), ("ffv1", "f.mkv"), ("png", "f.mov")):
+        FfmpegStitcher(video_codec=codec).stitch([folder], tmp_path / name, fps=24)
+        with av.open(str(tmp_path / name)) as container:
+            picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        assert np.abs(picture.astype(int) - 127).max() <= 3, codec  # IEC 61966-2-1: 0.2140 is half
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [".tif", *(pytest.param(each, marks=pytest.mark.long) for each in
+               (".tiff", ".dpx", ".bmp", ".tga", ".webp"))],
+)  # fmt: skip
+def test_other_kinds_of_pictures(ending: str, tmp_path: Path) -> None:
+    """They become a film, each as it is; a damaged one is refused."""
+    chunks = []
+    for number in range(2):
+        chunk = tmp_path / f"{number}"
+        chunk.mkdir()
+        lossless_webp = ("-c:v", "libwebp", "-lossless", "1") if ending == ".webp" else ()
+        run_ffmpeg(*pictures(number * FRAMES), "-pix_fmt", "bgra" if ending == ".webp" else "rgb24",
+                   *lossless_webp, chunk / f"%03d{ending}")  # fmt: skip
+        chunks.append(chunk)
+    film = tmp_path / "film.mkv"
+    FfmpegStitcher(video_codec="ffv1").stitch(chunks, film, fps=FPS)
+    made = [path for chunk in chunks for path in sorted(chunk.iterdir())]
+    with av.open(str(film)) as container:
+        for frame, path in zip(container.decode(video=0), made, strict=True):
+            with av.open(str(path)) as picture:
+                expected = next(picture.decode(video=0)).to_ndarray(format="rgb24")
+            assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - expected).max() <= 1
+    made[1].write_bytes(made[1].read_bytes()[: made[1].stat().st_size // 2])
+    with pytest.raises(AssemblyError):
+        FfmpegStitcher(video_codec="ffv1").stitch(chunks, film, fps=FPS)
+
+
+def test_sequence_with_the_name_of_another_kind(tmp_path: Path) -> None:
+    """PNGs are not called EXR, whether their kind is known before or after they are rendered."""
+    for pattern in (True, False):
+        (tmp_path / str(pattern)).mkdir()
+        chunks = sequences(tmp_path / str(pattern), pattern=pattern)
+        output = tmp_path / "out" / "%05d.exr"
+        with pytest.raises(StitchInputError, match=r"end in \.png, and are copied as they are"):
+            FfmpegStitcher().stitch(chunks, output, fps=24)
+        assert not output.parent.exists()
+    with pytest.raises(StitchInputError, match=r"end in \.png"):
+        FfmpegStitcher().check_output(output, [tmp_path / "0" / "%05d.png"])
+    FfmpegStitcher().check_output(tmp_path / "out" / "%05d.jpeg", [tmp_path / "0" / "%05d.jpg"])
+    (tmp_path / "shot.v2").mkdir()  # a folder, whatever its name ends in
+    FfmpegStitcher().check_output(tmp_path / "out" / "%05d.jpeg", [tmp_path / "shot.v2"])
 
 
 def test_other_files_among_pictures(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from jobs import save_job, small_job
+from prefect_aws.s3 import S3Bucket
+from storage_samples import S3Server
 
 from prefect_renderfarm.blocks import (
     JobError,
@@ -127,6 +129,25 @@ def test_job_by_s3(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load_job("s3://farm/film/job.json", deployed=True) == (job, None)
         with pytest.raises(JobError, match=r"s3://farm/no\.json"):
             load_job("s3://farm/no.json")
+
+
+def test_job_by_s3_as_the_storage(
+    bucket: S3Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job in the storage's bucket, or on its server, is read with the storage's credentials."""
+    job, other = small_job(), s3.new_bucket()
+    for block in (bucket, other):
+        block.write_path("film.json", job.to_json().encode())
+    own, elsewhere = (f"s3://{block.bucket_name}/film.json" for block in (bucket, other))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert load_job(own, block=bucket) == (job, None)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    assert load_job(elsewhere, block=bucket) == (job, None)
+    with pytest.raises(JobError, match="cannot be fetched"):
+        load_job(own)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(JobError, match="cannot be fetched"):
+        load_job(elsewhere, block=bucket)
 
 
 @pytest.mark.parametrize(

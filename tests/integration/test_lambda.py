@@ -33,6 +33,7 @@ def adapter(functions: LambdaServer, worker_function: str) -> AwsLambdaAdapter:
     return functions.adapter(worker_function)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_job_in_functions(
     functions: LambdaServer, adapter: AwsLambdaAdapter, bucket: S3Bucket, tmp_path: Path

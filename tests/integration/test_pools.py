@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from farm_client import FarmClient, free_port
-from faulty_proxy import FaultyProxy, Request, faulty_proxy
+from faulty_proxy import Answer, FaultyProxy, Request, faulty_proxy
 from lambda_server import wait_for_answer
 from pool_samples import (
     POOLS,
@@ -34,6 +35,7 @@ from prefect_renderfarm.flows import render_job
 
 COMMAND = "python -m prefect.flow_engine prefect_renderfarm.flows.render_chunks"
 IMAGE = "renderfarm-chunks:latest"
+REGISTRY_IMAGE = "REGISTRY/renderfarm-chunks:TAG"
 KINDS = sorted(path.stem for path in POOLS.glob("*.json"))
 
 
@@ -42,9 +44,9 @@ def placeholders(value: Any) -> set[str]:
     return set(re.findall(r"\{\{ *(\w+) *\}\}", json.dumps(value)))
 
 
-def test_there_are_three_templates() -> None:
-    """Processes, Docker and ECS each have one."""
-    assert KINDS == ["docker", "ecs", "process"]
+def test_there_are_four_templates() -> None:
+    """Processes, Docker, ECS and Kubernetes each have one."""
+    assert KINDS == ["docker", "ecs", "kubernetes", "process"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,24 +66,13 @@ def test_template_holds_together(api: FarmClient, kind: str) -> None:
 def test_containers_are_watched_and_limited() -> None:
     """A container of the Docker pool stays until its exit is seen; CPU and memory are limited."""
     variables = template("docker")["variables"]["properties"]
-    given = {name: variables[name]["default"] for name in ("image", "auto_remove", "stream_output")}
-    assert given == {"image": IMAGE, "auto_remove": False, "stream_output": True}
+    given = {"image": IMAGE, "image_pull_policy": "IfNotPresent", "auto_remove": False,
+             "stream_output": True}  # fmt: skip
+    assert given == {name: variables[name]["default"] for name in given}
+    assert "{{ ctx.flow_run.id }}" in variables["name"]["default"]  # no two have one name
     assert variables["mem_limit"]["default"] == "8g"
     assert variables["container_create_kwargs"]["default"]["nano_cpus"] == 4_000_000_000
     assert variables["env"]["default"]["PREFECT_HOME"].startswith("/home/farm/")
-
-
-def test_image_has_what_the_templates_need() -> None:
-    """The image's command is the templates', its user is not root, its folders are theirs."""
-    text = (POOLS.parent / "docker" / "Dockerfile").read_text()
-    assert json.dumps(COMMAND.split()) in text
-    home = template("ecs")["variables"]["properties"]["env"]["default"]["PREFECT_HOME"]
-    assert f"PREFECT_HOME={home}" in text
-    lines = [line.split() for line in text.splitlines() if line.startswith(("FROM", "USER"))]
-    assert lines == [["FROM", "python:3.11-slim"], ["USER", "farm"]]
-    for source in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
-        for name in source.split():
-            assert (POOLS.parents[1] / name).exists()
 
 
 @pytest.mark.long
@@ -89,13 +80,13 @@ def test_process_pool_renders(api: FarmClient, tmp_path: Path) -> None:
     """A pool from the template renders a job, in batches one after the other."""
     deployment = make_pool(api.farm, "process", "rendering")
     adapter = WorkPoolAdapter(deployment=deployment, max_runs=1, chunks_per_run=3, poll_seconds=0.2)
-    job = job_of(6, tmp_path, id="pooled")
+    job = job_of(6, tmp_path, id="templated")
     with working(api.farm, "process", "rendering"):
         report = render_job(job, adapter=adapter, job_dir=tmp_path, merge=False)
     assert all(chunk.worker for chunk in report.chunks)
     assert rendered(tmp_path) == Counter(range(6))
-    names = {run.name for run in batches(api, "pooled")}
-    assert names == {"chunks 0-2 of pooled", "chunks 3-5 of pooled"}
+    names = {run.name for run in batches(api, "templated")}
+    assert names == {"chunks 0-2 of templated", "chunks 3-5 of templated"}
 
 
 @contextmanager
@@ -154,7 +145,7 @@ def test_ecs_pool_starts_a_task(api: FarmClient, tmp_path: Path) -> None:
     assert definition["ephemeralStorage"] == {"sizeInGiB": 50}
     assert definition["requiresCompatibilities"] == ["FARGATE"]
     [container] = definition["containerDefinitions"]
-    assert container["image"] == IMAGE
+    assert container["image"] == REGISTRY_IMAGE
     assert (container["cpu"], container["memory"]) == (4096, 16384)
     assert task["launchType"] == "FARGATE"
     [override] = task["overrides"]["containerOverrides"]
@@ -165,3 +156,88 @@ def test_ecs_pool_starts_a_task(api: FarmClient, tmp_path: Path) -> None:
     assert variables["PREFECT_API_URL"] == api.farm.api_url
     assert variables["PREFECT_HOME"] == "/home/farm/.prefect"
     assert variables["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert variables["RENDERFARM_IMAGE"] == REGISTRY_IMAGE
+
+
+@pytest.mark.containers
+def test_kubernetes_pool_starts_a_job(api: FarmClient, tmp_path: Path) -> None:
+    """prefect-kubernetes' worker asks for the template's job: image, limits, secret, GPU, node."""
+    missing = "needs pip install 'prefect-renderfarm[kubernetes]'"
+    pytest.importorskip("prefect_kubernetes", reason=missing)
+    make_pool(api.farm, "kubernetes", "cluster")
+    asked_for: list[dict[str, Any]] = []
+
+    def answer(request: Request) -> Answer:
+        if (request.method, request.path) != ("POST", "/apis/batch/v1/namespaces/renderfarm/jobs"):
+            return Answer(404, b"{}")
+        asked_for.append(json.loads(request.body))
+        named = {"metadata": {"name": "chunks-x7k2p", "namespace": "renderfarm", "uid": "1"}}
+        headers = (("Content-Type", "application/json"),)
+        return Answer(201, json.dumps(asked_for[-1] | named).encode(), headers)
+
+    spot = [{"key": "spot", "operator": "Exists"}]
+    own = {"image": "registry.example.com/farm:1", "gpus": "1", "node_selector": {"gpu": "l4"},
+           "tolerations": spot}  # fmt: skip
+    with faulty_proxy("http://127.0.0.1:9") as cluster:
+        cluster.gate = answer
+        named = {"name": "here", "cluster": {"server": cluster.url}, "user": {},
+                 "context": {"cluster": "here", "user": "here"}}  # fmt: skip
+        (tmp_path / "kubeconfig").write_text(json.dumps(
+            {"apiVersion": "v1", "kind": "Config", "current-context": "here",
+             "clusters": [named], "contexts": [named], "users": [named]}
+        ))  # fmt: skip
+        environment = {
+            "KUBECONFIG": str(tmp_path / "kubeconfig"),
+            "PREFECT_API_KEY": "pnu_of_the_worker",
+            "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED": "false",
+        }
+        with (
+            working(api.farm, "kubernetes", "cluster", environment),
+            SyncPrefectClient(api.farm.api_url) as client,
+        ):
+            deployed = client.read_deployment_by_name("render-chunks/cluster")
+            run = client.create_flow_run_from_deployment(
+                deployed.id, parameters={"job": "film-0123456789ab"}, job_variables=own
+            )
+            wait_for(lambda: bool(api.flow_run(run.id).infrastructure_pid), 90)
+    assert api.flow_run(run.id).infrastructure_pid == "renderfarm:chunks-x7k2p"
+    [job] = asked_for
+    assert "pnu_of_the_worker" not in json.dumps(job)
+    assert (job["spec"]["backoffLimit"], job["spec"]["ttlSecondsAfterFinished"]) == (0, 3600)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "renderfarm-chunks"
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert (pod["nodeSelector"], pod["tolerations"]) == ({"gpu": "l4"}, spot)
+    [container], [volume] = pod["containers"], pod["volumes"]
+    assert container["image"] == "registry.example.com/farm:1"
+    assert container["args"] == COMMAND.split()
+    assert container["resources"] == {
+        "requests": {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "50Gi"},
+        "limits": {"memory": "8Gi", "ephemeral-storage": "50Gi", "nvidia.com/gpu": "1"},
+    }
+    assert container["envFrom"] == [{"secretRef": {"name": "renderfarm-env", "optional": True}}]
+    assert volume == {"name": "scratch", "emptyDir": {"sizeLimit": "50Gi"}}
+    assert container["volumeMounts"] == [{"name": "scratch", "mountPath": "/tmp"}]  # noqa: S108
+    variables = {item["name"]: item["value"] for item in container["env"]}
+    assert variables["PREFECT__FLOW_RUN_ID"] == str(run.id)
+    assert variables["PREFECT_API_URL"] == api.farm.api_url
+    assert variables["PREFECT_HOME"] == "/home/farm/.prefect"  # and not the worker's
+    assert variables["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert variables["RENDERFARM_IMAGE"] == "registry.example.com/farm:1"
+
+
+def test_kubernetes_files_agree() -> None:
+    """Helm's values, the rights and the template name the same accounts and namespace."""
+    folder = POOLS.parent / "kubernetes"
+    values = yaml.safe_load((folder / "values.yaml").read_text())
+    rights = list(yaml.safe_load_all((folder / "rbac.yaml").read_text()))
+    names = {(each["kind"], each["metadata"]["name"]) for each in rights}
+    variables = template("kubernetes")["variables"]["properties"]
+    assert ("ServiceAccount", variables["service_account_name"]["default"]) in names
+    assert ("ServiceAccount", values["serviceAccount"]["name"]) in names
+    assert {each["metadata"].get("namespace", "renderfarm") for each in rights} == {"renderfarm"}
+    assert variables["namespace"]["default"] == "renderfarm"
+    assert values["worker"]["config"]["type"] == "kubernetes"
+    [role] = [each for each in rights if each["kind"] == "Role"]
+    assert all("*" not in rule["verbs"] + rule["resources"] for rule in role["rules"])

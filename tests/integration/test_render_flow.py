@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,13 +24,14 @@ from prefect_renderfarm.blocks import (
     CommandNotRunnable,
     JobError,
     LocalAdapter,
+    RemuxStitcher,
+    StitchInputError,
     WorkerAdapter,
     WorkerJob,
     WorkerResult,
 )
 from prefect_renderfarm.flows import RenderJob, render_chunks, render_job
 from prefect_renderfarm.flows.rendering import chunk_renderer
-from prefect_renderfarm.flows.runs.report import report_markdown
 
 
 class SlowAdapter(WorkerAdapter):
@@ -55,6 +59,11 @@ def fresh(api: FarmClient) -> FarmClient:
     SlowAdapter.began.clear()
     SlowAdapter.at_once[:] = [0, 0]
     return api
+
+
+def pages(client: FarmClient, run: FlowRun) -> list[str]:
+    """Return the artifacts of a run that are pages."""
+    return [item["data"] for item in client.artifacts(run) if item["type"] == "markdown"]
 
 
 def last_run(client: FarmClient, folder: Path) -> FlowRun:
@@ -95,16 +104,16 @@ def test_retry_with_delay(tmp_path: Path, fresh: FarmClient) -> None:
     report = render_job(job, adapter=LocalAdapter(), job_dir=tmp_path, retries=2, retry_delay=1.5)
     assert time.monotonic() - started > 1.5
     assert [chunk.attempts for chunk in report.chunks] == [2, 2, 2]
-    markdown = report_markdown(report)
-    assert markdown.startswith("# `small`\n")
-    assert "| Attempts | 6 |" in markdown
+    [page] = pages(fresh, last_run(fresh, tmp_path))
+    assert page.startswith("# `small`: done\n")
+    assert "| Attempts | 6 |" in page
 
 
 @pytest.mark.long
 def test_waiting_for_a_retry_ends_with_the_job(tmp_path: Path) -> None:
     """A chunk that waits for its next attempt does not hold up the end of its job."""
     job = bad_chunk(small_job(), 0, "--fail")
-    job = with_commands(job, {1: f"{job.chunks[1].command} --sleep 3", 2: "no-such-renderer"})
+    job = with_commands(job, {1: f"{job.chunks[1].command} --sleep 3", 2: "/no/such/renderer"})
     started = time.monotonic()
     with pytest.raises(CommandNotRunnable, match="chunk 2"):
         render_job(
@@ -168,25 +177,21 @@ def test_concurrency_is_kept(tmp_path: Path) -> None:
 def test_many_chunks_share_task_runs(
     tmp_path: Path, fresh: FarmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the limit a task run renders several chunks, each of which has its retries."""
+    """Beyond the limit task runs share the chunks, each of which has its retries."""
     monkeypatch.setattr(chunk_renderer, "MAX_TASK_RUNS", 3)
     job = small_job(total_frames=8, chunks=8)
     for number in (4, 5):
         job = bad_chunk(job, number, f"--fail-once '{tmp_path / f'failed-{number}'}'")
     report = render_job(
-        job, adapter=SlowAdapter(), job_dir=tmp_path, retries=1, retry_delay=0, concurrency=1
+        job, adapter=SlowAdapter(), job_dir=tmp_path, retries=1, retry_delay=0, concurrency=2
     )
     assert [chunk.attempts for chunk in report.chunks] == [1, 1, 1, 1, 2, 2, 1, 1]
     run = last_run(fresh, tmp_path)
     deadline = time.monotonic() + 20
-    while len(fresh.task_runs(run)) < 3 and time.monotonic() < deadline:
+    while len(fresh.task_runs(run)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     names = sorted(task["name"] for task in fresh.task_runs(run))
-    assert names == [
-        "chunks 0-2, frames 0-2",
-        "chunks 3-5, frames 3-5",
-        "chunks 6-7, frames 6-7",
-    ]
+    assert names == ["chunks, 1 of 2", "chunks, 2 of 2"]
 
 
 @pytest.mark.long
@@ -200,9 +205,8 @@ def test_batches_share_task_runs_like_the_whole_job(
     options: dict[str, Any] = {"adapter": LocalAdapter(), "job_dir": tmp_path, "concurrency": 1}
     render_chunks(str(tmp_path / "job.json"), chunk_ids=[0, 1, 2, 3], inputs="digest", **options)
     run = last_run(fresh, tmp_path)
-    wait_for(lambda: len(fresh.task_runs(run)) >= 2, 20)
-    names = sorted(task["name"] for task in fresh.task_runs(run))
-    assert names == ["chunks 0-1, frames 0-1", "chunks 2-3, frames 2-3"]
+    wait_for(lambda: len(fresh.task_runs(run)) >= 1, 20)
+    assert [task["name"] for task in fresh.task_runs(run)] == ["chunks, 1 of 1"]
 
 
 def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:
@@ -215,12 +219,45 @@ def test_report_and_progress(tmp_path: Path, fresh: FarmClient) -> None:
     assert artifacts["progress"]["data"] == 100.0
     assert artifacts["progress"]["description"] == "3 of 3 chunks rendered"
     markdown = artifacts["markdown"]["data"]
-    assert markdown == report_markdown(report)
     assert "Not assembled: the job has no merge command" in markdown
     for chunk in report.chunks:
         assert f"| {chunk.id} | {chunk.start_frame} | 6 | {chunk.seconds:.1f} | 1 |" in markdown
     assert report.chunks[0].path.stat().st_size == report.chunks[0].size
     assert report.chunks[0].worker
+
+
+def test_page_of_a_failed_job(tmp_path: Path, fresh: FarmClient) -> None:
+    """The state says why in a line; the page has command, output, and what is done already."""
+    script = "print('ffmpeg version 9'); print('  libavutil 61. 1'); raise SystemExit('no light')"
+    command = f'{shlex.quote(sys.executable)} -c "{script}"'
+    job = with_commands(small_job(), {1: command})
+    state = render_job(
+        job, adapter=LocalAdapter(), job_dir=tmp_path, concurrency=1, return_state=True
+    )
+    message = f"chunk 1: its command ended with exit code 1 on {socket.gethostname()}: no light"
+    assert (state.is_failed(), state.message) == (True, message)
+    with pytest.raises(CommandFailed, match="no light"):
+        state.result()
+    run = last_run(fresh, tmp_path)
+    [page] = pages(fresh, run)
+    assert page.startswith(f"# `small`: failed\n\n**{message}**\n\nCommand:\n\n```text\n{command}")
+    assert "1 of 3 chunks done, 1 failed attempt" in page
+    assert page.count("data:image/jpeg") == 1
+    wait_for(lambda: len(fresh.task_runs(run)) == 3, 20)
+    states = {task["name"][:7]: task["state_name"] for task in fresh.task_runs(run)}
+    assert states == {"chunk 0": "Completed", "chunk 1": "Failed", "chunk 2": "Cancelled"}
+    assert not any("Traceback" in line for line in fresh.logs(run))
+
+
+def test_container_that_cannot_hold_the_chunks(tmp_path: Path) -> None:
+    """The job ends at its first chunk, which stays; with a film that can, it is not paid again."""
+    options: dict[str, Any] = {"adapter": SlowAdapter(), "job_dir": tmp_path, "concurrency": 1}
+    with pytest.raises(StitchInputError, match=r"a \.webm film cannot hold h264 video"):
+        render_job(small_job(), stitcher=RemuxStitcher(), output_file="film.webm", **options)
+    assert SlowAdapter.began == [0]
+    report = render_job(small_job(), stitcher=RemuxStitcher(), output_file="film.mkv", **options)
+    assert SlowAdapter.began == [0, 1, 2]
+    assert report.film == tmp_path / "film.mkv"
 
 
 def test_render_some_chunks(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ pytestmark = [pytest.mark.long, pytest.mark.usefixtures("api")]
 FRAMES, FPS = 10, 24
 needs_blender = pytest.mark.skipif(
     shutil.which("blender") is None, reason="blender is not installed"
+)
+needs_remotion = pytest.mark.skipif(
+    None in map(shutil.which, ("npm", "chromium")), reason="npm or chromium is not installed"
 )
 needs_povray = pytest.mark.skipif(shutil.which("povray") is None, reason="povray is not installed")
 # A cube that turns, in pixels that Cycles computes in the same way whatever the range.
@@ -50,6 +54,33 @@ set -e
 povray scene.pov +W96 +H64 -D +FN +KFI1 +KFF10 +SF$1 +EF$2 +Oframe_.png >povray.log 2>&1
 ffmpeg -nostdin -v error -y -framerate 24 -start_number $1 -i frame_%02d.png -c:v ffv1 $3
 """
+REMOTION = {
+    "package.json": json.dumps(
+        {"dependencies": {"@remotion/cli": "4.0.529", "remotion": "4.0.529",
+                          "react": "19.2.0", "react-dom": "19.2.0"}}
+    ),
+    "tsconfig.json": json.dumps({"compilerOptions": {"module": "es2020", "jsx": "react-jsx"}}),
+    "remotion.config.ts": """
+import { Config } from "@remotion/cli/config";
+Config.setBrowserExecutable("chromium at its place");
+""",
+    "src/index.ts": """
+import { createElement } from "react";
+import { AbsoluteFill, Composition, Html5Audio, registerRoot, staticFile } from "remotion";
+import { useCurrentFrame } from "remotion";
+
+const Picture = () => {
+  const frame = useCurrentFrame();
+  const tone = createElement(Html5Audio, { src: staticFile("tone.wav") });
+  const backgroundColor = `rgb(${20 * frame}, 90, 200)`;
+  return createElement(AbsoluteFill, { style: { backgroundColor } }, tone);
+};
+const film = {
+  id: "Film", component: Picture, width: 96, height: 64, fps: 24, durationInFrames: 11,
+};
+registerRoot(() => createElement(Composition, film));
+""",
+}  # fmt: skip
 
 
 def template(renderer: str) -> str:
@@ -83,11 +114,9 @@ def run(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.fixture(scope="module")
-def blender(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a scene, and its pictures by one render of the whole."""
-    folder = tmp_path_factory.mktemp("blender")
-    with av.open(str(folder / "tone.wav"), "w") as output:
+def write_tone(path: Path) -> None:
+    """Write a second of sound."""
+    with av.open(str(path), "w") as output:
         stream = output.add_stream("pcm_s16le", rate=48_000, layout="stereo")
         wave = (8000 * np.sin(np.arange(48_000) / 20)).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(
@@ -95,6 +124,20 @@ def blender(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         frame.sample_rate = 48_000
         output.mux(stream.encode(frame))
+
+
+def sound(path: Path) -> np.ndarray:
+    """Return the samples of a film's first channel."""
+    with av.open(str(path)) as container:
+        parts = [frame.to_ndarray().reshape(-1, 2) for frame in container.decode(audio=0)]
+    return np.concatenate(parts)[:, 0].astype(int)
+
+
+@pytest.fixture(scope="module")
+def blender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a scene, and its pictures by one render of the whole."""
+    folder = tmp_path_factory.mktemp("blender")
+    write_tone(folder / "tone.wav")
     (folder / "scene.py").write_text(SCENE)
     run(folder, "blender", "-b", "--factory-startup", "--python", "scene.py")
     run(folder, "blender", "-b", "scene.blend", "-F", "PNG", "-o", f"{folder}/whole/####", "-a")
@@ -146,12 +189,60 @@ def test_sound_of_blenders_sequencer(blender: Path) -> None:
         "-e {last} -a"
     )
     render(blender, command, "sound/{id}.mkv", "sound.mkv", RemuxStitcher())
-    with av.open(str(blender / "sound.mkv")) as container:
-        parts = [frame.to_ndarray().reshape(-1, 2) for frame in container.decode(audio=0)]
-    heard = np.concatenate(parts)[:, 0].astype(int)
+    heard = sound(blender / "sound.mkv")
     assert len(heard) == FRAMES * 48_000 // FPS
     expected = (8000 * np.sin(np.arange(len(heard)) / 20)).astype(int)
     assert np.abs(heard - expected).max() < 40  # mixed in floating point, written in 16 bits
+
+
+@pytest.fixture(scope="module")
+def remotion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a project of Remotion."""
+    folder = tmp_path_factory.mktemp("remotion")
+    (folder / "src").mkdir()
+    (folder / "public").mkdir()
+    write_tone(folder / "public" / "tone.wav")
+    for name, text in REMOTION.items():
+        chromium = str(shutil.which("chromium"))
+        (folder / name).write_text(text.replace("chromium at its place", chromium))
+    install = ["npm", "install", "--no-audit", "--no-fund"]
+    if subprocess.run(install, cwd=folder, capture_output=True, check=False).returncode:
+        pytest.skip("npm cannot install Remotion: is a registry reachable?")
+    return folder
+
+
+@needs_remotion
+def test_remotion_as_in_the_readme(remotion: Path) -> None:
+    """The film has each picture of the one render, as far as H.264 keeps it."""
+    command = template("Remotion")
+    stitcher = RemuxStitcher()
+    report = render(remotion, command, "chunks/{id}.mp4", "film.mp4", stitcher)
+    assert report.stitch.frames == FRAMES
+    words = command.format(output="whole.mp4", start=1, last=FRAMES).split()
+    run(remotion, *words)
+    pictures = decoded(remotion / "film.mp4")
+    for made, expected in zip(pictures, decoded(remotion / "whole.mp4"), strict=True):
+        assert np.abs(made - expected).mean() < 3
+
+
+@needs_remotion
+def test_prores_and_pcm_of_remotion(remotion: Path) -> None:
+    """ProRes with transparency and PCM is joined as one render has it, to the sample."""
+    options = (
+        " --codec=prores --prores-profile=4444 --pixel-format=yuva444p10le --image-format=png "
+        "--audio-codec=pcm-16"
+    )
+    command = template("Remotion").replace(" --muted", options)
+    render(remotion, command, "prores/{id}.mov", "film.mov", RemuxStitcher())
+    run(remotion, *command.format(output="whole.mov", start=1, last=FRAMES).split())
+    pictures = decoded(remotion / "film.mov")
+    for made, expected in zip(pictures, decoded(remotion / "whole.mov"), strict=True):
+        assert np.abs(made - expected).max() < 3
+    with av.open(str(remotion / "film.mov")) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "ap4h"
+    heard = sound(remotion / "film.mov")
+    assert len(heard) == FRAMES * 48_000 // FPS
+    assert np.abs(heard - sound(remotion / "whole.mov")).max() < 3
 
 
 @needs_povray

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
+import httpx
 import pytest
+from farm_client import FarmClient
 from jobs import small_job
 from media_samples import frame_hashes
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect_aws.s3 import S3Bucket
 from storage_jobs import render
 from storage_samples import S3Server, keys
@@ -100,14 +106,22 @@ def test_job_through_the_storage(bucket: S3Bucket, tmp_path: Path) -> None:
     assert frame_hashes(tmp_path / "elsewhere" / "again.mkv") == film
 
 
-@pytest.mark.usefixtures("api")
-def test_film_goes_into_the_storage(bucket: S3Bucket, tmp_path: Path) -> None:
-    """A film whose name is a key is in the storage afterwards, and nowhere else."""
+@pytest.mark.long
+def test_film_goes_into_the_storage(api: FarmClient, bucket: S3Bucket, tmp_path: Path) -> None:
+    """A film whose name is a key is in the storage afterwards; a link to it is on the page."""
     report = render(bucket, tmp_path, output_file="storage:films/film.mp4")
     assert str(report.film) == "storage:films/film.mp4"
     assert not (tmp_path / "film.mp4").exists()
     BucketStore(bucket).download("films/film.mp4", tmp_path / "copy.mp4")
     assert len(frame_hashes(tmp_path / "copy.mp4")) == 18
+    with SyncPrefectClient(api.farm.api_url) as client:
+        newest = client.read_artifacts(
+            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["markdown"])),
+            sort=ArtifactSort.CREATED_DESC, limit=2,
+        )  # fmt: skip
+    links = [str(found.data) for found in newest if "the film, for 24 hours" in str(found.data)]
+    [url] = re.findall(r"\((http[^)]+)\)", links[0])
+    assert httpx.get(url).content == (tmp_path / "copy.mp4").read_bytes()
 
 
 @pytest.mark.usefixtures("api")
@@ -138,6 +152,7 @@ def test_failed_attempt_is_repeated_and_its_log_kept(bucket: S3Bucket, tmp_path:
     assert len([key for key in keys(bucket) if key.endswith("log.txt")]) == 4
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("api")
 def test_altered_object_is_not_assembled(bucket: S3Bucket, tmp_path: Path) -> None:
     """A stored chunk that is not what its manifest says is refused by its number."""
@@ -165,8 +180,8 @@ def test_clean_up_takes_the_jobs_own_only(bucket: S3Bucket, tmp_path: Path) -> N
         job_dir=tmp_path / "other",
     )  # fmt: skip
     BucketStore(bucket).write("holiday.jpg", b"")
-    assert JobStore(BucketStore(bucket), first.key).delete_chunks() == 9
+    assert JobStore(BucketStore(bucket), first.key).delete_chunks() == 12
     left = keys(bucket)
     assert "holiday.jpg" in left
-    assert len([key for key in left if second.key in key and "/chunks/" in key]) == 9
+    assert len([key for key in left if second.key in key and "/chunks/" in key]) == 12
     assert not [key for key in left if first.key in key and "/chunks/" in key]

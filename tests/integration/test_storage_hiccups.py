@@ -149,7 +149,10 @@ def test_known_chunk_is_asked_for_again(
 
 def failed_run(folder: JobState) -> BatchRun:
     """Return a run of all chunks that has failed."""
-    run: Any = SimpleNamespace(id=uuid4(), name="chunks", work_pool_name="p", state=Failed())
+    run: Any = SimpleNamespace(
+        id=uuid4(), name="chunks", work_pool_name="p", infrastructure_pid="c:" + 64 * "a",
+        state=Failed(message="no route to the storage"),
+    )  # fmt: skip
     return BatchRun(run, list(folder.job.chunks))
 
 
@@ -172,6 +175,20 @@ def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.M
         runs.count_loss(run, runs._notes(run))
 
 
+def test_run_without_a_word_counts_as_lost(tmp_path: Path) -> None:
+    """A failed run that wrote no error could not reach the storage: others do its chunks."""
+    folder = away(tmp_path)
+    run = failed_run(folder)
+    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
+    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(retries=3), Failures(), 1)
+    for _ in range(3):
+        runs.count_loss(run, runs._notes(run))
+    assert runs.lost == {0: 3}
+    where = r"on work pool 'p' \(container aaaaaaaaaaaa\): ended as Failed: no route to the storage"
+    with pytest.raises(WorkerLost, match=f"4 runs that were at it were lost; .*{where}"):
+        runs.count_loss(run, runs._notes(run))
+
+
 def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,7 +198,7 @@ def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(
     folder.troubled = 1
     done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
     with pytest.raises(StorageError), caplog.at_level("INFO"):
-        done.look()
+        done.look(folder.job.chunks)
     assert set(done.results) == {0}
     assert "chunk 0: frames 0-" in caplog.text
 
@@ -193,7 +210,7 @@ def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> 
     folder.troubled = 2
     done = DoneChunks(folder, folder.job.chunks, SAME, 1, {})
     with pytest.raises(StorageError):
-        done.look()
-    assert [chunk.id for chunk in done.look()] == [1]
-    assert done.look() == []
+        done.look(folder.job.chunks)
+    assert [chunk.id for chunk in done.look(folder.job.chunks)] == [1]
+    assert done.look(folder.job.chunks) == []
     assert set(done.results) == {0, 2}

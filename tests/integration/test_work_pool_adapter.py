@@ -106,7 +106,7 @@ def test_failed_chunk_fails_the_job(api: FarmClient, tmp_path: Path) -> None:
     fail = f"{job.chunks[4].command} --wait-for '{began}' --fail"
     job = with_commands(job, {0: wait, 4: fail})
     adapter = two_runs(chunks_per_run=3)
-    with pytest.raises(CommandFailed, match=r"^chunk 4: .*exit code 1: .*asked to fail"):
+    with pytest.raises(CommandFailed, match=r"^chunk 4: .*exit code 1 on .*: .*asked to fail"):
         render_job(job, adapter=adapter, job_dir=tmp_path, merge=False, retries=1, retry_delay=0)
     assert rendered(tmp_path) == Counter({0: 1, 3: 1, 4: 2})
     runs = batches(api, "failing")

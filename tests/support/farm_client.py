@@ -67,6 +67,8 @@ class FarmClient:
             name: str(value) if isinstance(value, Path) else value
             for name, value in parameters.items()
         }
+        if deployment.startswith("render-job/") and "output_file" not in given:
+            given = {"stitcher": None} | given  # only the job's merge command, if it has one
         with SyncPrefectClient(self.farm.api_url) as client:
             found = client.read_deployment_by_name(deployment)
             # What is not given comes from the deployment, as on the command line.

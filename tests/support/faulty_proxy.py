@@ -169,7 +169,7 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
             self.end_headers()
             self.wfile.write(answer.body)
 
-    for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
         setattr(Handler, f"do_{method}", Handler.handle_request)
 
     class Server(ThreadingHTTPServer):

@@ -56,6 +56,7 @@ class FaultyStorage:
     on_attempt: Callable[[int], object] = lambda _: None
     on_input: Callable[[], object] = lambda: None
     _last: str = ""
+    _shared: bool = False  # who orders a chunk goes through the proxy, too
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
@@ -76,6 +77,7 @@ class FaultyStorage:
 
         That of a work pool is saved, without credentials: each machine has its own.
         """
+        self._shared = kind in ("local", "work-pool")
         if kind == "work-pool":
             block = S3Bucket(
                 bucket_name=bucket.bucket_name, credentials=AwsCredentials(region_name=REGION)
@@ -94,11 +96,15 @@ class FaultyStorage:
             return self._gate(request)
 
     def _gate(self, request: Request) -> Answer | None:
-        if request.method == "HEAD" and request.path.endswith("/job.json"):
-            # A worker makes sure of the job after it has looked for the chunk's manifest.
-            if self._last.endswith("/chunks/000000.json"):
-                self.attempts += 1
-                self.on_attempt(self.attempts)
+        # A worker makes sure of the job before its first chunk, and looks for the chunk's manifest
+        # before each further attempt: after who orders, if he is heard.
+        first = request.method == "HEAD" and request.path.endswith("/job.json")
+        further = request.method == "GET" and request.path.endswith("/chunks/000000.json")
+        if (first and not self.attempts) or (
+            further and (not self._shared or self._last == request.path)
+        ):
+            self.attempts += 1
+            self.on_attempt(self.attempts)
         elif "/assets/" in request.path:
             self.on_input()
         self._last = request.path

@@ -84,7 +84,7 @@ def working(
         [sys.executable, SERVER], env=os.environ | given, stdout=log, stderr=log
     )
     try:
-        yield HttpWorker(process, port)
+        yield HttpWorker(process, int(given["PORT"]))
     finally:
         process.kill()
         process.wait()

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from farm_client import FarmClient
 from jobs import small_job
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
@@ -36,23 +37,27 @@ def template(kind: str) -> dict[str, Any]:
     return found
 
 
-def make_pool(farm: Farm, kind: str, name: str) -> str:
-    """Make a pool from a template, and a deployment of `render-chunks` on it; both have one name.
+def make_pool(farm: Farm, kind: str, name: str, *others: Flow[Any, Any]) -> str:
+    """Make a pool from a template, and deployments of `render-chunks` and other flows on it.
 
     Returns:
-        The deployment's full name.
+        The full name of the deployment of `render-chunks`; all have the pool's name.
     """
     base = template(kind)
     with SyncPrefectClient(farm.api_url) as client:
         client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=base))
-        client.create_deployment(
-            client.create_flow(render_chunks),
-            name=name,
-            work_pool_name=name,
-            entrypoint="prefect_renderfarm.flows.render_chunks",
-            pull_steps=[],
-            parameter_openapi_schema=parameter_schema(render_chunks).model_dump_for_openapi(),
-        )
+        for flow in (render_chunks, *others):
+            path = f"prefect_renderfarm.flows.{flow.fn.__name__}"
+            client.create_deployment(
+                client.create_flow(flow),
+                name=name,
+                work_pool_name=name,
+                entrypoint=path,
+                job_variables={"command": f"python -m prefect.flow_engine {path}"},
+                pull_steps=[],
+                parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                tags=["renderfarm"],
+            )
     return f"render-chunks/{name}"
 
 

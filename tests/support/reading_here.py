@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefect_renderfarm.blocks.media import reader
-from prefect_renderfarm.blocks.stitchers import audio
+from prefect_renderfarm.blocks.stitchers import audio, checked
 
 
 def read_here(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -16,5 +16,5 @@ def read_here(function: Callable[..., Any], *arguments: Any, **options: Any) -> 
 
 def pytest_configure() -> None:
     """Read here, wherever the package would have another process read."""
-    for module in (reader, audio):
+    for module in (reader, audio, checked):
         module.read_apart = read_here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -127,7 +128,13 @@ def test_rooms_are_not_crowded(package: str) -> None:
     assert not {folder: count for folder, count in crowded.items() if count > 14}
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-docs", "requirements-quality"])
+LOCKS = [
+    "requirements",
+    *map("requirements-{}".format, ("runtime", "containers", "docs", "quality")),
+]
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_lock_has_hashes_and_no_addresses(name: str) -> None:
     """A lock file pins every package by hash and names no index."""
     lines = (ROOT / f"{name}.lock").read_text().splitlines()
@@ -140,7 +147,7 @@ def test_lock_has_hashes_and_no_addresses(name: str) -> None:
 def test_locks_agree() -> None:
     """The other lock files pin no other versions than the first: they share an environment."""
     pins: list[dict[str, set[str]]] = []
-    for name in ("requirements", "requirements-docs", "requirements-quality"):
+    for name in LOCKS:
         pins.append({})
         text = (ROOT / f"{name}.lock").read_text()
         for package, version in re.findall(r"^([\w.-]+)==([^ ;]+)", text, re.MULTILINE):
@@ -227,29 +234,31 @@ def test_wheel_shows_its_blocks(wheel: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_wheel_starts_a_farm(wheel: Path, tmp_path: Path) -> None:
-    """Without a clone, the installed package starts a farm with its deployments, and stops it."""
+def test_first_film_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Without a clone: `renderfarm up`, `plan`, `render` make the README's film; `down` stops."""
     python = install(wheel, tmp_path / "venv")
-    farm = [str(python), "-m", "prefect_renderfarm.deployments.farm"]
-    listed = [str(python), "-m", "prefect", "deployment", "ls"]
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    typed = next(block.splitlines() for block in blocks if "renderfarm plan" in block)
+    plan, render = (shlex.split(line)[1:] for line in typed)
 
-    def run(command: list[str], **environment: str) -> str:
+    def run(*words: str) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path, env=clean_environment() | environment,
+            [python.parent / "renderfarm", *words], cwd=tmp_path, env=clean_environment(),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     try:
-        told = run([*farm, "up"])
-        [url] = re.findall(r"export PREFECT_API_URL=(\S+)", told)
-        home = str(tmp_path / "home")
-        deployments = run(listed, PREFECT_API_URL=url, PREFECT_HOME=home, COLUMNS="200")
-        for name in ("render-job/cloud", "render-chunks/cloud", "merge-job/local"):
-            assert name in deployments
+        assert "worker-local: ready" in run("up")
+        run(*plan)
+        assert run("check", "film.json", "-o", "film.mp4") == "right: 8 chunks, 240 frames\n"
+        last = run(*render).splitlines()[-1]
+        assert last.startswith(f"film: {tmp_path / 'film.mp4'} (240 frames, 10.0 s, ")
+        assert (tmp_path / "film.mp4").is_file()
+        assert run("status").startswith("running: http://127.0.0.1:")
     finally:
-        stopped = run([*farm, "down"])
+        stopped = run("down")
     assert "server" in stopped
     assert (tmp_path / ".farm").is_dir()
 

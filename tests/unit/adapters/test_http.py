@@ -61,8 +61,8 @@ def test_connections_are_closed_with_the_adapter(server: FaultyProxy) -> None:
     """When an adapter and its copies are gone, their connections are closed, and not before."""
     server.gate = lambda _: Answer(200, b'{"exit_code": 0}')
     adapter = HttpAdapter(url=server.url)
-    client = adapter._client
     adapter.execute(WorkerJob(command="true"))
+    [client] = adapter._free
     copy = adapter.model_copy()
     del adapter
     gc.collect()

@@ -141,7 +141,7 @@ def test_how_a_command_ends(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("#!/no/such\n")
     (tmp_path / "broken").chmod(0o755)
     for command, code, words in (
-        ("no-such-renderer x", 127, "no-such-renderer: No such file or directory"),
+        ("no-such-renderer x", 127, "program 'no-such-renderer' is not on the PATH"),
         ("./none", 127, "./none: No such file or directory"),
         ("./broken", 127, "./broken: No such file or directory"),
         ("./data", 126, "./data: Permission denied"),

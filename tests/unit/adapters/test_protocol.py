@@ -123,7 +123,7 @@ def test_command_runs_in_an_empty_folder() -> None:
     assert not seen.cwd.exists()
     assert answer.model_dump() == {
         "exit_code": 7, "stdout": "o" * 16_000, "stderr": "e" * 16_000, "duration": 1.5,
-        "worker": "worker-1", "failure": None,
+        "worker": "worker-1", "manifest": "", "failure": None,
     }  # fmt: skip
     result = parse_answer(answer.model_dump(mode="json"), "chunk 3")
     assert (result.exit_code, result.worker, result.duration) == (7, "worker-1", 1.5)

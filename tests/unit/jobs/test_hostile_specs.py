@@ -15,9 +15,10 @@ import pytest
 from job_samples import HELIOS, all_ways, changed, refusal, set_chunk
 
 from prefect_renderfarm.blocks import LocalAdapter
-from prefect_renderfarm.flows import RenderJob, render_job
+from prefect_renderfarm.flows import RenderJob
 from prefect_renderfarm.flows.jobs.load import load_earlier_job, load_job
 from prefect_renderfarm.flows.jobs.spec import MOST_BYTES, MOST_PARTS
+from prefect_renderfarm.flows.render_job import check_job
 from prefect_renderfarm.flows.runs.names import job_label
 
 DEEP = 100_000
@@ -241,7 +242,7 @@ def test_nothing_is_written_for_a_refused_job(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     data = changed(set_chunk(2, outputFile="../out.mp4")) | {"id": "a\nERROR forged\x1b[31m"}
     for job in (data, json.dumps(data)):
-        message = refusal(lambda: render_job.fn(job, adapter=LocalAdapter(), job_dir=folder))  # noqa: B023
+        message = refusal(lambda: check_job(job=job, adapter=LocalAdapter(), job_dir=folder))  # noqa: B023
         assert r"id is 'a\nERROR forged\x1b[31m': it has a control character, U+000A" in message
         assert job_label(job) == r"a ERROR forged\x1b[31m"
     assert list(tmp_path.iterdir()) == []

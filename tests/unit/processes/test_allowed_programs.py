@@ -127,9 +127,12 @@ def test_ffmpeg_is_found_as_without_a_list(
 def test_listed_program_that_is_missing(job_dir: Path) -> None:
     """A program that is allowed, but not there, ends with 127 as in a shell."""
     adapter = LocalAdapter(programs=["no-such-program", "/no/such"])
-    for command in ("no-such-program", "/no/such"):
+    for command, reason in (
+        ("no-such-program", "program 'no-such-program' is not on the PATH"),
+        ("/no/such", "/no/such: No such file or directory"),
+    ):
         result = adapter.execute(WorkerJob(command=command, cwd=job_dir))
-        assert (result.exit_code, result.stderr) == (127, f"{command}: No such file or directory")
+        assert (result.exit_code, result.stderr) == (127, reason)
     (job_dir / "data").write_text("x")
     adapter = LocalAdapter(programs=[str(job_dir / "data")])
     assert adapter.execute(WorkerJob(command=f"{job_dir}/data", cwd=job_dir)).exit_code == 126

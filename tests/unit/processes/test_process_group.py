@@ -264,3 +264,23 @@ def test_slow_log_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     code = "[print(n) for n in range(10)]"
     _, stdout, _ = run(code, tmp_path, on_line=lambda _: time.sleep(0.2))
     assert stdout.splitlines() == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("events", "limit"),
+    [("memory.events", "memory.max"),
+     ("memory/memory.oom_control", "memory/memory.limit_in_bytes")],
+    ids=["cgroup v2", "cgroup v1"],
+)  # fmt: skip
+def test_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, limit: str
+) -> None:
+    """A program that the kernel ends for want of memory says so, with the container's limit."""
+    monkeypatch.setattr(process_group, "_CGROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text(f"{2 << 30}\n")
+    (tmp_path / events).write_text("under_oom 0\noom_kill 3\n")
+    die = "import os; os.write(2, b'loading'); {}os.kill(os.getpid(), 9)"
+    assert run(die.format(""), tmp_path) == (137, "", "loading")
+    kill = f"open({events!r}, 'w').write('under_oom 0\\noom_kill 4\\n'); "
+    assert run(die.format(kill), tmp_path) == (137, "", "loading\nout of memory (limit 2 GiB)")

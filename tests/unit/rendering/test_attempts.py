@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from prefect_renderfarm.blocks.errors import (
@@ -16,10 +18,12 @@ from prefect_renderfarm.blocks.errors import (
     WorkerLost,
     WorkStopped,
 )
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.rendering.attempts import (
     Attempts,
     Failures,
     SlowChunks,
+    Timings,
     worth_another_attempt,
 )
 from prefect_renderfarm.flows.results import FailedAttempt
@@ -121,7 +125,24 @@ def test_duplicates_need_a_storage() -> None:
 )
 def test_slow_chunks(factor: float | None, times: list[float], seconds: float, slow: bool) -> None:
     """A chunk of 20 frames is slow that takes a factor longer than the others."""
-    found = Attempts(slow_factor=factor).slowness(20, seconds, times)
+    known = Timings(
+        ChunkResult(
+            id=number, start_frame=0, frame_count=10, output_file="a", path=Path("a"), size=1,
+            sha256="", seconds=10 * each,
+        )
+        for number, each in enumerate(times)
+    )  # fmt: skip
+    found = Attempts(slow_factor=factor).slowness(20, seconds, known)
     assert (found is not None) is slow
     if found:
         assert "it takes 5 times as long as the others, which took" in found
+
+
+def test_outputs_of_the_last_attempts_are_kept() -> None:
+    """Of a job with thousands of failures the report stays small."""
+    failures = Failures()
+    for number in range(50):
+        error = CommandFailed(f"chunk {number}: bad")
+        error.output = "x" * 9_000
+        failures.add(number, 1, 1.0, error)
+    assert [len(one.output) for one in failures.all] == [0] * 30 + [2_000] * 20

@@ -116,7 +116,8 @@ def test_a_slow_chunk_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     job = small_job(total_frames=24, chunks=4)
     how = Attempts(slow_factor=2.0, slow_chunks=SlowChunks.END)
     renderer = ChunkRenderer(prepared(tmp_path, job), Hanging(), attempts=how)
-    renderer.done.update(dict.fromkeys((1, 2, 3), RESULT))
+    for _ in range(3):
+        renderer._own_times.add(RESULT)
     with (
         renderer.working(),
         pytest.raises(CommandTimeout, match=r"^chunk 0: ended after .*2 times as long"),
@@ -205,7 +206,7 @@ def test_done_chunks_share_a_log_entry(
     renderer: Any = SimpleNamespace(render=render)
     chunks = small_job(total_frames=5, chunks=5).chunks
     with caplog.at_level("INFO"):
-        ChunkBatch(chunks, renderer).render()
+        ChunkBatch("chunks", chunks, renderer).render()
     lines = [message.splitlines() for message in caplog.messages]
     assert [[line.split(":")[0] for line in entry] for entry in lines] == [
         ["chunk 0"],

@@ -50,10 +50,11 @@ def running(chunks: Sequence[Chunk]) -> BatchRun:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> ChunkRuns:
-    """Return two runs at once of a job of twelve chunks, of which the first is done."""
+    """Return two runs at once of a job of twelve chunks, of which the first and last are done."""
     state = prepared(tmp_path, small_job(total_frames=12, chunks=12))
     render(state, 0)
-    known = {0: state.manifest(state.job.chunks[0]).model_copy(update={"seconds": 10.0})}
+    first = state.manifest(state.job.chunks[0])
+    known = {n: first.model_copy(update={"id": n, "seconds": 10.0}) for n in (0, 11)}
     done = DoneChunks(state, state.job.chunks, SAME, 0, known)
     adapter = WorkPoolAdapter(chunks_per_run=2)
     return ChunkRuns(done, adapter, Attempts(), Failures(), 2)

@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -267,14 +269,16 @@ def test_successor_waits_for_what_a_dead_holder_started(
         assert pipe.recv() == "held"
         holder.kill()
         holder.join()
-    over = threading.Event()
+    started, over = threading.Event(), threading.Event()
 
     def child() -> None:
         with using_chunks(state):
+            started.set()
             over.wait(10)
 
     running = threading.Thread(target=child)
     running.start()
+    assert started.wait(10)
     threading.Timer(0.6, over.set).start()
     began = time.monotonic()
     with caplog.at_level(logging.INFO), lock_of("folder", tmp_path):
@@ -339,13 +343,50 @@ def test_other_job_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_holder_of_the_other_job_is_named(tmp_path: Path) -> None:
-    """Who waits for a job with the same files is told that job's holder."""
+    """Who waits for a job with the same files is told that job's holder, whatever others hold."""
     first = small_job()
     chunk = first.chunks[0].model_copy(update={"command": "true"})
     edited = first.model_copy(update={"chunks": (chunk, *first.chunks[1:])})
-    with FolderLock(JobState(tmp_path, first)) as lock:
-        since = f"{lock._record.since:%Y-%m-%d %H:%M:%S} UTC"
-        assert refused(FolderLock(JobState(tmp_path, edited))).count(since) == 1
+    others = (small_job(output_template=f"others/{{id}}.{number}") for number in count())
+    unlike = next(job for job in others if job.key < first.key)  # it is looked at before
+    with ExitStack() as stack:
+        stack.enter_context(FolderLock(JobState(tmp_path, unlike)))
+        state = stack.enter_context(FolderLock(JobState(tmp_path, first)))._state
+        note_holder(state, machine="farm-7")
+        waiting = FolderLock(JobState(tmp_path, edited))
+        assert waiting._record.machine != "farm-7"
+        assert "waits for process 1 of job 'small' on farm-7, which" in refused(waiting)
+
+
+def note_holder(state: JobState, **changes: object) -> LockRecord:
+    """Let a job's folder tell of another holder; return the record."""
+    record = LockRecord(job="small", since=datetime.now(UTC), machine="", pid=1)
+    record = record.model_copy(update=changes)
+    state.local.write("holder.json", record.model_dump_json().encode())
+    return record
+
+
+def test_holder_that_has_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new holder's record is waited for, for a moment."""
+    lock = lock_of("folder", tmp_path)
+    state: JobState = lock._state
+    key = state.job.key
+    state.local.write("job.json", state.job.to_json().encode())
+    paused: list[float] = []
+    monkeypatch.setattr(job_lock_module.time, "sleep", paused.append)
+    assert lock._holder(key) == lock._record
+    assert paused == [0.02] * 10
+    released = note_holder(state, released=True)
+    assert lock._holder(key) == released
+    assert len(paused) == 20
+    monkeypatch.setattr(
+        job_lock_module.time, "sleep", lambda _: note_holder(state, machine="farm-7")
+    )
+    assert lock._holder(key).machine == "farm-7"
+    holder = note_holder(state, machine="farm-8")
+    monkeypatch.setattr(job_lock_module.time, "sleep", paused.append)
+    assert lock._holder(key) == holder
+    assert len(paused) == 20
 
 
 def test_loss_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -365,7 +406,8 @@ def test_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock whose heartbeats fail is in doubt after four fifths of its time, not before."""
     with lock_of("storage", tmp_path) as lock:
         monkeypatch.setattr(lock, "_written_at", 100.0)
-        for seconds, held in ((0.0, True), (0.5, True), (0.99, False), (9.0, False)):
+        monkeypatch.setattr(lock, "silent_seconds", 2.0)
+        for seconds, held in ((0.0, True), (1.5, True), (1.7, False), (9.0, False)):
             monkeypatch.setattr(job_lock_module, "_clock", lambda now=100.0 + seconds: now)
             assert lock.is_held() is held
         stop = threading.Event()
@@ -374,5 +416,11 @@ def test_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(WorkStopped, match=r"^the job was stopped while its storage did not"):
             lock.ensure(stop)
         assert time.monotonic() - began < 0.4
+        answers = iter([False, False, False, False, True])
+        monkeypatch.setattr(lock, "is_held", lambda: next(answers))
+        pauses: list[float] = []
+        monkeypatch.setattr(stop, "wait", pauses.append)
+        lock.ensure(stop)  # asked before and after each pause, until it is held
+        assert pauses == [0.5, 0.5]
         monkeypatch.undo()
         lock.ensure(stop)  # it is held: nobody waits

@@ -158,7 +158,7 @@ def test_pcm_is_kept_byte_for_byte(
         pytest.param(Take(fps=Fraction(30)), ".mp4", None, marks=LONG),
         (Take(), ".mp4", None),
         pytest.param(Take(), ".ts", None, marks=LONG),
-        (Take(), ".mkv", "aac"),
+        pytest.param(Take(), ".mkv", "aac", marks=LONG),
         pytest.param(Take(codec="libvpx-vp9"), ".webm", None, marks=LONG),
         (Take(), ".mp4", "flac"),
     ],

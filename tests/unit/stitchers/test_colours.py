@@ -24,7 +24,14 @@ TOLD = {
     "codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4", "h264_of_a_card", "no_h264"]
 )
 @pytest.mark.parametrize(
-    "source", [RGB, VIDEO, {"pixel format": "gray"}, {"pixel format": "yuvj420p"}]
+    "source",
+    [
+        RGB,
+        VIDEO,
+        {"pixel format": "gray"},
+        {"pixel format": "yuvj420p"},
+        {"container": "mov", "pixel format": "pal8"},
+    ],
 )
 def test_codecs_of_players(codec: str, source: dict[str, str]) -> None:
     """They get 4:2:0 of 8 bits, in tagged BT.709, but not from an encoder that nobody knows."""
@@ -103,6 +110,24 @@ def test_linear_pictures() -> None:
         found = colours_of_encoding("libx264", {"pixel format": pixels, "colour transfer": 8}, {})
         curve = "scale=in_transfer=linear:out_transfer=iec61966-2-1,scale=out_color_matrix=bt709"
         assert str(found.before).startswith(grey + curve)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "kept"),
+    [("ffv1", "gbrpf32le", ",format=gbrp16le"), ("ffv1", "gbrapf32le", ",format=gbrap16le"),
+     ("png", "gbrpf32le", "")],
+)  # fmt: skip
+def test_linear_pictures_that_stay_rgb(codec: str, pixels: str, kept: str) -> None:
+    """They get the curve of sRGB, and whole numbers of 16 bits where the codec has them."""
+    source = {"pixel format": pixels, "colour transfer": 8}
+    curve = "scale=in_transfer=linear:out_transfer=iec61966-2-1"
+    assert colours_of_encoding(codec, source, {}) == Colours(f"{curve}{kept}")
+
+
+def test_hdr_of_a_card() -> None:
+    """An encoder that only the program has is taken to know 10 bits."""
+    source = VIDEO | {"colour primaries": 9, "colour transfer": 16}
+    assert colours_of_encoding("hevc_of_a_card", source, {}).behind == "format=yuv420p10le"
 
 
 def test_jpeg_has_its_own() -> None:

@@ -35,7 +35,7 @@ def test_copy_command() -> None:
     assert command == [
         "/bin/ffmpeg", "-f", "concat", "-safe", "0", "-i", "/t/list",
         "-channel_layout", "stereo", "-i", "/t/audio",
-        "-map", "0:v:0", "-map", "1:a:0", "-b:a", "192000",
+        "-map", "0:V:0", "-map", "1:a:0", "-b:a", "192000",
         "-bsf:v",
         "setts=pts=round(round((PTS-STARTPTS)*TB*30000/1001)/(30000/1001)/TB)"
         ":dts=round((N-2)/(30000/1001)/TB)",
@@ -51,9 +51,9 @@ def test_encode_command() -> None:
         Path("ffmpeg"), [Path("list")], Path("f.mkv"), AudioPlan(AudioMode.NONE), [media("a", 1)]
     )
     assert command == [
-        "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:v:0",
+        "ffmpeg", "-f", "concat", "-safe", "0", "-i", "list", "-map", "0:V:0",
         "-avoid_negative_ts", "disabled", "-c:v", "libx264", "-crf", "18",
-        "-fps_mode", "cfr", "-r", "60", "-vf", "setpts=PTS-STARTPTS", "f.mkv",
+        "-fps_mode", "cfr", "-r", "60", "-vf", "settb=1001/30000,setpts=N", "f.mkv",
         *GLOBAL,
     ]  # fmt: skip
 

@@ -15,6 +15,7 @@ import pytest
 
 from prefect_renderfarm.blocks.errors import AssemblyError, MediaFault
 from prefect_renderfarm.blocks.media.model import Audio
+from prefect_renderfarm.blocks.media.mp4_index import Mp4Index, Track
 from prefect_renderfarm.blocks.media.reader import Packets
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode
 from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck
@@ -22,6 +23,7 @@ from prefect_renderfarm.blocks.stitchers.film_check import (
     FilmFigures,
     FilmReader,
     _figures,
+    _from_index,
     _on_grid,
     check_figures,
     read_figures,
@@ -126,6 +128,38 @@ def test_audio_before_the_first_frame_does_not_count() -> None:
     audio = Audio("aac", RATE, "mono", LENGTH + 8000, Fraction(-8000, RATE))
     film = FilmFigures(FRAMES, FPS, Fraction(0), audio)
     assert check_figures(film, FRAMES, 1, AudioMode.COPY) is film
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [(0, None), (72, None), (73, "1.5"), (480, "10.0"), (4800, "100.0")],
+)
+def test_audio_behind_the_first_frame(samples: int, words: str | None) -> None:
+    """A film's audio begins with its pictures, to a tick and a half of Matroska's clock."""
+    audio = Audio("pcm_s16le", RATE, "mono", LENGTH, Fraction(samples, RATE))
+    film = FilmFigures(FRAMES, FPS, Fraction(0), audio)
+    if words is None:
+        assert check_figures(film, FRAMES, 1, AudioMode.COPY) is film
+        return
+    with pytest.raises(AssemblyError, match=f"has audio that begins {words} ms after its first fr"):
+        check_figures(film, FRAMES, 1, AudioMode.COPY)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "fits"), [(17, False), (18, True), (20, True), (54, True), (55, False)]
+)
+def test_length_of_a_track(ticks: int, fits: bool) -> None:
+    """By its index it may lack a frame, and be longer by 17 that are decoded before the first."""
+    video = Track("vide", 50, ticks, b"mp4v", b"", dts=GRID, pts=GRID)
+    audio = Track("soun", RATE, LENGTH, b"sowt", b"")
+    index = Mp4Index((audio, video), 0, 1000)  # whose own length may be that of the audio
+    if fits:
+        expected = Audio("pcm_s16le", RATE, "", LENGTH)
+        assert _from_index(index, FPS) == FilmFigures(FRAMES, FPS, Fraction(0), expected)
+        return
+    words = rf"^has a length of {ticks / 50:.6f} s in its header, not 0\.400000 s$"
+    with pytest.raises(MediaFault, match=words):
+        _from_index(index, FPS)
 
 
 def test_report(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
 from faulty_media import ffmpeg
 from media_samples import Recipe, write_chunks, write_clip
@@ -13,14 +17,21 @@ from prefect_renderfarm.blocks import FfmpegStitcher, RemuxStitcher
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.model import Media
 from prefect_renderfarm.blocks.media.reader import read_media
+from prefect_renderfarm.blocks.stitchers import film_content
 from prefect_renderfarm.blocks.stitchers.film_content import (
     check_content,
     check_encoded,
+    read_beginnings,
     sample_of,
 )
 
 COUNTS = (3, 1, 4, 2)
 STARTS = (0, 3, 4, 8)
+
+
+def check(film: Path, first: Media, starts: Sequence[tuple[Path, int]]) -> list[str]:
+    """Compare a film with chunks, each with the number of the film's frame at which it starts."""
+    return check_content(film, first, read_beginnings(starts, str(first.signature["codec"])))
 
 
 def film_of(folder: Path, recipe: Recipe) -> tuple[Path, Media, list[tuple[Path, int]]]:
@@ -36,7 +47,7 @@ def film_of(folder: Path, recipe: Recipe) -> tuple[Path, Media, list[tuple[Path,
 def test_right_film(tmp_path: Path, ending: str, fps: Fraction) -> None:
     """Each seam is found, by its frame's time."""
     film, first, starts = film_of(tmp_path, Recipe(ending, fps=fps))
-    assert check_content(film, first, starts) == []
+    assert check(film, first, starts) == []
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv", ".ts"])
@@ -49,18 +60,18 @@ def test_other_pictures(tmp_path: Path, ending: str) -> None:
         with pytest.raises(
             MediaFault, match=rf"shows another picture than 'other\{ending}' at frame {start}$"
         ):
-            check_content(film, first, wrong)
+            check(film, first, wrong)
     second = write_clip(tmp_path / f"second{ending}", 0, 1, Recipe(ending))
     third = write_clip(tmp_path / f"third{ending}", 0, 1, Recipe(ending))
     assert second.stat().st_size == third.stat().st_size
-    assert check_content(film, first, [(second, 0), *starts[1:]]) == []
+    assert check(film, first, [(second, 0), *starts[1:]]) == []
 
 
 def test_film_that_ends_early(tmp_path: Path) -> None:
     """A seam behind the end of a film cannot be decoded."""
     film, first, starts = film_of(tmp_path, Recipe())
     with pytest.raises(MediaFault, match="cannot be decoded at frame 11"):
-        check_content(film, first, [starts[0], (starts[3][0], 11)])
+        check(film, first, [starts[0], (starts[3][0], 11)])
 
 
 def test_chunk_that_cannot_be_decoded(tmp_path: Path) -> None:
@@ -72,7 +83,7 @@ def test_chunk_that_cannot_be_decoded(tmp_path: Path) -> None:
     head, *rest = starts
     ffmpeg(starts[1][0], broken, "-c", "copy", "-bsf:v", "noise=amount=1")
     with pytest.raises(MediaFault, match=r"broken\.mkv"):
-        check_content(film, first, [head, (broken, 3), *rest[1:]])
+        check(film, first, [head, (broken, 3), *rest[1:]])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +95,11 @@ def test_other_property(tmp_path: Path, option: tuple[str, str], words: str) -> 
     """What a film tells of itself must be what its chunks tell."""
     film, first, starts = film_of(tmp_path, Recipe())
     changed = ffmpeg(film, tmp_path / "changed.mp4", "-c", "copy", *option)
-    with pytest.raises(MediaFault, match=f"has {words}: a .mp4 film may have no place for it"):
-        check_content(changed, first, starts)
+    with pytest.raises(MediaFault) as refused:
+        check(changed, first, starts)
+    assert str(refused.value) == (
+        f"has {words}: a .mp4 film may have no place for it, let its name end in .mkv"
+    )
 
 
 def test_lost_labels(tmp_path: Path) -> None:
@@ -95,7 +109,7 @@ def test_lost_labels(tmp_path: Path) -> None:
         starts[0][0], tmp_path / "l.mp4", "-c", "copy", "-metadata", "title=A", "-metadata:s:v",
         "language=jpn",
     )  # fmt: skip
-    lost = check_content(film, read_media(labelled), [(labelled, 0), *starts[1:]])
+    lost = check(film, read_media(labelled), [(labelled, 0), *starts[1:]])
     assert lost == ["title 'A'", "language 'jpn'"]
 
 
@@ -117,24 +131,76 @@ def test_codec_that_may_remember(tmp_path: Path) -> None:
     """Of other codecs more seams are looked at, each behind the frame before it."""
     recipe = Recipe(".mov", "cfhd", pixel_format="yuv422p10le")
     film, first, starts = film_of(tmp_path, recipe)
-    assert check_content(film, first, starts) == []
+    assert check(film, first, starts) == []
     other = write_clip(tmp_path / "other.mov", 50, 2, recipe)
     with pytest.raises(MediaFault, match=r"another picture than 'other\.mov' at frame 8"):
-        check_content(film, first, [*starts[:3], (other, 8)])
+        check(film, first, [*starts[:3], (other, 8)])
+
+
+@pytest.mark.parametrize(
+    ("codec", "ending"),
+    [("libx264", ".mp4"), ("libx265", ".ts"), ("libvpx-vp9", ".mkv"), ("libsvtav1", ".mp4"),
+     *(pytest.param(*each, marks=pytest.mark.long) for each in
+       (("libx264", ".mkv"), ("libx264", ".ts"), ("libx265", ".mp4"), ("libx265", ".mkv"),
+        ("libvpx-vp9", ".mp4"), ("libsvtav1", ".mkv")))],
+)  # fmt: skip
+def test_frames_that_need_no_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, ending: str
+) -> None:
+    """A decoder that is given the same bytes shows the same, whatever container has them."""
+    paths = write_chunks(tmp_path, COUNTS, Recipe(".mp4", codec))
+    film = tmp_path / f"film{ending}"
+    RemuxStitcher().stitch(paths, film, fps=30)
+    first, starts = read_media(paths[0], Fraction(30)), list(zip(paths, STARTS, strict=True))[:2]
+    beginnings = read_beginnings(starts, str(first.signature["codec"]))
+    decoded: list[int] = []
+    real = film_content._decode_alone
+
+    def spy(video: Any, packet: Any) -> Any:
+        decoded.append(packet.size)
+        return real(video, packet)
+
+    monkeypatch.setattr(film_content, "_decode_alone", spy)
+    assert check_content(film, first, beginnings) == []
+    assert not decoded
+    unlike = [replace(each, coded=f"not {each.coded}") for each in beginnings]
+    assert check_content(film, first, unlike) == []
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_damaged_film(tmp_path: Path, ending: str) -> None:
+    """Bytes of a first frame that were lost on the way into the film are found."""
+    film, first, starts = film_of(tmp_path, Recipe(ending))
+    with av.open(str(film)) as container:
+        packets = [each for each in container.demux(video=0) if each.is_keyframe]
+        places = [packet.pos + packet.size // 2 for packet in packets[:2] if packet.pos is not None]
+    whole = film.read_bytes()
+    assert len(places) == 2
+    for place, start in zip(places, STARTS[:2], strict=True):
+        film.write_bytes(whole[:place] + bytes(20) + whole[place + 20 :])
+        with pytest.raises(MediaFault, match=rf"at frame {start}$"):
+            check(film, first, starts)
 
 
 def test_sample() -> None:
     """The first two chunks are in each sample; of some codecs the last one, and some between."""
     starts = [(Path(str(n)), n) for n in range(64)]
-    alone, others = (
-        Media(Path("0.mkv"), 1, 0, Fraction(25), 0, {"codec": codec}) for codec in ("h264", "cfhd")
-    )
-    assert [start for _, start in sample_of(starts, alone)] == [0, 1]
-    assert sample_of(starts[:1], alone) == starts[:1]
-    assert [start for _, start in sample_of(starts, others)] == [0, 1, 22, 42, 63]
+    assert [start for _, start in sample_of(starts, "h264", complete=True)] == [0, 1]
+    assert sample_of(starts[:1], "h264", complete=True) == starts[:1]
+    assert [start for _, start in sample_of(starts, "cfhd", complete=True)] == [0, 1, 22, 42, 63]
     for count in (1, 2, 5, 6, 7):
-        found = sample_of(starts[:count], others)
+        found = sample_of(starts[:count], "cfhd", complete=True)
         assert len(found) == min(count, 5)
         assert found[0] == starts[0]
         assert found[-1] == starts[count - 1]
         assert sorted(set(found)) == found
+
+
+def test_sample_of_a_film_that_grows() -> None:
+    """Two chunks decide for most codecs; for others all chunks must have come."""
+    starts = [(Path(str(n)), n) for n in range(4)]
+    assert sample_of(starts[:1], "h264", complete=False) == []
+    assert sample_of(starts[:2], "h264", complete=False) == starts[:2]
+    assert sample_of(starts[:3], "h264", complete=False) == starts[:2]
+    assert sample_of(starts[:3], "cfhd", complete=False) == []

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from processes_here import wait_for as wait_until
 
 from prefect_renderfarm.blocks.stitchers import remux
 from prefect_renderfarm.blocks.stitchers.film_check import FilmReader
@@ -15,7 +16,7 @@ from prefect_renderfarm.blocks.stitchers.remux import BackgroundFlush
 
 
 def test_reader_waits_at_the_end(tmp_path: Path) -> None:
-    """A reader gives what is there, waits for more, and ends only when the file is complete."""
+    """A reader gives what is there, then what is added, and ends when the file is complete."""
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
     reader = FilmReader(path, audio=False)
@@ -28,9 +29,11 @@ def test_reader_waits_at_the_end(tmp_path: Path) -> None:
     assert thread.is_alive()
     with path.open("ab") as file:
         file.write(b"more")
+    wait_until(lambda: found == [b"more"])
+    assert thread.is_alive()
     reader._complete.set()
     thread.join(5)
-    assert found == [b"more"]
+    assert not thread.is_alive()
     assert reader.read(1) == b""
     reader.close()
     assert reader._file.closed

@@ -12,11 +12,13 @@ import pytest
 from encoder_samples import FPS, FRAMES, pictures, run_ffmpeg
 
 from prefect_renderfarm.blocks import (
+    AssemblyError,
     FfmpegStitcher,
     RemuxStitcher,
     StitchInputError,
     VideoStitcher,
 )
+from prefect_renderfarm.blocks.media.model import layout_of
 
 RATE = 48_000
 LONG = pytest.mark.long
@@ -206,3 +208,64 @@ def test_channels_in_an_order_of_their_own(
     plain.write_bytes(data)
     with pytest.raises(StitchInputError, match="unusual order of channels"):
         make().stitch([plain], tmp_path / "film.mov", fps=FPS)
+
+
+# Channels of the chunks; film; the codec to encode with; what happens, by its words.
+LAYOUTS = [
+    ("2.1", "film.mkv", None, "the layout 2.1 of its audio's channels"),
+    ("2.1", "film.mp4", "flac", "has audio in the channels 3.0, not 2.1, which flac cannot tell"),
+    ("5.1(side)", "film.mp4", "aac", ""),
+    *(pytest.param(*each, marks=LONG) for each in (
+        ("stereo", "film.mkv", None, ""),
+        ("2.1", "film.mov", None, ""),
+        ("2.1", "film.mp4", "aac", ""),
+        ("quad", "film.mkv", None, "the layout quad of its audio's channels"),
+        ("quad", "film.mkv", "flac", ""),
+        ("4.0", "film.mp4", "flac", "has audio in the channels quad, not 4.0"),
+        ("5.1", "film.mkv", None, ""),
+        ("6.0", "film.mkv", None, "has audio in the channels 5.1, not 6.0"),
+        ("6.0", "film.mov", None, ""),
+        ("6.1", "film.mp4", "flac", ""),
+        ("7.1(wide)", "film.mkv", None, "has audio in the channels 7.1, not 7.1.wide."),
+        ("7.1", "film.mp4", "aac", ""),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "name", "codec", "words"), LAYOUTS)
+def test_layout_of_channels(
+    make: Callable[..., VideoStitcher],
+    layout: str,
+    name: str,
+    codec: str | None,
+    words: str,
+    tmp_path: Path,
+) -> None:
+    """Sound comes out of the same loudspeakers; else it is told, or the film refused."""
+    channels = len(av.AudioLayout(layout).channels)
+    chunks = write_chunks(
+        tmp_path, ".mov", "-af", f"pan={layout}|" + "|".join(f"c{n}=c0" for n in range(channels)),
+        "-c:a", "pcm_s16le", count=2,
+    )  # fmt: skip
+    film = tmp_path / name
+    stitcher = make(audio="encode", audio_codec=codec) if codec else make()
+    if words.startswith("has"):
+        with pytest.raises(AssemblyError, match=words):
+            stitcher.stitch(chunks, film, fps=FPS)
+        assert not film.exists()
+        return
+    report = stitcher.stitch(chunks, film, fps=FPS)
+    assert report.dropped == ((words,) if words else ())
+    if not words:
+        with av.open(str(film)) as container:
+            heard_in = layout_of(next(container.decode(audio=0)))
+        assert heard_in.replace("(side)", "") == layout.replace("(side)", "")
+
+
+@pytest.mark.parametrize("depth", ["0", "2"])
+def test_sound_in_avi(depth: str, tmp_path: Path) -> None:
+    """It begins with the first frame, though AVI tells no display times."""
+    chunks = write_chunks(tmp_path, ".avi", "-preset", "medium", "-bf", depth, "-c:a", "pcm_s16le")
+    film = tmp_path / "film.mkv"
+    RemuxStitcher().stitch(chunks, film, fps=FPS)
+    assert np.abs(heard(film) - tone(0, 3 * DUE)).max() <= 1

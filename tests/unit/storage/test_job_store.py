@@ -239,3 +239,30 @@ def test_object_that_exists_is_not_sent(remote: JobStore, tmp_path: Path) -> Non
     assert remote.store.read(str(result.log)) == b"log"
     remote.fetch(result, tmp_path / "here.mp4")
     assert (tmp_path / "here.mp4").read_bytes() == b"one"
+
+
+def test_thumbnail_is_beside_the_manifest(jobs: JobStore, tmp_path: Path) -> None:
+    """Its key is in the manifest; it goes with the chunk, and a chunk is as good without."""
+    done = jobs.publish(chunk(tmp_path / "job"), b"log", b"jpeg")
+    assert done.thumbnail is not None
+    assert jobs.store.read(done.thumbnail) == b"jpeg"
+    assert jobs.manifest(0, "a") == done
+    assert jobs.publish(chunk(tmp_path / "job", 1), b"log").thumbnail is None
+    jobs.delete_chunks()
+    assert jobs.store.read(done.thumbnail) is None
+
+
+def test_thumbnail_that_cannot_be_written(
+    jobs: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk counts all the same."""
+    write = FolderStore.write
+
+    def full(self: FolderStore, key: str, data: bytes) -> None:
+        if key.endswith(".jpg"):
+            raise OSError("no space left")
+        write(self, key, data)
+
+    monkeypatch.setattr(FolderStore, "write", full)
+    assert jobs.publish(chunk(tmp_path / "job"), b"log", b"jpeg").thumbnail is None
+    assert jobs.done([0]) == {0}

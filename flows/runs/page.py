@@ -1,0 +1,369 @@
+"""What a flow run's page shows of a job: one artifact, from the first chunk to the film."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from humanize import naturalsize
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from slugify import slugify
+
+from prefect_renderfarm.blocks.errors import AssemblyError, RenderFarmError, WorkerError
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync, run_log
+from prefect_renderfarm.blocks.runtime.repeat import periodic
+from prefect_renderfarm.blocks.storage.manifest import ChunkResult
+from prefect_renderfarm.flows.jobs.spec import RenderJob
+from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport
+from prefect_renderfarm.flows.runs.report import about, summarized
+from prefect_renderfarm.flows.runs.timeline import bars_of, timeline
+
+# The artifact is sent whole: often while a job is young, then once in a tenth of its age.
+_FIRST_SECONDS, _MOST_SECONDS = 5.0, 60.0
+_POLL_SECONDS = 1.0
+# Nobody reads a longer table, and the page that shows it becomes slow.
+_MOST_ROWS = 200
+_MOST_CHARACTERS = 300
+_MOST_BYTES = 300_000
+_BAR = 30  # characters
+_COLUMNS = 4  # of pictures
+_MOST_EVENTS = 20  # of each kind: the server keeps them all
+
+_ASSEMBLY = {
+    Assembly.STITCHED: "Assembled by the stitcher",
+    Assembly.MERGED: "Assembled by the job's merge command",
+    Assembly.SKIPPED: "Not assembled: the job has no merge command, and no stitcher was chosen",
+    Assembly.OFF: "Not assembled: `merge` is off, and the chunks are the result",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far the rendering of a job is."""
+
+    results: Mapping[int, ChunkResult] = field(default_factory=dict)
+    reused: frozenset[int] = frozenset()  # ids of the chunks that another run rendered
+    running: Mapping[int, float] = field(default_factory=dict)  # seconds, by chunk
+    failed: Sequence[FailedAttempt] = ()
+    slow: Mapping[int, str] = field(default_factory=dict)  # in what a chunk is slow
+
+
+class JobPage:
+    """The artifact `renderfarm-<job id>` of the current flow run.
+
+    Without a flow run nothing is shown. What the server does not take is only logged.
+    """
+
+    def __init__(
+        self,
+        job: RenderJob,
+        thumbnails: Callable[[Iterable[ChunkResult]], Mapping[int, bytes]],
+    ) -> None:
+        self._job = job
+        self._thumbnails = thumbnails
+        self._images: dict[int, bytes] = {}
+        self._look: Callable[[], Snapshot] = Snapshot
+        self._artifact: Any = None
+        self._in_run = FlowRunContext.get() is not None
+        self._key = f"renderfarm-{slugify(job.title, max_length=60) or 'job'}"
+        self._told: dict[str, set[Any]] = {"chunk.failed": set(), "chunk.slow": set()}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Show the job from here on; if the block ends with an error, show why."""
+        self._publish("waiting to begin", self._progress(Snapshot()), Snapshot())
+        try:
+            yield
+        except RenderFarmError as error:
+            now = self._look()
+            self._publish("failed", self._failure(error, now), now)
+            raise
+        except BaseException:
+            now = self._look()
+            self._publish("cancelled", [*self._progress(now), "", _AGAIN], now)
+            raise
+
+    @contextmanager
+    def showing(
+        self, look: Callable[[], Snapshot], seconds_left: Callable[[], float | None]
+    ) -> Iterator[None]:
+        """Inside the block, show how far the rendering is."""
+        self._look = look
+        began = time.monotonic()
+        due = began
+
+        def update() -> None:
+            nonlocal due
+            if (now := time.monotonic()) < due:
+                return
+            due = now + min(max(_FIRST_SECONDS, (now - began) / 10), _MOST_SECONDS)
+            shown = look()
+            self._publish("rendering", self._progress(shown, seconds_left()), shown)
+
+        if not self._in_run:
+            yield
+            return
+        with periodic(update, _POLL_SECONDS, "page of the run", wait=True):
+            yield
+
+    def assembling(self) -> None:
+        """Show that all chunks are rendered."""
+        now = self._look()
+        self._publish("assembling", self._progress(now), now)
+
+    def finish(self, report: RenderReport, link: str | None = None) -> None:
+        """Show what the job came to, and where the film is; `link` is its URL, for a day."""
+        with _only_logged():
+            if link is not None and self._in_run:
+                text = f"{self._job.title}: the film, for 24 hours"
+                key = self._key.replace("renderfarm-", "renderfarm-film-", 1)
+                call_sync(create_link_artifact, key=key, link=link, link_text=text)
+            if report.film is not None:
+                self._tell("film.ready", film=str(report.film), summary=summarized(report))
+        done = {result.id: result for result in report.chunks}
+        now = replace(self._look(), results=done, running={})
+        self._publish("done", _outcome(report), now, _totals_table(report))
+
+    def _publish(
+        self, state: str, lines: Sequence[str], now: Snapshot, totals: Sequence[str] = ()
+    ) -> None:
+        if not self._in_run:
+            return
+        with _only_logged():
+            self._tell_news(now)
+            new = [one for number, one in now.results.items() if number not in self._images]
+            self._images |= self._thumbnails(new)
+            markdown = page_markdown(self._job, state, lines, now, self._images, totals)
+            description = f"{self._job.title}: {state}"
+            if self._artifact is None:
+                content = {"markdown": markdown, "description": description}
+                self._artifact = call_sync(create_markdown_artifact, key=self._key, **content)
+                return
+            # In place: a new version each time would fill the page with old ones.
+            with get_client(sync_client=True) as client:
+                change = ArtifactUpdate(data=markdown, description=description)
+                client.update_artifact(self._artifact, change)
+
+    def _tell(self, event: str, **payload: Any) -> None:
+        """Emit an event of the job, to which an automation may react."""
+        if self._in_run:
+            resource = {
+                "prefect.resource.id": f"renderfarm.job.{self._job.key}",
+                "prefect.resource.name": self._job.title,
+            }
+            emit_event(f"renderfarm.{event}", resource, payload=payload)
+
+    def _tell_news(self, now: Snapshot) -> None:
+        """Emit an event for each attempt that failed and each chunk that is slow, 20 at most."""
+        failed: dict[Any, str] = {(one.chunk, one.attempt): one.message for one in now.failed}
+        slow: dict[Any, str] = {each: f"chunk {each}: {why}" for each, why in now.slow.items()}
+        for event, messages in (("chunk.failed", failed), ("chunk.slow", slow)):
+            told = self._told[event]
+            new = [key for key in messages if key not in told]
+            for key in new[: _MOST_EVENTS - len(told)]:
+                told.add(key)
+                self._tell(event, message=messages[key])
+
+    def _progress(self, now: Snapshot, seconds_left: float | None = None) -> list[str]:
+        chunks = self._job.chunks
+        total = sum(chunk.frame_count for chunk in chunks)
+        frames = sum(result.frame_count for result in now.results.values())
+        full = _BAR * frames // total
+        counts = [f"{len(now.results):,} of {len(chunks):,} chunks done"]
+        if now.running:
+            counts.append(f"{len(now.running):,} running")
+        if now.failed:
+            counts.append(f"{len(now.failed):,} failed attempt{'s'[: len(now.failed) > 1]}")
+        if seconds_left:
+            counts.append(f"about {about(seconds_left)} left")
+        bar = "█" * full + "░" * (_BAR - full)
+        return [
+            f"`{bar}` {100 * frames // total} %: {frames:,} of {total:,} frames", "",
+            ", ".join(counts),
+        ]  # fmt: skip
+
+    def _failure(self, error: RenderFarmError, now: Snapshot) -> list[str]:
+        lines = [f"**{_text(str(error), 2 * _MOST_CHARACTERS)}**", ""]
+        # A job that gives up for the sum of its failures says so, and quotes the last one.
+        failed = next((one for one in reversed(now.failed) if one.message in str(error)), None)
+        output = getattr(error, "output", "") or (failed.output if failed else "")
+        commands = {chunk.id: chunk.command for chunk in self._job.chunks}
+        if failed is not None and failed.chunk in commands:
+            lines += ["Command:", "", *_code(commands[failed.chunk][: 4 * _MOST_CHARACTERS]), ""]
+        if output:
+            lines += ["The end of its output:", "", *_code(output), ""]
+        if isinstance(error, AssemblyError):
+            lines.append(
+                "The chunks stay. Correct what is wrong, and assemble them again: "
+                "`renderfarm assemble`, or run the job again."
+            )
+        elif isinstance(error, WorkerError):
+            lines.append(f"Correct the command or its input. {_AGAIN}")
+        else:
+            lines.append(_AGAIN)
+        return [*lines, "", *self._progress(now)]
+
+
+@contextmanager
+def _only_logged() -> Iterator[None]:
+    """Inside the block, an error is only logged: what a page cannot show fails no job."""
+    try:
+        yield
+    except Exception as error:
+        # A link is a secret for a day, and errors quote what was sent.
+        run_log().warning("cannot show the job on the run's page: %s", type(error).__name__)
+
+
+_AGAIN = "Run the job again: the chunks that are done are not rendered a second time."
+
+
+def page_markdown(
+    job: RenderJob,
+    state: str,
+    lines: Sequence[str],
+    now: Snapshot,
+    images: Mapping[int, bytes],
+    totals: Sequence[str] = (),
+) -> str:
+    """Return the page of a job, of at most 300 kB: pictures that are too much are left out."""
+    parts = [f"# {_cell(job.title)}: {state}", "", *lines, ""]
+    done = [now.results[number] for number in sorted(now.results)]
+    tables = [*_failure_table(now.failed), *_slow_list(now.slow), *_running_list(now.running)]
+    tables += [*totals, *_chunk_table(done)]
+    if state != "rendering":
+        own = [result for result in done if result.id not in now.reused]
+        parts += _picture_of(timeline(bars_of(own, now.failed)))
+    while len(text := "\n".join([*parts, *tables]).encode()) > _MOST_BYTES:
+        tables = tables[: len(tables) * 3 // 4]  # the last rows
+    shown = [(result, images[result.id]) for result in done if images.get(result.id)]
+    room = _MOST_BYTES - len(text)
+    while shown and sum(len(image) * 4 // 3 + 60 for _, image in shown) > room:
+        shown = shown[::2] if len(shown) > 1 else []
+    return "\n".join([*parts, *_contact_sheet(shown), *tables])
+
+
+def _contact_sheet(shown: Sequence[tuple[ChunkResult, bytes]]) -> list[str]:
+    if not shown:
+        return []
+    cells = [f"{result.id} ![chunk {result.id}]({_data('jpeg', image)})" for result, image in shown]
+    rows = [cells[first : first + _COLUMNS] for first in range(0, len(cells), _COLUMNS)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    head = [f"|{' |' * _COLUMNS}", f"|{'---|' * _COLUMNS}"]
+    return ["## First frames", "", *head, *lines, ""]
+
+
+def _picture_of(svg: str) -> list[str]:
+    if not svg:
+        return []
+    image = _data("svg+xml", svg.encode())
+    return ["## Who rendered when (red: failed)", "", f"![timeline]({image})", ""]
+
+
+def _data(kind: str, image: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _outcome(report: RenderReport) -> list[str]:
+    """Return where the film is, and what it lacks."""
+    lines = [f"**{_text(summarized(report), _MOST_CHARACTERS)}**", ""]
+    lines.append(f"{_ASSEMBLY[report.assembly]}.")
+    if report.stitch is not None and report.stitch.dropped:
+        lines += ["", "Not in the film: " + ", ".join(map(_cell, report.stitch.dropped))]
+    return lines
+
+
+def _totals_table(report: RenderReport) -> list[str]:
+    rows = [f"| {name} | {value} |" for name, value in _totals(report)]
+    return ["## Totals", "", "| Total | |", "|---|---:|", *rows, ""]
+
+
+def _chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
+    if not chunks:
+        return []
+    lines = ["## Chunks", ""]
+    if len(chunks) > _MOST_ROWS:
+        lines += [f"The {_MOST_ROWS:,} slowest of {len(chunks):,}.", ""]
+        slowest = sorted(chunks, key=lambda chunk: chunk.seconds, reverse=True)[:_MOST_ROWS]
+        chunks = sorted(slowest, key=lambda chunk: chunk.id)
+    lines += [
+        "| Chunk | First frame | Frames | Seconds | Attempts | Size | Worker | File |",
+        "|---:|---:|---:|---:|---:|---:|---|---|",
+    ]
+    return lines + [
+        f"| {chunk.id} | {chunk.start_frame} | {chunk.frame_count} | {chunk.seconds:.1f} "
+        f"| {chunk.attempts} | {naturalsize(chunk.size)} | {_cell(chunk.worker)} "
+        f"| {_cell(chunk.output_file)} |"
+        for chunk in chunks
+    ]
+
+
+def _failure_table(attempts: Sequence[FailedAttempt]) -> list[str]:
+    if not attempts:
+        return []
+    lines = ["## Failed attempts", ""]
+    if len(attempts) > _MOST_ROWS:
+        lines += [f"The last {_MOST_ROWS:,} of {len(attempts):,}.", ""]
+    lines += [
+        "| Chunk | Attempt | Seconds | Worker | Error | What failed |",
+        "|---:|---:|---:|---|---|---|",
+    ]
+    lines += [
+        f"| {failed.chunk} | {failed.attempt} | {failed.seconds:.1f} | {_cell(failed.worker)} "
+        f"| {failed.kind} | {_cell(' '.join(failed.message.split())[:_MOST_CHARACTERS])} |"
+        for failed in attempts[-_MOST_ROWS:]
+    ]
+    return [*lines, ""]
+
+
+def _slow_list(slow: Mapping[int, str]) -> list[str]:
+    if not slow:
+        return []
+    lines = [f"- chunk {number}: {why}" for number, why in sorted(slow.items())[:_MOST_ROWS]]
+    return ["## Slow chunks", "", *lines, ""]
+
+
+def _running_list(running: Mapping[int, float]) -> list[str]:
+    if not running:
+        return []
+    longest = sorted(running.items(), key=lambda item: -item[1])[:_MOST_ROWS]
+    shown = ", ".join(f"{number} ({about(seconds)})" for number, seconds in longest)
+    return ["## Running", "", f"Chunks {shown}", ""]
+
+
+def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
+    chunks = report.chunks
+    yield "Chunks", f"{len(chunks):,}"
+    yield "Chunks from other runs", f"{len(report.reused):,}"
+    yield "Frames", f"{report.frames:,} at {report.fps} a second"
+    yield "Size of all chunks", naturalsize(sum(chunk.size for chunk in chunks))
+    yield "Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"
+    yield "Failed attempts, of this run", f"{len(report.failed_attempts):,}"
+    yield "Rendering, wall time", f"{report.render_seconds:.1f} s"
+    yield "Rendering, all chunks added up", f"{sum(chunk.seconds for chunk in chunks):.1f} s"
+    if report.rendered_at and report.assembled_at:
+        seconds = (report.assembled_at - report.rendered_at).total_seconds()
+        yield "From the last chunk to the film", f"{seconds:.2f} s"
+
+
+def _cell(text: str) -> str:
+    return "`" + text.replace("|", "\\|").replace("`", "'") + "`" if text else ""
+
+
+def _text(text: str, most: int) -> str:
+    """Return a text of one line in which nothing is Markdown."""
+    short = " ".join(text.split())
+    short = short if len(short) <= most else f"{short[:most]}…"
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~" else c for c in short)
+
+
+def _code(text: str) -> list[str]:
+    """Return a text as a block of code, which no line of it can end."""
+    return ["```text", *(line.replace("```", "'''") for line in text.splitlines()), "```"]

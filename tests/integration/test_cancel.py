@@ -1,0 +1,161 @@
+"""Runs that no process worker watches, as in containers: a cancel ends them in good order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from farm_client import FarmClient
+from jobs import save_job, small_job, with_commands
+from pool_samples import batches, in_background, job_of, make_pool, rendered, two_runs
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
+from processes_here import gone, python, wait_for
+from run_checks import STITCH, is_final
+
+from prefect_renderfarm.blocks import CommandFailed
+from prefect_renderfarm.flows import merge_job, render_job
+
+pytestmark = pytest.mark.long
+POOL = "containers"
+
+
+class Containers:
+    """Starts runs with the command of a container, and with its environment."""
+
+    def __init__(self, api: FarmClient, folder: Path) -> None:
+        self._api, self._folder = api, folder
+        self.processes: list[psutil.Popen] = []
+
+    def start(self, run: FlowRun, flow: str) -> None:
+        """Start a run of a flow."""
+        command = [sys.executable, "-m", "prefect.flow_engine", f"prefect_renderfarm.flows.{flow}"]
+        environment = self._api.farm.environment() | {"PREFECT__FLOW_RUN_ID": str(run.id)}
+        with (self._folder / "containers.log").open("a") as log:
+            self.processes.append(
+                psutil.Popen(command, env=environment, cwd=self._folder, stdin=subprocess.DEVNULL,
+                             stdout=log, stderr=log, start_new_session=True)
+            )  # fmt: skip
+
+    def start_batches(self, job: str, count: int) -> list[FlowRun]:
+        """Start the runs that render a job's chunks, once they are there."""
+        wait_for(lambda: len(batches(self._api, job)) == count, 60)
+        runs = batches(self._api, job)
+        for run in runs:
+            self.start(run, "render_chunks")
+        return runs
+
+    def children(self) -> list[psutil.Process]:
+        """Return all processes that the runs have started."""
+        return [child for each in self.processes for child in each.children(recursive=True)]
+
+    def assert_ended(self, since: float, children: list[psutil.Process]) -> None:
+        """Check that no process is left 20 s after a moment."""
+        wait_for(lambda: all(gone(each.pid) for each in (*self.processes, *children)), 30)
+        print(f"all processes ended {time.monotonic() - since:.1f} s after the cancel")
+        assert time.monotonic() - since < 20
+
+
+@pytest.fixture
+def containers(api: FarmClient, tmp_path: Path) -> Iterator[Containers]:
+    """Return what starts runs on a pool that has no worker; what is left of them is killed."""
+    if not any(item["name"] == POOL for item in api._post("/work_pools/filter", {})):
+        make_pool(api.farm, "docker", POOL, render_job, merge_job)
+    started = Containers(api, tmp_path)
+    yield started
+    for process in (*started.children(), *started.processes):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def cancel(api: FarmClient, run: FlowRun) -> float:
+    """Cancel a run as the UI does; return when."""
+    with SyncPrefectClient(api.farm.api_url) as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    return time.monotonic()
+
+
+def message(api: FarmClient, run: FlowRun) -> str:
+    """Return the message of a run's state, which is Cancelled."""
+    wait_for(lambda: is_final(api, run), 20)
+    state = api.flow_run(run.id).state
+    assert state is not None
+    assert state.name == "Cancelled"
+    return state.message or ""
+
+
+def test_coordinator(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
+    """A cancelled coordinator ends its commands, and makes no film."""
+    job = job_of(4, tmp_path, f"--child '{tmp_path / 'child'}' --wait-for '{tmp_path / 'go'}'")
+    path = save_job(tmp_path, job)
+    run = api.submit(f"render-job/{POOL}", watch=False, job=path, concurrency=1, **STITCH)
+    containers.start(run, "render_job")
+    wait_for(lambda: (tmp_path / "child").exists(), 60)
+    children = containers.children()
+    since = cancel(api, run)
+    containers.assert_ended(since, children)
+    print(message(api, run))
+    assert rendered(tmp_path).total() == 1
+    assert not (tmp_path / "film.mp4").exists()
+
+
+def test_coordinator_and_its_runs(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
+    """The runs of a cancelled coordinator end as soon as itself, not one wait after the other."""
+    adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
+    adapter.save("containers", overwrite=True)
+    job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'go'}'", id="in containers")
+    run = api.submit(
+        f"render-job/{POOL}", job=save_job(tmp_path, job), watch=False,
+        adapter="work-pool-adapter/containers", **STITCH,
+    )  # fmt: skip
+    containers.start(run, "render_job")
+    runs = containers.start_batches("in containers", 2)
+    wait_for(lambda: set(rendered(tmp_path)) == {0, 2}, 60)
+    children = containers.children()
+    assert len(children) >= 2
+    since = cancel(api, run)
+    containers.assert_ended(since, children)
+    for ended in (run, *runs):
+        print(message(api, ended))
+    assert rendered(tmp_path).total() == 2
+    assert not (tmp_path / "film.mp4").exists()
+
+
+def test_sibling_of_a_failed_run(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
+    """A chunk that fails for good in one run ends the other run, too."""
+    job = job_of(4, tmp_path, id="sibling")
+    began = tmp_path / "began"
+    wait = f"{job.chunks[0].command} --child '{began}' --wait-for '{tmp_path / 'never'}'"
+    fail = f"{job.chunks[2].command} --wait-for '{began}' --fail"
+    job = with_commands(job, {0: wait, 2: fail})
+    adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
+    film = in_background(job, adapter=adapter, job_dir=tmp_path)
+    runs = containers.start_batches("sibling", 2)
+    wait_for(began.exists, 60)
+    since, children = time.monotonic(), containers.children()
+    with pytest.raises(CommandFailed, match=r"chunk 2: .*asked to fail"):
+        film.result(60)
+    containers.assert_ended(since, children)
+    print(message(api, runs[0]))
+    assert rendered(tmp_path).keys() == {0, 2}
+
+
+def test_merge_run(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
+    """A cancelled merge run ends the merge command, and makes no film."""
+    code = "import time, pathlib; pathlib.Path('merging').touch(); time.sleep(600)"
+    job = small_job(id="merge in a container", merge_command=python(code))
+    render_job(job, job_dir=tmp_path, merge=False)
+    run = api.submit(f"merge-job/{POOL}", watch=False, job=job.to_json(), job_dir=tmp_path)
+    containers.start(run, "merge_job")
+    wait_for((tmp_path / "merging").exists, 60)
+    children = containers.children()
+    since = cancel(api, run)
+    containers.assert_ended(since, children)
+    print(message(api, run))
