@@ -55,6 +55,17 @@ def container_of(run: FlowRun) -> str:
     return known[1] if known else ""
 
 
+def label_run(name: str, value: str) -> None:
+    """Give the current run a label, if there is a run, and the server answers."""
+    if (context := FlowRunContext.get()) is None or context.flow_run is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run_labels(context.flow_run.id, {name: value})
+    except Exception as error:
+        run_log().debug("the server takes no label of the run: %s", error)
+
+
 def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call the sync form of a Prefect function that would return a coroutine in an event loop."""
     return call(*arguments, _sync=True, **options)  # no type has this argument

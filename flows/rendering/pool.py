@@ -48,6 +48,7 @@ from prefect_renderfarm.flows.rendering.attempts import (
     SlowChunks,
 )
 from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
+from prefect_renderfarm.flows.runs.failure import failure_of
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.page import Snapshot
 from prefect_renderfarm.flows.runs.report import showing_progress
@@ -331,8 +332,8 @@ class ChunkRuns:
         """Count a run as lost that ended before its chunks were done; raise if it failed instead.
 
         It is lost, at its first chunk, if its process or machine is, or if it cannot reach the
-        storage, and so not write why: another may do better. Else a chunk failed, and had its
-        further attempts in the run.
+        storage: another may do better. Else a chunk failed, and had its further attempts in the
+        run, or the storage refuses what would be refused to another run, too.
         """
         state = run.state
         place = container_of(run.run)
@@ -349,8 +350,9 @@ class ChunkRuns:
                 )
             if state.is_cancelled():
                 raise WorkStopped(f"{where} was cancelled, and so its job ends")
-            if state.is_failed() and notes.failure is not None:
-                why = _reason_of_failure(notes.failure)
+            # A run that the storage refuses can write no notes; the server has a label.
+            if state.is_failed() and (failure := notes.failure or failure_of(run.run)):
+                why = _reason_of_failure(failure)
         self.lost[first] += 1
         if self.lost[first] > max(self.attempts.retries, _LEAST_LOST):
             raise WorkerLost(

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
-from prefect_renderfarm.blocks.errors import SetupError
+from prefect_renderfarm.blocks.errors import WorkerLost
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log, this_worker
 
 # automations.yaml waits 90 s for a heartbeat, which bears this machine's time and comes each 30 s.
@@ -25,7 +25,8 @@ def check_clock() -> None:
     The server's time is the `Date` of its answer (RFC 9110, section 6.6.1), to the second.
 
     Raises:
-        SetupError: The clock is more than 45 s behind, or more than 500 s ahead.
+        WorkerLost: The clock is more than 45 s behind, or more than 500 s ahead. That of another
+            machine may be right.
     """
     if deployment.id is None:
         return
@@ -41,6 +42,6 @@ def check_clock() -> None:
     which = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'}"
     message = f"the clock of worker {this_worker()} is {which} the server's: correct it (NTP)"
     if not -_MOST_SECONDS_BEHIND <= ahead <= _MOST_SECONDS_AHEAD:
-        raise SetupError(f"{message}, or the server takes its runs for lost")
+        raise WorkerLost(f"{message}, or the server takes its runs for lost")
     if ahead > _WORTH_A_WARNING:
         run_log().warning("%s", message)

@@ -138,7 +138,7 @@ def test_sibling_of_a_failed_run(api: FarmClient, containers: Containers, tmp_pa
     adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
     film = in_background(job, adapter=adapter, job_dir=tmp_path)
     runs = containers.start_batches("sibling", 2)
-    wait_for(began.exists, 60)
+    wait_for(lambda: began.exists() and 2 in rendered(tmp_path), 60)
     since, children = time.monotonic(), containers.children()
     with pytest.raises(CommandFailed, match=r"chunk 2: .*asked to fail"):
         film.result(60)

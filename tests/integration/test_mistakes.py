@@ -156,13 +156,11 @@ def test_no_worker(api: FarmClient, tmp_path: Path) -> None:
         own = client.create_deployment(deployment.flow_id, "abandoned", work_pool_name=pool.name)
         try:
             words = ["job.json", *FILM, "--deployment", "render-job/abandoned"]
-            lines = render(api, tmp_path, *words, until=lambda lines: "none is up" in lines[-1])
+            lines = render(api, tmp_path, *words, until=lambda lines: "is up" in lines[-1])
         finally:
             client.delete_deployment(own)
             client.delete_work_pool("abandoned")
-    waiting = (
-        "scheduled, waiting for a worker of work pool 'abandoned', none is up: `prefect worker"
-    )
+    waiting = "scheduled, no worker of work pool 'abandoned' is up: `prefect worker start --pool"
     assert any(waiting in line for line in lines)
     assert lines[-2] == "cancelled: cancelled by Ctrl-C"
 
