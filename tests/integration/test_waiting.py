@@ -188,7 +188,7 @@ def test_slot_that_a_dead_server_held(
     run = api.submit(
         "render-job/cloud", job=save_job(tmp_path, small_job()), watch=False, **options
     )
-    wait_for_end(api, run, 240)
+    print(wait_for_end(api, run, 240).state)
     assert len(frame_hashes(tmp_path / "film.mp4")) == 18
     assert api.flow_run(holder.id).state_name != "Completed"
 

@@ -28,7 +28,7 @@ DENIED = Answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</M
 # Once, chunk 1 finds the disk full, and its log no room either.
 RENDERER = """echo $1 >> {ran}
 if test "$1" = 1 && test -e {fill}; then
-  rm {fill}; cat /dev/zero > junk 2>/dev/null; printf '%020000d' 1
+  rm {fill}; head -c 200000000 /dev/zero > junk 2>/dev/null; printf '%020000d' 1
 fi
 cp frames/$1.mp4 "$2"
 """
@@ -56,7 +56,7 @@ class FaultyStorage:
     on_attempt: Callable[[int], object] = lambda _: None
     on_input: Callable[[], object] = lambda: None
     _last: str = ""
-    _shared: bool = False  # who orders a chunk goes through the proxy, too
+    _follows: str = ""  # what is in the path of the request before that of a further attempt
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reset(self) -> None:
@@ -77,7 +77,8 @@ class FaultyStorage:
 
         That of a work pool is saved, without credentials: each machine has its own.
         """
-        self._shared = kind in ("local", "work-pool")
+        # Who orders a chunk looks for it, too, or its run writes what failed.
+        self._follows = {"local": "/chunks/000000.json", "work-pool": "/runs/"}.get(kind, "")
         if kind == "work-pool":
             block = S3Bucket(
                 bucket_name=bucket.bucket_name, credentials=AwsCredentials(region_name=REGION)
@@ -96,13 +97,11 @@ class FaultyStorage:
             return self._gate(request)
 
     def _gate(self, request: Request) -> Answer | None:
-        # A worker makes sure of the job before its first chunk, and looks for the chunk's manifest
-        # before each further attempt: after who orders, if he is heard.
-        first = request.method == "HEAD" and request.path.endswith("/job.json")
+        # A worker makes sure of the job before its first chunk, or a run reads it, and looks for the
+        # chunk's manifest before each further attempt.
+        first = request.method in ("HEAD", "GET") and request.path.endswith("/job.json")
         further = request.method == "GET" and request.path.endswith("/chunks/000000.json")
-        if (first and not self.attempts) or (
-            further and (not self._shared or self._last == request.path)
-        ):
+        if (first and not self.attempts) or (further and self._follows in self._last):
             self.attempts += 1
             self.on_attempt(self.attempts)
         elif "/assets/" in request.path:
