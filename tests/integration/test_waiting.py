@@ -165,6 +165,7 @@ def test_slot_that_a_dead_server_held(
             GlobalConcurrencyLimitCreate(name="licence", limit=1)
         )
     options = {"adapter": "http-adapter/licensed", "storage": "s3-bucket/renders", **STITCH}
+    options |= {"output_file": str(tmp_path / "film.mp4")}
     first = save_job(tmp_path / "first", job_that_waits(tmp_path), "first.json")
     holder = api.submit("render-job/cloud", job=first, watch=False, **options)
 
@@ -188,7 +189,7 @@ def test_slot_that_a_dead_server_held(
     run = api.submit(
         "render-job/cloud", job=save_job(tmp_path, small_job()), watch=False, **options
     )
-    print(wait_for_end(api, run, 240).state)
+    wait_for_end(api, run, 240)
     assert len(frame_hashes(tmp_path / "film.mp4")) == 18
     assert api.flow_run(holder.id).state_name != "Completed"
 
@@ -201,7 +202,7 @@ def test_suspended_run(api: FarmClient, tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "chunks/00001.mp4").exists(), 60)
     with SyncPrefectClient(api.farm.api_url) as client:
         client.set_flow_run_state(run.id, Suspended(timeout_seconds=3600))
-        time.sleep(120)
+        time.sleep(100)  # a heartbeat is awaited for 90 s
         assert api.flow_run(run.id).state_name == "Suspended"
         (tmp_path / "go").touch()
         client.resume_flow_run(run.id)
