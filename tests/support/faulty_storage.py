@@ -97,8 +97,8 @@ class FaultyStorage:
             return self._gate(request)
 
     def _gate(self, request: Request) -> Answer | None:
-        # A worker makes sure of the job before its first chunk, or a run reads it, and looks for the
-        # chunk's manifest before each further attempt.
+        # A worker makes sure of the job before its first chunk, or a run reads it; before each
+        # further attempt it looks for the chunk's manifest.
         first = request.method in ("HEAD", "GET") and request.path.endswith("/job.json")
         further = request.method == "GET" and request.path.endswith("/chunks/000000.json")
         if (first and not self.attempts) or (further and self._follows in self._last):
