@@ -78,7 +78,7 @@ def by_pool(folder: Path, chunks: int, width: int) -> None:
         )
         assert [result.id for result in results] == list(range(chunks))
         figures |= {"seconds": machines.clock.now, "attempts": machines.attempts}
-        figures |= {"requests": machines.storage.requests}
+        figures |= {"requests": machines.storage.requests, "storage": machines.storage.size()}
         figures |= {"busy": machines.refused, "lost": machines.lost}
 
 
@@ -89,13 +89,15 @@ def measured(way: str, chunks: int, width: int) -> Iterator[dict[str, Any]]:
     before, started = time.process_time(), time.monotonic()
     yield figures
     cpu = time.process_time() - before - virtual.uncounted.seconds
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    storage = figures.get("storage", 0) / 1e6
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 - storage
     attempts, requests = figures["attempts"], figures["requests"]
     ideal = virtual.list_schedule(attempts, width)
     print(
         f"{chunks:,} chunks by {way}, {width:,} at once, {len(attempts):,} attempts, "
         f"{figures['lost']:,} lost, {figures['busy']:,} answers of 429\n"
-        f"  {1000 * cpu / chunks:.2f} ms of CPU a chunk (aim: 5), at most {memory:,.0f} MB (500)\n"
+        f"  {1000 * cpu / chunks:.2f} ms of CPU a chunk (aim: 5), at most {memory:,.0f} MB (500), "
+        f"without {storage:,.0f} MB of the virtual storage\n"
         f"  makespan {figures['seconds']:,.0f} s, {figures['seconds'] / ideal:.3f} times that of a "
         f"list schedule of the same attempts (1.1): {ideal:,.0f} s; all attempts added up and "
         f"divided by {width:,}: {sum(attempts) / width:,.0f} s; the longest: {max(attempts):,.0f}\n"

@@ -18,6 +18,9 @@ from tenacity import stop_after_attempt, wait_fixed
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
+    JobError,
+    RenderFarmError,
+    SetupError,
     StorageError,
     StorageRefused,
     WorkerLost,
@@ -147,11 +150,11 @@ def test_known_chunk_is_asked_for_again(
     assert second.take_over(second.job.chunks[2]) is None
 
 
-def failed_run(folder: JobState) -> BatchRun:
+def failed_run(folder: JobState, **labels: str) -> BatchRun:
     """Return a run of all chunks that has failed."""
     run: Any = SimpleNamespace(
         id=uuid4(), name="chunks", work_pool_name="p", infrastructure_pid="c:" + 64 * "a",
-        state=Failed(message="no route to the storage"),
+        state=Failed(message="no route to the storage"), labels=labels,
     )  # fmt: skip
     return BatchRun(run, list(folder.job.chunks))
 
@@ -187,6 +190,21 @@ def test_run_without_a_word_counts_as_lost(tmp_path: Path) -> None:
     where = r"on work pool 'p' \(container aaaaaaaaaaaa\): ended as Failed: no route to the storage"
     with pytest.raises(WorkerLost, match=f"4 runs that were at it were lost; .*{where}"):
         runs.count_loss(run, runs._notes(run))
+
+
+@pytest.mark.parametrize("error", [StorageRefused, SetupError, JobError])
+def test_run_that_can_only_label_itself(tmp_path: Path, error: type[RenderFarmError]) -> None:
+    """What would end another run, too, ends the job, though it is not in the storage."""
+    folder = away(tmp_path)
+    run = failed_run(folder, **{"renderfarm.error": error.__name__})
+    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
+    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(retries=3), Failures(), 1)
+    with pytest.raises(error, match=r"^no route to the storage$"):
+        runs.count_loss(run, runs._notes(run))
+    for lost in ("StorageError", "WorkerLost", "KeyError"):
+        run = failed_run(folder, **{"renderfarm.error": lost})
+        runs.count_loss(run, runs._notes(run))
+    assert runs.lost == {0: 3}
 
 
 def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(

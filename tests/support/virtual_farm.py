@@ -11,6 +11,7 @@ import functools
 import heapq
 import io
 import itertools
+import sys
 import time
 from bisect import bisect_right, insort
 from collections import Counter, deque
@@ -115,6 +116,13 @@ class VirtualStorage:
         """Return the bytes of an object; None if it does not exist."""
         return self._objects.get(key)
 
+    def size(self) -> int:
+        """Return the bytes that its objects take of the memory of this process."""
+        containers = sys.getsizeof(self._objects) + sys.getsizeof(self._keys)
+        return containers + sum(
+            sys.getsizeof(key) + sys.getsizeof(data) for key, data in self._objects.items()
+        )
+
     @uncounted
     def _answer(self, request: Any, **_: Any) -> AWSResponse:
         url = urlsplit(request.url)
@@ -195,6 +203,7 @@ class VirtualPool:
         paid: Seconds that machines have rendered, lost and superfluous attempts included.
         attempts: The seconds of each attempt, in the order in which they began.
         published: How often a machine rendered each chunk to its end.
+        started: Number of runs.
         refused: Number of starts of runs that were answered with 429.
     """
 
@@ -208,6 +217,7 @@ class VirtualPool:
     attempts: list[float] = field(default_factory=list)
     published: Counter[int] = field(default_factory=Counter)
     lost: int = 0
+    started: int = 0
     refused: int = 0
     runs: dict[UUID, FlowRun] = field(default_factory=dict)
     _busy: int = 0
@@ -229,7 +239,7 @@ class VirtualPool:
     @uncounted
     def start_run(self, _: str, parameters: Mapping[str, Any], **__: Any) -> FlowRun:
         """Start the machine of a run. See `prefect_api`."""
-        if len(self.runs) % 100 == 99 and not self._busy:
+        if self.started % 100 == 99 and not self._busy:
             self._busy = 4  # answers, of which the last one is a run
         if self._busy > 1:
             self._busy -= 1
@@ -238,6 +248,7 @@ class VirtualPool:
             answer = httpx.Response(429, request=request)
             raise PrefectHTTPStatusError("429", request=request, response=answer)
         self._busy = 0
+        self.started += 1
         number = uuid4()
         self.runs[number] = self._run(number, Pending())
         todo = iter(list(parameters["chunk_ids"]))
@@ -247,12 +258,18 @@ class VirtualPool:
 
     @uncounted
     def read_runs(self, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
-        """Return how runs are."""
-        return {number: self.runs[number] for number in ids}
+        """Return how runs are. Whoever knows that a run has ended asks no more for it."""
+        found = {number: self.runs[number] for number in ids if number in self.runs}
+        for number, run in found.items():
+            if run.state is not None and run.state.is_final():
+                del self.runs[number]
+        return found
 
     @uncounted
     def end_run(self, number: UUID, _: str) -> None:
         """Cancel a run."""
+        if number not in self.runs:
+            return
         self.runs[number] = self._run(number, Cancelling())
         self.clock.at(_END_SECONDS, lambda: self._end(number, Cancelled()))
 
@@ -262,7 +279,7 @@ class VirtualPool:
         )
 
     def _goes_on(self, number: UUID) -> bool:
-        state = self.runs[number].state
+        state = self.runs[number].state if number in self.runs else None
         return state is not None and (state.is_pending() or state.is_running())
 
     def _end(self, number: UUID, state: State[Any]) -> None:

@@ -8,7 +8,8 @@ import time
 import pytest
 from processes_here import wait_for
 
-from prefect_renderfarm.blocks.runtime.repeat import periodic
+from prefect_renderfarm.blocks.runtime import repeat
+from prefect_renderfarm.blocks.runtime.repeat import once_a_minute, periodic
 
 
 def test_calls_go_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -53,3 +54,22 @@ def test_call_under_way(wait: bool) -> None:
             threading.Timer(0.2, go.set).start()
     assert ended.is_set() is wait
     go.set()
+
+
+def test_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line is told, and then one a minute; a text is made only if it is told."""
+    now, made = [100.0], 0
+    monkeypatch.setattr(repeat.time, "monotonic", lambda: now[0])
+    told: list[str] = []
+    tell = once_a_minute(told.append)
+
+    def text() -> str:
+        nonlocal made
+        made += 1
+        return "made"
+
+    for seconds, line in ((0, "first"), (59, text), (60, text), (119, "late"), (120, "last")):
+        now[0] = 100.0 + seconds
+        tell(line)
+    assert told == ["first", "made", "last"]
+    assert made == 1
