@@ -11,6 +11,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +53,7 @@ _MOST_DELETED = 1000
 _MOST_LISTED = 1000
 # What is listed for each object that is looked for: a chunk's manifest, file, log and picture.
 _LISTED_EACH = 4
+_NEVER = datetime.min.replace(tzinfo=UTC)  # of folders
 # Amazon S3 User Guide, "Uploading and copying objects using multipart upload": larger files go in
 # parts, each of which is a request.
 _MOST_IN_ONE_PART = 100_000_000
@@ -190,31 +192,36 @@ class BucketStore(ObjectStore):
         """
         left, found = sorted(set(keys)), dict[str, StoredObject]()
         folder = os.path.commonprefix([*left[:1], *left[-1:]])  # noqa: RUF071 -- of characters
+        flat = not any("/" in key[len(folder) :] for key in left)
         more = True
         while left and more:
             count = min(_LISTED_EACH * (len(left) + 1), _MOST_LISTED)
-            page, more = self._page(folder, left[0][:-1], count)
+            page, more = self._page(folder, left[0][:-1], count, flat=flat)
             found |= {one.key: one for one in page}
             left = left[bisect_right(left, page[-1].key) if page else len(left) :]
         return {key: found[key] for key in keys if key in found}
 
     def _page(
-        self, prefix: str, after: str, count: int = _MOST_LISTED
+        self, prefix: str, after: str, count: int = _MOST_LISTED, *, flat: bool = False
     ) -> tuple[list[StoredObject], bool]:
         """Return the first objects with a prefix after a key, by keys; and whether there are more.
 
-        Cloud Storage begins with that key itself.
+        If `flat`, S3 gives a folder in the place of all that is in it: a list is for more chunks.
+        Cloud Storage begins with the key itself.
         """
         prefix, after = self.absolute(prefix), self.absolute(after)
         cut = len(self._folder)
         with self._errors("list", prefix):
             if (s3 := self._s3) is not None:
                 answer = s3.list_objects_v2(
-                    Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=count
-                )
+                    Bucket=self.bucket, Prefix=prefix, StartAfter=after, MaxKeys=count,
+                    **({"Delimiter": "/"} if flat else {}),
+                )  # fmt: skip
                 listed = answer.get("Contents", ())
                 page = [StoredObject(o["Key"][cut:], o["Size"], o["LastModified"]) for o in listed]
-                return page, answer["IsTruncated"]
+                folders = answer.get("CommonPrefixes", ())
+                page += [StoredObject(each["Prefix"][cut:], 0, _NEVER) for each in folders]
+                return sorted(page, key=lambda one: one.key), answer["IsTruncated"]
             if hasattr(self.block, "get_bucket"):
                 bucket, count = _out_of_the_log(self.block.get_bucket), count + 1
                 blobs = list(bucket.list_blobs(count, prefix=prefix, start_offset=after))

@@ -55,6 +55,16 @@ def test_objects_are_written_read_listed_deleted(s3: S3Server, tmp_path: Path) -
             ("a/file", 20_000_000),
             ("a/note", 5),
         }
+        for name in ("c/000000.json", "c/000001.json", "c/000003.json"):
+            store.write(name, b"{}")
+            for number in range(20):
+                store.write(f"{name.removesuffix('.json')}/0/{number}", b"")
+        wanted = [f"c/{number:06d}.json" for number in range(5)]
+        found = store.find(wanted)
+        assert list(found) == [wanted[0], wanted[1], wanted[3]]
+        assert {each.size for each in found.values()} == {2}
+        assert set(store.find([*wanted[2:], "c/000001/0/7"])) == {wanted[3], "c/000001/0/7"}
+        store.delete([each.key for each in store.objects("c")])
         store.delete(["a/note", "a/never"])
         prefix = f"{folder}/" if folder else ""
         assert keys(block) == [f"{prefix}a/file", f"{prefix}ab/note"]

@@ -49,6 +49,7 @@ _LISTED = (
     "<Contents><Key>{}</Key><Size>{}</Size><LastModified>2026-12-01T00:00:00.000Z</LastModified>"
     "</Contents>"
 )
+_FOLDER = "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>"
 _LIST = "<ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
 _NOTICED_SECONDS = 30.0  # until the server knows that a machine is gone
 _END_SECONDS = 5.0  # until a run that is cancelled has ended
@@ -156,15 +157,23 @@ class VirtualStorage:
     def _list(self, query: Mapping[str, list[str]]) -> bytes:
         prefix, most = query.get("prefix", [""])[0], int(query["max-keys"][0])
         after = max(query.get("start-after", [""])[0], prefix[:-1])
-        first = bisect_right(self._keys, after)
-        rest = itertools.islice(self._keys, first, None)
-        named = itertools.takewhile(
-            lambda key: key.startswith(prefix), itertools.dropwhile(lambda k: k < prefix, rest)
-        )
-        keys = list(itertools.islice(named, most + 1))
-        listed = "".join(_LISTED.format(escape(k), len(self._objects[k])) for k in keys[:most])
-        more = str(len(keys) > most).lower()
-        return _LIST.format(more, listed).encode()
+        listed: list[str] = []
+        at = bisect_right(self._keys, after)
+        while at < len(self._keys) and len(listed) <= most:
+            key = self._keys[at]
+            if key > prefix and not key.startswith(prefix):
+                break
+            at += 1
+            if key < prefix:
+                continue
+            folder, slash, _ = key[len(prefix) :].partition("/")
+            if slash and "delimiter" in query:
+                folder = f"{prefix}{folder}/"
+                listed.append(_FOLDER.format(escape(folder)))
+                at = bisect_right(self._keys, folder + "\U0010ffff")
+            else:
+                listed.append(_LISTED.format(escape(key), len(self._objects[key])))
+        return _LIST.format(str(len(listed) > most).lower(), "".join(listed[:most])).encode()
 
 
 class Clock:
