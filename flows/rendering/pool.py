@@ -341,6 +341,8 @@ class ChunkRuns:
             f" (container {place})" if place else ""
         )
         why = run.lost or f"ended as {state.name}: {state.message}"
+        if state.is_crashed() and run.run.start_time is None:
+            why += " (it never began: what it printed is in the log of its pool's worker)"
         first = run.chunks[0].id
         if not run.lost:
             if state.is_completed():

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from jobs import small_job
-from prefect.states import Failed
+from prefect.states import Crashed, Failed
 from prefect_aws.s3 import S3Bucket
 from shared_jobs import SAME, one_with_sound, prepared, render
 from tenacity import stop_after_attempt, wait_fixed
@@ -205,6 +205,18 @@ def test_run_that_can_only_label_itself(tmp_path: Path, error: type[RenderFarmEr
         run = failed_run(folder, **{"renderfarm.error": lost})
         runs.count_loss(run, runs._notes(run))
     assert runs.lost == {0: 3}
+
+
+def test_run_that_never_began(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A container that ends before its flow begins has told only its worker why."""
+    folder = away(tmp_path)
+    run = failed_run(folder)
+    run.run.state, run.run.start_time = Crashed(message="exit code 1"), None
+    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
+    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(), Failures(), 1)
+    runs.count_loss(run, runs._notes(run))
+    told = "exit code 1 (it never began: what it printed is in the log of its pool's worker)"
+    assert told in caplog.text
 
 
 def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(
