@@ -43,7 +43,7 @@ demo: $(LINKED)
 test: check
 	@$(PYTEST)
 
-test-all: test test-long docs
+test-all: test docs test-long
 
 test-long: $(LINKED)
 	@$(PYTEST) -m long

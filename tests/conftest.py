@@ -68,6 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.index(item.path) if item.path in order else len(order))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the long tests for which a slow machine has no time: `.ci/run` says until when."""
+    until = float(os.environ.get("RENDERFARM_TESTS_UNTIL", "inf"))
+    if item.get_closest_marker("long") and time.time() > until:
+        pytest.skip("no time is left (RENDERFARM_TESTS_UNTIL): run `make test-long`")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop the farm when all test processes have ended; what it wrote stays if a test failed."""
     if FARM.exists() and not hasattr(session.config, "workerinput"):
