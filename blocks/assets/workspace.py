@@ -50,6 +50,15 @@ def require_room(folder: Path, size: int = 0) -> None:
         )
 
 
+def require_chosen_disk() -> None:
+    """Raise WorkerLost if the folder of TMPDIR is full: Python would fill the disk of /tmp then.
+
+    See `tempfile.gettempdir` (https://docs.python.org/3/library/tempfile.html).
+    """
+    if (chosen := os.environ.get("TMPDIR")) and (folder := Path(chosen)).is_dir():
+        require_room(folder)
+
+
 class AssetCache:
     """Fetched files by name, in a folder that this user's workers on this machine share.
 

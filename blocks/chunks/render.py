@@ -22,7 +22,12 @@ from prefect.utilities.dispatch import lookup_type
 from pydantic import BaseModel, ConfigDict
 
 from prefect_renderfarm.blocks.assets.inputs import lay_out
-from prefect_renderfarm.blocks.assets.workspace import MIN_FREE_BYTES, disk_errors, require_room
+from prefect_renderfarm.blocks.assets.workspace import (
+    MIN_FREE_BYTES,
+    disk_errors,
+    require_chosen_disk,
+    require_room,
+)
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -146,6 +151,7 @@ def render_here(
     if (place := (request.storage.model_dump_json(), request.key)) not in _found:
         store.require_job()
         _found.add(place)
+    require_chosen_disk()
     with tempfile.TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         require_room(folder)

@@ -191,6 +191,26 @@ def test_full_disk_of_a_worker(
         assert re.search(rf"chunk {chunk}: worker \S+: {words}", told), told
 
 
+@pytest.mark.usefixtures("api")
+def test_full_disk_at_the_start_of_a_worker(
+    storage: FaultyStorage, work: Work, bucket: S3Bucket, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """TMPDIR is full already, and Python would take /tmp: nothing is rendered there."""
+    disk = storage.temporary
+    if not disk.is_mount():
+        pytest.skip("a small disk can only be mounted by root")
+    monkeypatch.setenv("TMPDIR", str(disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    fill(disk)
+    assert tempfile.gettempdir() != str(disk)
+    with pytest.raises(
+        WorkerLost, match=rf"disk at '{disk}' has only [\d,]+ bytes free: free some"
+    ):
+        render(work, LocalAdapter(), bucket, tmp_path)
+    assert work.begun() == []
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, S3Server]]:
     """Start an S3 server with another secret, and one with no bucket."""
