@@ -34,6 +34,7 @@ from prefect_renderfarm.flows.state.job_state import JobState
 RELEASED = "Released"
 # How often the server is asked how the run is, where it does not tell by itself.
 _ASK_SECONDS = 10.0
+_ASK_AHEAD_SECONDS = 20.0  # while chunks render: nobody waits for it yet
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _AHEAD_POLL_SECONDS = 0.25
@@ -211,7 +212,7 @@ def starting_ahead(
         due = now.waiting == 0 if left is None else left <= lead
         if not due or len(now.finished) <= finished_at_start or time.monotonic() < ask_at:
             return
-        ask_at = time.monotonic() + _ASK_SECONDS
+        ask_at = time.monotonic() + _ASK_AHEAD_SECONDS
         if not merge_run.alive():
             finished_at_start = len(now.finished)  # a start that fails is not tried again at once
             merge_run.start()

@@ -42,6 +42,7 @@ _OPEN = {"type": {"any_": [kind for kind in StateType if kind not in TERMINAL_ST
 _WORKER_POLL_SECONDS = 1.0
 # Six requests a minute; a cancelled run has 10 s left to end its commands within 20 s.
 _ASK_SECONDS = 10.0
+_ASK_ABOUT_PARENT_SECONDS = 15.0
 # Prefect's process worker and `prefect flow-run execute` set this to "false" for the runs that they
 # end themselves (prefect.flow_engine, `_engine_owns_cancellation_handling`).
 _SUPERVISED = "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS"
@@ -111,7 +112,7 @@ def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
     """Return a function that says why the current flow run's parent renders no more chunks.
 
     It returns None while the parent runs, and while the server does not answer: chunks come without
-    a server, too. The server is asked once in 10 s. `crashed`: a parent that the server calls
+    a server, too. The server is asked once in 15 s. `crashed`: a parent that the server calls
     crashed renders no more; it may be alive, and cut off from the server.
     """
     parent = this_run.parent_flow_run_id
@@ -122,7 +123,7 @@ def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
         nonlocal due
         if parent is None or time.monotonic() < due:
             return None
-        due = time.monotonic() + _ASK_SECONDS
+        due = time.monotonic() + _ASK_ABOUT_PARENT_SECONDS
         try:
             with get_client(sync_client=True) as client:
                 run = client.read_flow_run(UUID(str(parent)))
