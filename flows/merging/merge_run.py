@@ -34,7 +34,7 @@ from prefect_renderfarm.flows.state.job_state import JobState
 RELEASED = "Released"
 # How often the server is asked how the run is, where it does not tell by itself.
 _ASK_SECONDS = 10.0
-_ASK_AHEAD_SECONDS = 20.0  # while chunks render: nobody waits for it yet
+_ASK_AHEAD_SECONDS = 30.0  # while chunks render: nobody waits for it yet
 # A merge run whose process is lost is started again; one that is lost this often is at fault.
 _MOST_LOST = 3
 _AHEAD_POLL_SECONDS = 0.25

@@ -26,7 +26,7 @@ from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderRepo
 from prefect_renderfarm.flows.runs.report import about, summarized
 from prefect_renderfarm.flows.runs.timeline import bars_of, timeline
 
-# The artifact is sent whole: often while a job is young, then once in a fifth of its age.
+# The artifact is sent whole: often while a job is young, then once in a quarter of its age.
 _FIRST_SECONDS, _MOST_SECONDS = 5.0, 60.0
 _POLL_SECONDS = 1.0
 # Nobody reads a longer table, and the page that shows it becomes slow.
@@ -104,7 +104,7 @@ class JobPage:
             nonlocal due
             if (now := time.monotonic()) < due:
                 return
-            due = now + min(max(_FIRST_SECONDS, (now - began) / 5), _MOST_SECONDS)
+            due = now + min(max(_FIRST_SECONDS, (now - began) / 4), _MOST_SECONDS)
             shown = look()
             self._publish("rendering", self._progress(shown, seconds_left()), shown)
 
