@@ -11,8 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -169,12 +169,21 @@ def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
     else:
         look, seconds = _state_watch(end, with_job), _ASK_SECONDS
     try:
-        with periodic(lambda: reason or look(), seconds, "watch on the run"):
+        # Outside the block the signal would end the run as Crashed: the watch ends before that.
+        with periodic(lambda: reason or look(), seconds, "watch on the run", wait=True):
             yield
     except TerminationSignal:
         if supervised or not reason:
             raise
         raise RunCancelled(reason) from None
+    except Exception:
+        # A run that this one started may have known of the cancel sooner. The server lets a run
+        # that is Cancelling end as nothing but Cancelled.
+        with suppress(Exception):
+            reason = _reason_to_end([this_run.id], cancelling=True)
+        if reason:
+            raise RunCancelled(reason) from None
+        raise
 
 
 def _worker_watch(end: Callable[[str], None]) -> Callable[[], None]:
@@ -197,14 +206,21 @@ def _state_watch(end: Callable[[str], None], with_job: bool) -> Callable[[], Non
     ids = {this_run.id, this_run.parent_flow_run_id if with_job else None} - {None}
 
     def look() -> None:
-        for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
-            state = run.state or Scheduled()
-            # One that the server calls crashed may be alive, and was cut off from the server.
-            if state.is_cancelling() or (state.is_final() and not state.is_crashed()):
-                cancelled = state.is_cancelling() or state.is_cancelled()
-                how = "was cancelled" if cancelled else f"ended as {state.name}"
-                why = f": {state.message}" if state.is_cancelling() and state.message else ""
-                end(f"flow run {run.name!r} {how}{why}")
-                return
+        if reason := _reason_to_end(ids):
+            end(reason)
 
     return look
+
+
+def _reason_to_end(ids: Iterable[str], *, cancelling: bool = False) -> str:
+    """Return which of some runs was cancelled, or, without `cancelling`, ended; "" if none."""
+    for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
+        state = run.state or Scheduled()
+        # One that the server calls crashed may be alive, and was cut off from the server.
+        over = state.is_final() and not state.is_crashed() and not cancelling
+        if state.is_cancelling() or over:
+            cancelled = state.is_cancelling() or state.is_cancelled()
+            how = "was cancelled" if cancelled else f"ended as {state.name}"
+            why = f": {state.message}" if state.is_cancelling() and state.message else ""
+            return f"flow run {run.name!r} {how}{why}"
+    return ""
