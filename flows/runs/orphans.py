@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -109,31 +109,28 @@ def _reason(run: FlowRun) -> str:
 
 
 def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
-    """Return a function that says why the current flow run's parent renders no more chunks.
+    """Return a function that says why no more chunks come for the current run, or are wanted.
 
-    It returns None while the parent runs, and while the server does not answer: chunks come without
-    a server, too. The server is asked once in 15 s. `crashed`: a parent that the server calls
-    crashed renders no more; it may be alive, and cut off from the server.
+    That is if the run, or the one that started it, is cancelled, or that one has ended. It returns
+    None while they run, and while the server does not answer: chunks come without a server, too.
+    The server is asked once in 15 s. `crashed`: a parent that the server calls crashed renders no
+    more; it may be alive, and cut off from the server.
     """
-    parent = this_run.parent_flow_run_id
+    own = this_run.id if deployment.id is not None else None
+    ids = [run_id for run_id in (this_run.parent_flow_run_id, own) if run_id is not None]
     log = run_log()
     due = 0.0
 
     def ask() -> str | None:
         nonlocal due
-        if parent is None or time.monotonic() < due:
+        if not ids or time.monotonic() < due:
             return None
         due = time.monotonic() + _ASK_ABOUT_PARENT_SECONDS
         try:
-            with get_client(sync_client=True) as client:
-                run = client.read_flow_run(UUID(str(parent)))
+            return _reason_to_end(ids, crashed=crashed) or None
         except Exception as error:
             log.warning("the server does not say how the rendering is: %s", error)
             return None
-        state = run.state
-        if state is None or not state.is_final() or (state.is_crashed() and not crashed):
-            return None
-        return f"render-job run {run.name!r} ended as {state.name}"
 
     return ask
 
@@ -175,15 +172,15 @@ def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
     except TerminationSignal:
         if supervised or not reason:
             raise
-        raise RunCancelled(reason) from None
     except Exception:
-        # A run that this one started may have known of the cancel sooner. The server lets a run
-        # that is Cancelling end as nothing but Cancelled.
-        with suppress(Exception):
-            reason = _reason_to_end([this_run.id], cancelling=True)
-        if reason:
-            raise RunCancelled(reason) from None
-        raise
+        # A run that this one started may have known of the cancel sooner.
+        reason = _own_reason_to_end()
+        if not reason:
+            raise
+    else:
+        reason = _own_reason_to_end()
+    if reason:  # and nothing else: the server lets a run that is Cancelling only be Cancelled
+        raise RunCancelled(reason) from None
 
 
 def _worker_watch(end: Callable[[str], None]) -> Callable[[], None]:
@@ -212,13 +209,22 @@ def _state_watch(end: Callable[[str], None], with_job: bool) -> Callable[[], Non
     return look
 
 
-def _reason_to_end(ids: Iterable[str], *, cancelling: bool = False) -> str:
-    """Return which of some runs was cancelled, or, without `cancelling`, ended; "" if none."""
+def _own_reason_to_end() -> str:
+    try:
+        return _reason_to_end([this_run.id])
+    except Exception as error:
+        run_log().warning("the server does not say whether the run was cancelled: %s", error)
+        return ""
+
+
+def _reason_to_end(ids: Iterable[str], *, crashed: bool = False) -> str:
+    """Return which of some runs is cancelled or has ended, and how; "" if none.
+
+    One that the server calls crashed may be alive, and was cut off: it counts if `crashed` is set.
+    """
     for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
         state = run.state or Scheduled()
-        # One that the server calls crashed may be alive, and was cut off from the server.
-        over = state.is_final() and not state.is_crashed() and not cancelling
-        if state.is_cancelling() or over:
+        if state.is_cancelling() or (state.is_final() and (crashed or not state.is_crashed())):
             cancelled = state.is_cancelling() or state.is_cancelled()
             how = "was cancelled" if cancelled else f"ended as {state.name}"
             why = f": {state.message}" if state.is_cancelling() and state.message else ""

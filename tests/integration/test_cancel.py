@@ -169,6 +169,26 @@ def test_sibling_of_a_failed_run(api: FarmClient, containers: Containers, tmp_pa
     assert rendered(tmp_path).keys() == {0, 2}
 
 
+def test_cancel_that_comes_too_late(
+    api: FarmClient, containers: Containers, tmp_path: Path
+) -> None:
+    """A run that has done its work before it looks at its state again ends as Cancelled, too."""
+    code = (
+        "import time, pathlib; pathlib.Path('merging').touch()\n"
+        "while not pathlib.Path('go').exists(): time.sleep(0.02)"
+    )
+    (tmp_path / "merge.py").write_text(code)
+    job = small_job(id="too late", merge_command=f"'{sys.executable}' merge.py")
+    render_job(job, job_dir=tmp_path, merge=False)
+    run = api.submit(f"merge-job/{POOL}", watch=False, job=job.to_json(), job_dir=tmp_path)
+    containers.start(run, "merge_job")
+    wait_for((tmp_path / "merging").exists, 60)
+    since = cancel(api, run)
+    (tmp_path / "go").touch()
+    containers.assert_ended(since, [])
+    print(message(api, run))
+
+
 def test_merge_run(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
     """A cancelled merge run ends the merge command, and makes no film."""
     code = "import time, pathlib; pathlib.Path('merging').touch(); time.sleep(600)"
