@@ -117,6 +117,7 @@ def test_a_stale_file_ends_nobody(tmp_path: Path) -> None:
         bystander.wait()
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its log's end is told, and nothing waits for it any more."""
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense://")

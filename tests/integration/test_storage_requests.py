@@ -59,7 +59,7 @@ def _kind(request: Request) -> str:
     return f"{request.method} {'manifest' if path.endswith('.json') else 'file'}"
 
 
-@pytest.mark.parametrize("kind", ["local", "http"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("http", marks=pytest.mark.long)])
 def test_requests_of_an_adapter(
     kind: str, counted: FaultyProxy, s3: S3Server, bucket: S3Bucket, tmp_path: Path
 ) -> None:
