@@ -44,6 +44,18 @@ class Containers:
                              stdout=log, stderr=log, start_new_session=True)
             )  # fmt: skip
 
+    def start_coordinator(self, job: str) -> FlowRun:
+        """Start the run of a job whose chunks wait, two in a run."""
+        adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
+        adapter.save("containers", overwrite=True)
+        spec = job_of(4, self._folder, f"--wait-for '{self._folder / 'go'}'", id=job)
+        run = self._api.submit(
+            f"render-job/{POOL}", job=save_job(self._folder, spec), watch=False,
+            adapter="work-pool-adapter/containers", **STITCH,
+        )  # fmt: skip
+        self.start(run, "render_job")
+        return run
+
     def start_batches(self, job: str, count: int) -> list[FlowRun]:
         """Start the runs that render a job's chunks, once they are there."""
         wait_for(lambda: len(batches(self._api, job)) == count, 60)
@@ -108,14 +120,7 @@ def test_coordinator(api: FarmClient, containers: Containers, tmp_path: Path) ->
 
 def test_coordinator_and_its_runs(api: FarmClient, containers: Containers, tmp_path: Path) -> None:
     """The runs of a cancelled coordinator end as soon as itself, not one wait after the other."""
-    adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
-    adapter.save("containers", overwrite=True)
-    job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'go'}'", id="in containers")
-    run = api.submit(
-        f"render-job/{POOL}", job=save_job(tmp_path, job), watch=False,
-        adapter="work-pool-adapter/containers", **STITCH,
-    )  # fmt: skip
-    containers.start(run, "render_job")
+    run = containers.start_coordinator("in containers")
     runs = containers.start_batches("in containers", 2)
     wait_for(lambda: set(rendered(tmp_path)) == {0, 2}, 60)
     children = containers.children()
@@ -132,14 +137,7 @@ def test_run_that_ends_before_its_coordinator(
     api: FarmClient, containers: Containers, tmp_path: Path
 ) -> None:
     """A coordinator that hears of the cancel from its own run first ends as Cancelled, too."""
-    adapter = two_runs(deployment=f"render-chunks/{POOL}", chunks_per_run=2)
-    adapter.save("containers", overwrite=True)
-    job = job_of(4, tmp_path, f"--wait-for '{tmp_path / 'go'}'", id="heard of")
-    run = api.submit(
-        f"render-job/{POOL}", job=save_job(tmp_path, job), watch=False,
-        adapter="work-pool-adapter/containers", **STITCH,
-    )  # fmt: skip
-    containers.start(run, "render_job")
+    run = containers.start_coordinator("heard of")
     wait_for(lambda: len(batches(api, "heard of")) == 2, 60)
     with SyncPrefectClient(api.farm.api_url) as client:
         client.set_flow_run_state(run.id, Cancelling())
