@@ -264,7 +264,7 @@ class ChunkFetcher:
             finally:
                 stop.set()
         # Whoever reads that a job has crashed or was cancelled is not to find its film later.
-        if reason := why_no_more_chunks()():
+        if reason := why_no_more_chunks(own=True)():
             raise RenderStopped(f"the film is not wanted any more: {reason}")
 
     def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:

@@ -20,7 +20,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed, Scheduled
@@ -28,7 +28,6 @@ from prefect.states import Crashed, Scheduled
 from prefect_renderfarm.blocks.runtime.prefect_api import (
     declare_crashed,
     end_run,
-    read_runs,
     run_log,
 )
 from prefect_renderfarm.blocks.runtime.repeat import periodic
@@ -108,16 +107,16 @@ def _reason(run: FlowRun) -> str:
     return f"flow run {run.name!r}, to which it belonged, has died or was ended"
 
 
-def why_no_more_chunks(*, crashed: bool = True) -> Callable[[], str | None]:
+def why_no_more_chunks(*, crashed: bool = True, own: bool = False) -> Callable[[], str | None]:
     """Return a function that says why no more chunks come for the current run, or are wanted.
 
-    That is if the run, or the one that started it, is cancelled, or that one has ended. It returns
-    None while they run, and while the server does not answer: chunks come without a server, too.
-    The server is asked once in 15 s. `crashed`: a parent that the server calls crashed renders no
-    more; it may be alive, and cut off from the server.
+    That is if the run that started it is cancelled or has ended, or, with `own`, if itself is
+    cancelled. It returns None while they run, and while the server does not answer: chunks come
+    without a server, too. The server is asked once in 15 s. `crashed`: a parent that the server
+    calls crashed renders no more; it may be alive, and cut off from the server.
     """
-    own = this_run.id if deployment.id is not None else None
-    ids = [run_id for run_id in (this_run.parent_flow_run_id, own) if run_id is not None]
+    itself = this_run.id if own and deployment.id is not None else None
+    ids = [run_id for run_id in (this_run.parent_flow_run_id, itself) if run_id is not None]
     log = run_log()
     due = 0.0
 
@@ -221,8 +220,14 @@ def _reason_to_end(ids: Iterable[str], *, crashed: bool = False) -> str:
     """Return which of some runs is cancelled or has ended, and how; "" if none.
 
     One that the server calls crashed may be alive, and was cut off: it counts if `crashed` is set.
+    A run is one request; a filter would be two, one of them for a CSRF token.
     """
-    for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
+    for run_id in ids:
+        try:
+            with get_client(sync_client=True) as client:
+                run = client.read_flow_run(UUID(str(run_id)))
+        except ObjectNotFound:  # deleted by a person
+            continue
         state = run.state or Scheduled()
         if state.is_cancelling() or (state.is_final() and (crashed or not state.is_crashed())):
             cancelled = state.is_cancelling() or state.is_cancelled()
