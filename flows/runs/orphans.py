@@ -7,6 +7,7 @@ the server for ever; the runs that it started on work pools go on.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Crashed, Scheduled
@@ -28,6 +29,7 @@ from prefect.states import Crashed, Scheduled
 from prefect_renderfarm.blocks.runtime.prefect_api import (
     declare_crashed,
     end_run,
+    read_runs,
     run_log,
 )
 from prefect_renderfarm.blocks.runtime.repeat import periodic
@@ -118,6 +120,8 @@ def why_no_more_chunks(*, crashed: bool = True, own: bool = False) -> Callable[[
     itself = this_run.id if own and deployment.id is not None else None
     ids = [run_id for run_id in (this_run.parent_flow_run_id, itself) if run_id is not None]
     log = run_log()
+    # With the run's client; a new one would ask for a CSRF token each time.
+    context = contextvars.copy_context()
     due = 0.0
 
     def ask() -> str | None:
@@ -126,7 +130,7 @@ def why_no_more_chunks(*, crashed: bool = True, own: bool = False) -> Callable[[
             return None
         due = time.monotonic() + _ASK_ABOUT_PARENT_SECONDS
         try:
-            return _reason_to_end(ids, crashed=crashed) or None
+            return context.copy().run(_reason_to_end, ids, crashed=crashed) or None
         except Exception as error:
             log.warning("the server does not say how the rendering is: %s", error)
             return None
@@ -220,14 +224,8 @@ def _reason_to_end(ids: Iterable[str], *, crashed: bool = False) -> str:
     """Return which of some runs is cancelled or has ended, and how; "" if none.
 
     One that the server calls crashed may be alive, and was cut off: it counts if `crashed` is set.
-    A run is one request; a filter would be two, one of them for a CSRF token.
     """
-    for run_id in ids:
-        try:
-            with get_client(sync_client=True) as client:
-                run = client.read_flow_run(UUID(str(run_id)))
-        except ObjectNotFound:  # deleted by a person
-            continue
+    for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
         state = run.state or Scheduled()
         if state.is_cancelling() or (state.is_final() and (crashed or not state.is_crashed())):
             cancelled = state.is_cancelling() or state.is_cancelled()
