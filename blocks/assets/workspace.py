@@ -53,9 +53,11 @@ def require_room(folder: Path, size: int = 0) -> None:
 def require_chosen_disk() -> None:
     """Raise WorkerLost if the folder of TMPDIR is full: Python would fill the disk of /tmp then.
 
-    See `tempfile.gettempdir` (https://docs.python.org/3/library/tempfile.html).
+    TEMP and TMP count where it is not set, as for `tempfile.gettempdir`
+    (https://docs.python.org/3/library/tempfile.html).
     """
-    if (chosen := os.environ.get("TMPDIR")) and (folder := Path(chosen)).is_dir():
+    chosen = next(filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), None)
+    if chosen and (folder := Path(chosen)).is_dir():
         require_room(folder)
 
 

@@ -192,15 +192,17 @@ def test_full_disk_of_a_worker(
 
 
 @pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("variable", ["TMPDIR", pytest.param("TMP", marks=pytest.mark.long)])
 def test_full_disk_at_the_start_of_a_worker(
     storage: FaultyStorage, work: Work, bucket: S3Bucket, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, variable: str,
 ) -> None:  # fmt: skip
     """TMPDIR is full already, and Python would take /tmp: nothing is rendered there."""
     disk = storage.temporary
     if not disk.is_mount():
         pytest.skip("a small disk can only be mounted by root")
-    monkeypatch.setenv("TMPDIR", str(disk))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(disk))
     monkeypatch.setattr(tempfile, "tempdir", None)
     fill(disk)
     assert tempfile.gettempdir() != str(disk)
