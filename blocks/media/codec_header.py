@@ -9,6 +9,7 @@ as user data: neither changes a picture, and both may differ between chunks of o
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import struct
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _SEI = {"h264": (6,), "hevc": (39, 40)}
 _SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}
 # Access unit delimiters, which transport streams have. The same tables.
 _DELIMITER = {"h264": 9, "hevc": 35}
+_START = b"\0\0\1"
 # ITU-T H.264, D.1.7: user data of an encoder of its own.
 _UNREGISTERED = 5
 # What tells of light: ITU-T H.274, 8: mastering display, content light level, the transfer that is
@@ -28,7 +30,8 @@ _UNREGISTERED = 5
 # mastering display.
 _LIGHT = (137, 144, 147, 148)
 _METADATA_OBU, _LIGHT_OBU = 5, (1, 2)
-_START = re.compile(rb"\x00\x00\x01")
+# The type and the size of a message are each the sum of such bytes: ITU-T H.264, 7.3.2.3.1.
+_MESSAGE = re.compile(rb"(\xff*[^\xff])(\xff*[^\xff])")
 # ISO/IEC 14496-2, 6.3.3, and ISO/IEC 13818-2, 6.3.4.1: user_data_start_code.
 _USER_DATA = re.compile(rb"\x00\x00\x01\xb2.*?(?=\x00\x00\x01|$)", re.DOTALL)
 # Lengths, checksums or bit rates of the file itself: FLAC's STREAMINFO (RFC 9639, 8.2), the header
@@ -44,10 +47,13 @@ def header_digest(codec: str, header: bytes | None) -> str | None:
     """
     if not header or codec in ONE_FILE_ONLY:
         return None
-    if codec in _SEI:
+    if codec in NAL_CODECS:
         with suppress(struct.error, IndexError):  # damaged: compared as it is
-            if told := sorted(_told(codec, header)):
-                header = b"".join(struct.pack(">I", len(unit)) + unit for unit in told)
+            units = list(_units(codec, header))
+            told = {unit for unit in units if _kind(codec, unit) in _SETS[codec]}
+            told.update(*(_messages(codec, unit) for unit in units))
+            if told:
+                header = b"".join(struct.pack(">I", len(unit)) + unit for unit in sorted(told))
     elif codec in ("mpeg4", "mpeg1video", "mpeg2video"):
         header = _USER_DATA.sub(b"", header)
     return digest(header)
@@ -68,25 +74,22 @@ def coded_units(codec: str, header: bytes, packet: bytes) -> list[bytes]:
     Parameter sets come first: a transport stream has those of mp4's header in the packet. Of equal
     units the last one counts.
     """
-    units = [*_units(codec, header), *_units_of_packet(codec, header, packet)]
-    last = reversed(dict.fromkeys(reversed(units)))
+    last = reversed(dict.fromkeys(reversed(list(_units(codec, header, packet)))))
     kept = [unit for unit in last if _kind(codec, unit) != _DELIMITER[codec]]
     return sorted(kept, key=lambda unit: _kind(codec, unit) not in _SETS[codec])
 
 
 def light_of_frame(codec: str, header: bytes, packet: bytes) -> str | None:
     """Return a digest of what a first frame tells of its light; None if its codec cannot tell."""
+    if codec not in ("av1", *NAL_CODECS):
+        return None
     told: list[bytes] = []
     with suppress(struct.error, IndexError):  # damaged, or only its beginning is here
         if codec == "av1":
             told += _metadata(packet)
-        elif codec in NAL_CODECS:
-            head = 1 if codec == "h264" else 2
-            for unit in coded_units(codec, header, packet):
-                if _kind(codec, unit) in _SEI[codec]:
-                    told += (each for each in _messages(unit[head:]) if each[3] in _LIGHT)
         else:
-            return None
+            for unit in coded_units(codec, header, packet):
+                told += (each for each in _messages(codec, unit) if each[3] in _LIGHT)
     return digest(*told) if told else "none"
 
 
@@ -114,75 +117,50 @@ def _kind(codec: str, unit: bytes) -> int:
     return unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
 
 
-def _told(codec: str, header: bytes) -> set[bytes]:
-    """Return the units of a header; of SEI units, their messages without encoders' notes."""
-    told: set[bytes] = set()
-    for unit in _units(codec, header):
-        kind = _kind(codec, unit)
-        if kind in _SEI[codec]:
-            told.update(_messages(unit[1 if codec == "h264" else 2 :]))
-        elif kind in _SETS[codec]:
-            told.add(unit)
-    return told
+def _units(codec: str, header: bytes, packet: bytes = b"") -> Iterator[bytes]:
+    """Give the NAL units of a header, then those of a packet.
 
-
-def _units(codec: str, header: bytes) -> Iterator[bytes]:
-    """Give the NAL units of a configuration record (ISO/IEC 14496-15), or between start codes."""
+    The header is a configuration record (ISO/IEC 14496-15), which tells the size of the lengths in
+    a packet, or both have start codes before their units.
+    """
     if header[:1] != b"\1":
-        yield from _units_between_start_codes(header)
+        found = [*header.split(_START)[1:], *packet.split(_START)[1:]]
+        yield from filter(None, (unit.rstrip(b"\0") for unit in found))
         return
+    data = io.BytesIO(header)
     if codec == "h264":  # 5.3.3.1.2: the sequence sets, then the picture sets
-        at = 5
+        data.seek(5)
         for mask in (31, 255):
-            count = header[at] & mask
-            at += 1
+            for _ in range(data.read(1)[0] & mask):
+                yield _sized(data)
+    else:  # 8.3.3.1.2: arrays of units of one type
+        data.seek(22)
+        for _ in range(data.read(1)[0]):
+            (count,) = struct.unpack(">xH", data.read(3))
             for _ in range(count):
-                (size,) = struct.unpack_from(">H", header, at)
-                yield header[at + 2 : at + 2 + size]
-                at += 2 + size
-        return
-    at = 23  # 8.3.3.1.2: arrays of units of one type
-    for _ in range(header[22]):
-        (count,) = struct.unpack_from(">H", header, at + 1)
-        at += 3
-        for _ in range(count):
-            (size,) = struct.unpack_from(">H", header, at)
-            yield header[at + 2 : at + 2 + size]
-            at += 2 + size
-
-
-def _units_between_start_codes(data: bytes) -> Iterator[bytes]:
-    for unit in _START.split(data)[1:]:
-        if unit := unit.rstrip(b"\0"):
+                yield _sized(data)
+    length = (header[4 if codec == "h264" else 21] & 3) + 1
+    data = io.BytesIO(packet)
+    while size := data.read(length):
+        if unit := data.read(int.from_bytes(size)).rstrip(b"\0"):
             yield unit
 
 
-def _units_of_packet(codec: str, header: bytes, packet: bytes) -> Iterator[bytes]:
-    """Give a packet's units; a configuration record tells the size of their lengths."""
-    if header[:1] != b"\1":
-        yield from _units_between_start_codes(packet)
+def _sized(data: io.BytesIO) -> bytes:
+    """Return what follows, its size in two bytes before it."""
+    (size,) = struct.unpack(">H", data.read(2))
+    return data.read(size)
+
+
+def _messages(codec: str, unit: bytes) -> Iterator[bytes]:
+    """Give the messages of a unit, if it is one of SEI, but those of encoders' own kind."""
+    if _kind(codec, unit) not in _SEI[codec]:
         return
-    length, at = (header[4 if codec == "h264" else 21] & 3) + 1, 0
-    while at < len(packet):
-        size = int.from_bytes(packet[at : at + length], "big")
-        if unit := packet[at + length : at + length + size].rstrip(b"\0"):
-            yield unit
-        at += length + size
-
-
-def _messages(unit: bytes) -> Iterator[bytes]:
-    """Give the messages of an SEI unit (ITU-T H.264, 7.3.2.3.1) but those of encoders' own kind."""
-    data = unit.replace(b"\0\0\3", b"\0\0")
+    data = unit[1 if codec == "h264" else 2 :].replace(b"\0\0\3", b"\0\0")
     at = 0
-    while at + 2 < len(data):
-        begin, values = at, []
-        for _ in range(2):  # type and size
-            value = 0
-            while data[at] == 255:
-                value, at = value + 255, at + 1
-            values.append(value + data[at])
-            at += 1
-        kind, size = values
+    while at + 2 < len(data) and (head := _MESSAGE.match(data, at)):
+        kind, size = map(sum, head.groups())
+        end = head.end() + size
         if kind != _UNREGISTERED:
-            yield b"SEI" + data[begin : at + size]
-        at += size
+            yield b"SEI" + data[at:end]
+        at = end
