@@ -15,7 +15,6 @@ import os
 import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -29,35 +28,35 @@ Result = TypeVar("Result")
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONUTF8")
 _MOST = 4  # processes, of some 50 MB each
 _BROKEN = 70  # sysexits(3), EX_SOFTWARE
-_LENGTH = struct.Struct(">Q")
-_PACKAGE = "prefect_renderfarm"
+_PACKAGE = "prefect_renderfarm.blocks"
 
-_slots = threading.BoundedSemaphore(min(_MOST, os.cpu_count() or 1))
-_lock = threading.Lock()
-_idle: list[subprocess.Popen[bytes]] = []
+# Those that wait for work, the last one in use first; None stands for one that may be started.
+_waiting: queue.LifoQueue[subprocess.Popen[bytes] | None]
 
 
 def _begin_anew() -> None:
     """Leave a parent's processes to it; its threads, which may hold a lock, are not here."""
-    global _slots, _lock
-    _idle.clear()
-    _slots, _lock = threading.BoundedSemaphore(min(_MOST, os.cpu_count() or 1)), threading.Lock()
+    global _waiting
+    _waiting = queue.LifoQueue()
+    for _ in range(min(_MOST, os.cpu_count() or 1)):
+        _waiting.put(None)
 
 
+_begin_anew()
 os.register_at_fork(after_in_child=_begin_anew)
 
 
 @atexit.register
 def _end_all() -> None:
-    while _idle:
-        _end(_idle.pop())
+    while not _waiting.empty():
+        if (process := _waiting.get()) is not None:
+            _end(process)
 
 
 def prepare() -> None:
     """Start a process, unless one waits for work: it needs a quarter of a second to begin."""
-    with _lock, suppress(OSError):  # whoever needs it is told
-        if not _idle:
-            _idle.append(_start())
+    with suppress(queue.Empty, OSError):  # all are at work; whoever needs one is told
+        _waiting.put(_take(wait=False))
 
 
 def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
@@ -66,53 +65,47 @@ def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any)
     MediaFault also says that the process did not survive.
     """
     task = (function.__module__, function.__name__, arguments, options)
-    with _slots:
+    for _ in range(2):  # the first one may have been killed by chance: for lack of memory
+        process, answer = _take(), None
         try:
-            succeeded, value = _ask(task)
-        except EOFError:  # perhaps by chance: killed for lack of memory
-            try:
-                succeeded, value = _ask(task)
-            except EOFError as error:
-                raise _died(*error.args) from None
-    if not succeeded:
-        raise value
-    return value  # type: ignore[no-any-return]
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
+            with suppress(OSError, EOFError, pickle.UnpicklingError):  # it has ended
+                pickle.dump(task, process.stdin)
+                process.stdin.flush()
+                answer = pickle.load(process.stdout)  # noqa: S301 -- written by this file
+        finally:
+            if answer is None:  # or this side no longer waits for it
+                _end(process)
+            _waiting.put(process)
+        if answer is not None:
+            succeeded, value = answer
+            if succeeded:
+                return value  # type: ignore[no-any-return]
+            raise value
+    raise _died(process.returncode)
 
 
-def _ask(task: object) -> Any:
-    """Return a process's answer; EOFError with its exit code if it has ended instead."""
-    process = _take()
-    assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
+def _take(*, wait: bool = True) -> subprocess.Popen[bytes]:
+    """Return a process that waits for work, or a new one; some may have been killed since."""
+    process = _waiting.get(wait)
     try:
-        _send(process.stdin, task)
-        answer = _receive(process.stdout)
-    except (OSError, EOFError):
-        raise EOFError(_end(process)) from None
-    except BaseException:  # this side no longer waits for the answer
-        _end(process)
+        if process is None or process.poll() is not None:
+            if process is not None:
+                _end(process)
+            process = _start()
+    except BaseException:
+        _waiting.put(process)
         raise
-    with _lock:
-        _idle.append(process)
-    return answer
+    return process
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """End a process, close its pipes, and return its exit code."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and close its pipes."""
     process.kill()
     for pipe in (process.stdin, process.stdout):
         with suppress(OSError):
             pipe.close()  # type: ignore[union-attr]
-    return process.wait()
-
-
-def _take() -> subprocess.Popen[bytes]:
-    """Return a process that waits for work, or a new one; some may have been killed since."""
-    with _lock:
-        while _idle:
-            if (process := _idle.pop()).poll() is None:
-                return process
-            _end(process)
-        return _start()
+    process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -138,46 +131,28 @@ def _died(code: int) -> Exception:
     )
 
 
-def _send(pipe: IO[bytes], message: object) -> None:
-    data = pickle.dumps(message)
-    pipe.write(_LENGTH.pack(len(data)) + data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    """Return the next message; EOFError if there is none, because the other side is gone."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (size,) = _LENGTH.unpack(head)
-    if len(data := pipe.read(size)) < size:
-        raise EOFError
-    return pickle.loads(data)  # noqa: S301 -- written by this file
-
-
 def _serve() -> None:
     """Call what is asked for, until the other side closes the pipe, even in the midst of a call."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    blocks = Path(__file__).resolve().parent.parent
-    for name, folder in ((_PACKAGE, blocks.parent), (f"{_PACKAGE}.blocks", blocks)):
-        package = types.ModuleType(name)  # without what the real one imports: Prefect
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
+    package = types.ModuleType(_PACKAGE)  # without what the real one imports: Prefect
+    package.__path__ = [str(Path(__file__).resolve().parent.parent)]
+    sys.modules[_PACKAGE] = package
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_work, args=[tasks, answers], daemon=True).start()
     try:
         while True:
-            tasks.put(_receive(sys.stdin.buffer))
-    except EOFError:
+            tasks.put(pickle.load(sys.stdin.buffer))  # noqa: S301 -- written by this file
+    finally:
         os._exit(0)
 
 
 def _work(tasks: queue.SimpleQueue[Any], answers: IO[bytes]) -> None:
     try:
-        importlib.import_module(f"{_PACKAGE}.blocks.media.reader")
+        importlib.import_module(f"{_PACKAGE}.media.reader")
         while True:
-            _send(answers, _answer(*tasks.get()))
+            pickle.dump(_answer(*tasks.get()), answers)
+            answers.flush()
     finally:
         os._exit(_BROKEN)
 
@@ -188,11 +163,9 @@ def _answer(
     try:
         return True, getattr(importlib.import_module(module), name)(*arguments, **options)
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 -- its own
-        except Exception:
-            return False, RuntimeError(f"{type(error).__name__}: {error}")
-        return False, error
+        with suppress(Exception):
+            return False, pickle.loads(pickle.dumps(error))  # noqa: S301 -- its own
+        return False, RuntimeError(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
