@@ -79,7 +79,7 @@ def coded_units(codec: str, header: bytes, packet: bytes) -> list[bytes]:
     return sorted(kept, key=lambda unit: _kind(codec, unit) not in _SETS[codec])
 
 
-def light_of_frame(codec: str, header: bytes, packet: bytes) -> str | None:
+def light_of_frame(codec: str, header: bytes | None, packet: bytes) -> str | None:
     """Return a digest of what a first frame tells of its light; None if its codec cannot tell."""
     if codec not in ("av1", *NAL_CODECS):
         return None
@@ -88,7 +88,7 @@ def light_of_frame(codec: str, header: bytes, packet: bytes) -> str | None:
         if codec == "av1":
             told += _metadata(packet)
         else:
-            for unit in coded_units(codec, header, packet):
+            for unit in coded_units(codec, header or b"", packet):
                 told += (each for each in _messages(codec, unit) if each[3] in _LIGHT)
     return digest(*told) if told else "none"
 

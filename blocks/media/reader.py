@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from prefect_renderfarm.blocks.errors import MediaFault
-from prefect_renderfarm.blocks.media.codec_header import light_of_frame
+from prefect_renderfarm.blocks.media.codec_header import NAL_CODECS, light_of_frame
 from prefect_renderfarm.blocks.media.frame_grid import exact, frame_order, reorder_depth
 from prefect_renderfarm.blocks.media.image_sequence import (
     complete_images,
@@ -137,16 +137,7 @@ def read_media(
         if verify is not Verify.DECODE and (media := read_by_index(path, fps, first)) is not None:
             return media
         first = replace(first, mp4_track=None)  # a large part of what the process is sent
-    options = {"first": first, "verify": verify, "planned": planned}
-    return read_apart(read_in_full, path.absolute(), fps, **options)
-
-
-def read_in_full(
-    path: Path, fps: Fraction | None, *, first: Media | None, verify: Verify, planned: int | None
-) -> Media:
-    """Read a file as `read_media` does, with libav, in this process."""
-    with faults():
-        return _read_in_full(path, fps, first, verify, planned)
+    return read_apart(read_in_full, path.absolute(), fps, first, verify, planned)
 
 
 @contextmanager
@@ -158,18 +149,18 @@ def faults() -> Iterator[None]:
         raise MediaFault(f"cannot be read ({_reason(error)}): is it complete?") from None
 
 
-def _read_in_full(
+@faults()
+def read_in_full(
     path: Path, fps: Fraction | None, first: Media | None, verify: Verify, planned: int | None
 ) -> Media:
+    """Read a file as `read_media` does, with libav, in this process."""
     if is_image_sequence(path):
         images = complete_images(path)
         if fps is None:
             raise MediaFault(f"has {len(images)} images, which have no frame rate: give fps")
         signature = read_images(images, decode=verify is not Verify.HEADER)
         return Media(path, len(images), 0, fps, 0, signature, images=images)
-    media = _read_packets(
-        path, fps, first=first, planned=planned if verify is Verify.HEADER else None
-    )
+    media = _read_packets(path, fps, first, planned if verify is Verify.HEADER else None)
     if verify is Verify.DECODE:
         for _ in decoded_frames(path, media.frames, strict=True):
             pass
@@ -178,12 +169,12 @@ def _read_in_full(
 
 def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | None:
     """Read a file by its mp4 index alone, if it is coded as `first`; None if that is impossible."""
-    known = first.mp4_track
+    known, told = first.mp4_track, first.signature
     if known is None or known.description[:4] in _IN_BAND:
         return None
     # Without a header of the codec, only its frames tell the pixel format and the colours; which
     # field comes first, often only they.
-    if not first.signature["codec header"] or first.signature["field order"] != PROGRESSIVE:
+    if not told["codec header"] or told["field order"] != PROGRESSIVE:
         return None
     track = _only_video_track(path)
     if track is None or _coding(track) != _coding(known):
@@ -191,10 +182,9 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
     rate = fps or first.fps
     try:
         order, _ = frame_order(track.pts, Fraction(1, track.timescale), rate)
-        light = _light_of_file(path, track, str(first.signature["codec"]))
+        if _light_of_file(path, track, str(told["codec"])) != told.get("light of the frames"):
+            return None
     except (MediaFault, OSError):
-        return None
-    if light != first.signature.get("light of the frames"):
         return None
     return replace(first, path=path, frames=len(order), first_time=0, fps=rate,
                    reorder=reorder_depth(order), mp4_track=track)  # fmt: skip
@@ -202,8 +192,6 @@ def read_by_index(path: Path, fps: Fraction | None, first: Media) -> Media | Non
 
 def _light_of_file(path: Path, track: Track, codec: str) -> str | None:
     """Return what a file's first frame tells of its light, by the beginning of the frame."""
-    if not track.sizes:
-        return None
     _, _, header = track.description.partition(b"avcC" if codec == "h264" else b"hvcC")
     with path.open("rb", buffering=0) as file:
         size = min(track.sizes[0], _MOST_BEFORE_PICTURE)
@@ -236,29 +224,22 @@ def _needs_picture(signature: Signature, first: Media | None) -> bool:
     Headers of H.264 tell whether there are fields, but not which comes first; those of DNxHD tell
     nothing.
     """
-    told = signature["field order"]
-    if signature["rotation"] is None:
-        return True
-    if told == PROGRESSIVE:
-        return False
-    if first is None or first.signature["field order"] != PROGRESSIVE:
-        return True
-    return told is None and signature["codec"] not in ("h264", "hevc")
+    told, codec = signature["field order"], signature["codec"]
+    like_first = first is not None and first.signature["field order"] == PROGRESSIVE
+    known = told == PROGRESSIVE or (like_first and (told is not None or codec in NAL_CODECS))
+    return signature["rotation"] is None or not known
 
 
 def field_order(frame: Any) -> str:
     """Return which field of a frame is shown first."""
     if not frame.interlaced_frame:
         return PROGRESSIVE
-    graph = Graph()
-    source: Any = graph.add_buffer(
+    graph = Graph()  # PyAV tells it by FFmpeg's filters only
+    source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
     )
-    # PyAV tells it by FFmpeg's filters only.
     chosen, sink = graph.add("select", "eq(interlace_type,TOPFIRST)"), graph.add("buffersink")
-    source.link_to(chosen)
-    chosen.link_to(sink)
-    graph.configure()
+    graph.link_nodes(source, chosen, sink).configure()
     graph.push(frame)
     graph.push(None)
     try:
@@ -296,7 +277,7 @@ def _only_video_track(path: Path) -> Track | None:
 
 
 def _read_packets(
-    path: Path, fps: Fraction | None, *, first: Media | None = None, planned: int | None = None
+    path: Path, fps: Fraction | None, first: Media | None, planned: int | None
 ) -> Media:
     # The length of compressed audio packets is known only to the decoder.
     probe = first is None or (first.audio is not None and not first.audio.is_pcm)
@@ -309,28 +290,33 @@ def _read_packets(
         if first is not None and (
             signature["codec header"] is None or difference(first.signature, signature)
         ):
-            return _read_packets(path, fps, planned=planned)
+            return _read_packets(path, fps, None, planned)
         rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
         if not rate:
             raise MediaFault("has no frame rate in its header: give fps")
         # A single frame does not show the depth that its encoder uses elsewhere.
         depth = video.codec_context.reorder_depth
+        media = Media(path, planned or 0, video.start_time or 0, rate, depth, signature,
+                      labels=read_labels(container, video, audio),
+                      extras=read_extras(container))  # fmt: skip
         no_index = audio is None and not video.frames and video.start_time is not None
-        labels, extras = read_labels(container, video, audio), read_extras(container)
         if planned is not None and no_index:
-            return Media(path, planned, video.start_time, rate, depth, signature,
-                         labels=labels, extras=extras)  # fmt: skip
+            return media
         packets = _read_tracks(container, video, audio)
         order, _ = frame_order(packets.pts, packets.time_base, rate)
         count = len(order)
         if video.frames and video.frames != count:
             raise MediaFault(f"is cut short: {count} of the {video.frames} frames of its header")
-        reorder = max(reorder_depth(order), depth if probe else 0)
-        track = None if audio else _only_video_track(path)
-        first_time = min(packets.pts)
-        signature = {**signature, "light of the frames": packets.light}
-        return Media(path, count, first_time, rate, reorder, signature, packets.audio, track,
-                     labels=labels, extras=extras, origin=packets.origin)  # fmt: skip
+        return replace(
+            media,
+            frames=count,
+            first_time=min(packets.pts),
+            reorder=max(reorder_depth(order), depth if probe else 0),
+            signature={**signature, "light of the frames": packets.light},
+            audio=packets.audio,
+            mp4_track=None if audio else _only_video_track(path),
+            origin=packets.origin,
+        )
 
 
 def read_audio(path: Path) -> Audio:
@@ -412,16 +398,14 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
                         "has frames without a timestamp, or hidden by an edit list: "
                         "write it as mp4, mov, mkv or ts without cutting"
                     )
-                if not times and not packet.is_keyframe:
-                    raise MediaFault(
-                        "does not begin with a key frame, so that its first frames cannot be "
-                        "decoded: encode it, do not cut it out of a stream"
-                    )
                 if not times:
-                    coding = video.codec_context
-                    light = light_of_frame(
-                        coding.codec.canonical_name, coding.extradata or b"", bytes(packet)
-                    )
+                    if not packet.is_keyframe:
+                        raise MediaFault(
+                            "does not begin with a key frame, so that its first frames cannot be "
+                            "decoded: encode it, do not cut it out of a stream"
+                        )
+                    coding, data = video.codec_context, bytes(packet)
+                    light = light_of_frame(coding.codec.canonical_name, coding.extradata, data)
                 times.append(packet.pts)
                 decoding_times.append(packet.dts)
                 continue

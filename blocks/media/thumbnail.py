@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from av import CodecContext, VideoCodecContext
+from av import CodecContext
 
-from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.image_sequence import complete_images, is_image_sequence
-from prefect_renderfarm.blocks.media.reader import faults, open_media
+from prefect_renderfarm.blocks.media.reader import open_media
 from prefect_renderfarm.blocks.media.reader_process import read_apart
 
-WIDTH = 160  # pixels
+_WIDTH = 160  # pixels
 _MOST_HEIGHT = 320
 # Of 2 to 31, the best to the worst: some 4,000 bytes a picture.
 _QUALITY = "6"
@@ -27,18 +27,16 @@ def thumbnail(path: Path) -> bytes:
 
 
 def encode_first_frame(path: Path) -> bytes:
-    """Return what `thumbnail` does, with libav, in this process. Raises: MediaFault."""
+    """Return what `thumbnail` does, with libav, in this process."""
     file = complete_images(path)[0] if is_image_sequence(path) else path
-    with faults(), open_media(file) as container:
-        for frame in container.decode(video=0):
-            aspect = container.streams.video[0].sample_aspect_ratio or Fraction(1)
-            height = round(WIDTH * frame.height / (frame.width * aspect) / 2) * 2
-            small = frame.reformat(WIDTH, min(max(height, 2), _MOST_HEIGHT), "yuvj420p")
-            encoder = CodecContext.create("mjpeg", "w")
-            assert isinstance(encoder, VideoCodecContext)  # noqa: S101 -- for mypy
-            encoder.width, encoder.height, encoder.pix_fmt = small.width, small.height, "yuvj420p"
-            encoder.time_base = Fraction(1, 25)
-            encoder.options = {"qmin": _QUALITY, "qmax": _QUALITY}
-            small.pts = 0
-            return b"".join(map(bytes, [*encoder.encode(small), *encoder.encode(None)]))
-    raise MediaFault("has no frame")
+    with open_media(file) as container:
+        frame = next(container.decode(video=0))
+        aspect = container.streams.video[0].sample_aspect_ratio or 1
+    height = round(_WIDTH * frame.height / (frame.width * aspect) / 2) * 2
+    small = frame.reformat(_WIDTH, min(max(height, 2), _MOST_HEIGHT), "yuvj420p")
+    encoder: Any = CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = small.width, small.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.options = {"qmin": _QUALITY, "qmax": _QUALITY}
+    small.pts = 0
+    return b"".join(map(bytes, [*encoder.encode(small), *encoder.encode(None)]))
