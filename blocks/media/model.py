@@ -6,7 +6,8 @@ import io
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -18,7 +19,7 @@ import av
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.codec_header import digest, header_digest
 from prefect_renderfarm.blocks.media.frame_grid import exact
-from prefect_renderfarm.blocks.media.mp4_index import Track
+from prefect_renderfarm.blocks.media.mp4_index import NotIndexedError, Track, read_boxes
 
 # By name; None or "" where a file does not tell.
 Signature = Mapping[str, str | int | None]
@@ -29,16 +30,18 @@ _UNKNOWN = (None, "")
 # Audio packets follow each other closer, whatever the container's clock; lost ones last longer.
 HOLE_SECONDS = Fraction(1, 200)
 LONGEST_SILENCE = 60  # seconds; it is kept in memory
-# ITU-T H.273: this is unspecified for primaries, transfer and matrix.
-_UNSPECIFIED = 2
+# ITU-T H.273: unspecified primaries, transfer and matrix; and the matrix of RGB.
+_UNSPECIFIED, _MATRIX_OF_RGB = 2, 0
 # libav's numbers: AVColorRange.
 _RANGES = {1: "limited", 2: "full"}
 # The colours that players assume for video that tells none, by their numbers in ITU-T H.273: sRGB
 # for RGB; BT.709 for large pictures, BT.601 for small ones, which share a transfer function.
-_RGB, _LARGE, _SMALL = (
-    dict(zip(("colour matrix", "colour primaries", "colour transfer"), values, strict=True))
-    for values in (((0,), (1,), (1, 13)), ((1,), (1,), (1,)), ((5, 6), (5, 6), (1, 6)))
-)
+_RGB, _LARGE, _SMALL = range(3)
+_ASSUMED = {
+    "colour matrix": ((0,), (1,), (5, 6)),
+    "colour primaries": ((1,), (1,), (5, 6)),
+    "colour transfer": ((1, 13), (1,), (1, 6)),
+}
 # libav's numbers: AVFieldOrder. How a container stores fields ("coded first") changes no picture.
 PROGRESSIVE, TOP_FIRST, BOTTOM_FIRST = "progressive", "top field first", "bottom field first"
 _FIELDS = {1: PROGRESSIVE, 2: TOP_FIRST, 3: BOTTOM_FIRST, 4: TOP_FIRST, 5: BOTTOM_FIRST}
@@ -56,22 +59,14 @@ _MATRIX_PLACE = 44
 _ENTRY_BYTES = 86
 # What a container tells of light, depth and direction: ISO/IEC 23001-8 and 14496-12, 12.1.5 to
 # 12.1.9; Dolby Vision Streams Within the ISO Base Media File Format; VP Codec ISO Media File Format
-# Binding; Spherical Video V2; Apple's Spatial Media.
-_SIDE_DATA = {
-    "mastering display": (b"mdcv", b"SmDm"),
-    "content light level": (b"clli", b"CoLL"),
-    "ambient light": (b"amve",),
-    "Dolby Vision record": (b"dvcC", b"dvvC", b"dvwC"),
-    "stereo mode": (b"st3d", b"vexu"),
-    "projection": (b"sv3d",),
-}
-# The same on a decoded picture, by PyAV's names.
-_OF_PICTURES = {
-    "mastering display": "MASTERING_DISPLAY_METADATA",
-    "content light level": "CONTENT_LIGHT_LEVEL",
-    "ambient light": "AMBIENT_VIEWING_ENVIRONMENT",
-    "stereo mode": "STEREO3D",
-    "projection": "SPHERICAL",
+# Binding; Spherical Video V2; Apple's Spatial Media. The same on a decoded picture, by PyAV's name.
+_SIDE_DATA: dict[str, tuple[str | None, tuple[bytes, ...]]] = {
+    "mastering display": ("MASTERING_DISPLAY_METADATA", (b"mdcv", b"SmDm")),
+    "content light level": ("CONTENT_LIGHT_LEVEL", (b"clli", b"CoLL")),
+    "ambient light": ("AMBIENT_VIEWING_ENVIRONMENT", (b"amve",)),
+    "Dolby Vision record": (None, (b"dvcC", b"dvvC", b"dvwC")),
+    "stereo mode": ("STEREO3D", (b"st3d", b"vexu")),
+    "projection": ("SPHERICAL", (b"sv3d",)),
 }
 
 
@@ -156,8 +151,7 @@ def layout_of(context: Any) -> str:
 def _layout(context: Any) -> Any:
     layout = context.layout
     names = [channel.name for channel in layout.channels] if "+" in layout.name else []
-    places = [_CHANNELS.index(name) if name in _CHANNELS else -1 for name in names]
-    if places != sorted(set(places)) or -1 in places:
+    if names != [name for name in _CHANNELS if name in names]:
         _never_freed.append(layout)
         raise MediaFault(
             f"has audio with an unusual order of channels, {layout.name}: render a usual one, such "
@@ -261,14 +255,12 @@ def difference(expected: Signature, found: Signature) -> str | None:
     A film has the colours of its first chunk. So a chunk without colours fits one that tells them
     only if these are what players assume anyway.
     """
-    if expected is found:
-        return None
     for name, value in expected.items():
         other = found.get(name)
         if value == other:
             continue
-        if name in _RGB and None in (value, other):
-            if (other if value is None else value) in _assumed_colours(expected)[name]:
+        if name in _ASSUMED and None in (value, other):
+            if (other if value is None else value) in _ASSUMED[name][_kind_of_picture(expected)]:
                 continue
         elif value in _UNKNOWN or other in _UNKNOWN:
             continue
@@ -284,7 +276,7 @@ def is_digest(value: str | int | None) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
-def _assumed_colours(signature: Signature) -> Mapping[str, tuple[int, ...]]:
+def _kind_of_picture(signature: Signature) -> int:
     if is_rgb(str(signature["pixel format"] or "")):
         return _RGB
     width, height = map(int, str(signature["frame size"]).split("x"))
@@ -307,7 +299,7 @@ def _colour_range(context: Any) -> str:
 def _colour_matrix(context: Any) -> int | None:
     """Return the matrix; FLV tells that of RGB for all video."""
     matrix = specified(context.colorspace)
-    return None if matrix == _RGB["colour matrix"][0] and not is_rgb(context.pix_fmt) else matrix
+    return None if matrix == _MATRIX_OF_RGB and not is_rgb(context.pix_fmt) else matrix
 
 
 def specified(value: int) -> int | None:
@@ -331,10 +323,18 @@ def _told_by_head(video: Any) -> dict[str, str | None]:
         except (av.FFmpegError, ValueError):
             continue
         data = head.getvalue()
-        place = data.index(b"tkhd") + _MATRIX_PLACE
-        boxes = _boxes_of_entry(data, data.index(b"stsd") + 12)
-        told = {name: _side_data(boxes, kinds) for name, kinds in _SIDE_DATA.items()}
-        return {"rotation": _rotation(*struct.unpack_from(">5i", data, place)), **told}
+        place, entry = data.index(b"tkhd") + _MATRIX_PLACE, data.index(b"stsd") + 12
+        end = entry + int.from_bytes(data[entry : entry + 4])
+        found: dict[bytes, bytes] = {}
+        with suppress(NotIndexedError):  # a palette, and no box
+            found.update(read_boxes(data[entry + _ENTRY_BYTES : end]))
+        told: dict[str, str | None] = {
+            "rotation": _rotation(*struct.unpack_from(">5i", data, place))
+        }
+        for name, (_, kinds) in _SIDE_DATA.items():
+            content = b"".join(found.get(each, b"") for each in kinds)
+            told[name] = digest(content) if content else "none"
+        return told
     return dict.fromkeys(("rotation", *_SIDE_DATA))
 
 
@@ -343,7 +343,8 @@ def told_by_picture(picture: Any) -> dict[str, str | None]:
     data = {each.type.name: bytes(each) for each in picture.side_data}
     matrix = data.get("DISPLAYMATRIX")
     rotation = _rotation(*struct.unpack_from("=5i", matrix)) if matrix else "0 degrees"
-    told = {name: "some" if kind in data else "none" for name, kind in _OF_PICTURES.items()}
+    known = {name: kind for name, (kind, _) in _SIDE_DATA.items() if kind}
+    told = {name: "some" if kind in data else "none" for name, kind in known.items()}
     return {"rotation": rotation, **told}
 
 
@@ -351,19 +352,3 @@ def _rotation(a: int, b: int, _: int, c: int, d: int) -> str:
     """Return what the first numbers of a display matrix do (ISO/IEC 14496-12, 6.2.2)."""
     mirrored = " and mirrored" if a * d - b * c < 0 else ""
     return f"{round(math.degrees(math.atan2(b, a))) % 360} degrees{mirrored}"
-
-
-def _side_data(boxes: Mapping[bytes, bytes], kinds: Sequence[bytes]) -> str:
-    found = b"".join(boxes.get(kind, b"") for kind in kinds)
-    return digest(found) if found else "none"
-
-
-def _boxes_of_entry(data: bytes, begin: int) -> dict[bytes, bytes]:
-    """Return the boxes in a visual sample entry."""
-    end = begin + struct.unpack_from(">I", data, begin)[0]
-    at, boxes = begin + _ENTRY_BYTES, {}
-    while at + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, at)
-        boxes[kind] = data[at + 8 : at + size]
-        at += max(size, 8)
-    return boxes

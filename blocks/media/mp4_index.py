@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ MP4_ENDINGS = (".mp4", ".m4v", ".mov")
 _MAX_INDEX_BYTES = 256 * 1024 * 1024
 _NORMAL_SPEED = 1 << 16
 _READ_BYTES = 1 << 20
+_BIT_RATES = re.compile(rb"\0\0\0\x14btrt.{12}", re.DOTALL)
 
 
 class NotIndexedError(Exception):
@@ -63,7 +65,7 @@ def read_mp4_index(path: Path) -> Mp4Index:
         size = os.fstat(file.fileno()).st_size
         moov = _find_moov(file.fileno(), size)
     try:
-        boxes = list(_boxes(moov))
+        boxes = list(read_boxes(moov))
         _require(not {b"mvex", b"cmov"} & {kind for kind, _ in boxes}, "fragmented or compressed")
         timescale, duration = _clock(dict(boxes)[b"mvhd"])
         tracks = (_track(body, timescale, size) for kind, body in boxes if kind == b"trak")
@@ -117,7 +119,8 @@ def _find_moov(descriptor: int, size: int) -> bytes:
     return found
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def read_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Give the kind and the content of each box; NotIndexedError if one is cut short."""
     position = 0
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -135,11 +138,11 @@ def _clock(header: bytes) -> tuple[int, int]:
 
 
 def _track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
-    boxes = dict(_boxes(trak))
-    media = dict(_boxes(boxes[b"mdia"]))
-    info = dict(_boxes(media[b"minf"]))
-    table = dict(_boxes(info[b"stbl"]))
-    references = dict(_boxes(info[b"dinf"]))[b"dref"]
+    boxes = dict(read_boxes(trak))
+    media = dict(read_boxes(boxes[b"mdia"]))
+    info = dict(read_boxes(media[b"minf"]))
+    table = dict(read_boxes(info[b"stbl"]))
+    references = dict(read_boxes(info[b"dinf"]))[b"dref"]
     _require(references[4:8] == b"\0\0\0\1" and references[19] & 1 == 1, "data in another file")
     timescale, duration = _clock(media[b"mdhd"])
     tkhd = boxes[b"tkhd"]
@@ -223,7 +226,7 @@ def _offsets(table: dict[bytes, bytes], sizes: array[int]) -> array[int]:
 
 def _edit(edts: bytes) -> tuple[int, int]:
     """Return the length of the one edit (8.6.6), and where in the media it begins."""
-    edit = dict(_boxes(edts))[b"elst"]
+    edit = dict(read_boxes(edts))[b"elst"]
     (count,) = struct.unpack_from(">I", edit, 4)
     duration, begin, rate = struct.unpack_from(">Qqi" if edit[0] else ">Iii", edit, 8)
     plain = count == 1 and begin >= 0 and rate == _NORMAL_SPEED
@@ -234,9 +237,5 @@ def _edit(edts: bytes) -> tuple[int, int]:
 def _description(stsd: bytes) -> bytes:
     """Return the one sample entry (8.5.2), without the bit rates in `btrt`."""
     _require(struct.unpack_from(">I", stsd, 4)[0] == 1, "several sample entries")
-    entry = stsd[8:]
-    at = entry.find(b"btrt")
-    if at >= 4 and entry[at - 4 : at] == b"\0\0\0\x14":
-        # The length of the entry itself includes the bit rates.
-        return entry[4 : at - 4] + entry[at + 16 :]
-    return entry[4:]
+    # Not its length, either, which includes the bit rates.
+    return _BIT_RATES.sub(b"", stsd[12:], 1)
