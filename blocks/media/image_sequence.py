@@ -50,7 +50,10 @@ def list_images(path: Path) -> dict[int, Path]:
         )
         images: dict[int, Path] = {}
         for file in found:
-            other = images.setdefault(_last_number(file), file)
+            numbers = re.findall(r"\d+", file.stem)
+            if not numbers:
+                raise MediaFault(f"holds an image without a number, {file.name!r}")
+            other = images.setdefault(int(numbers[-1]), file)
             if other is not file or file.suffix != found[0].suffix:
                 other = other if other is not file else found[0]
                 raise MediaFault(
@@ -113,10 +116,3 @@ def _read_image(path: Path) -> Signature:
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
         reason = getattr(error, "strerror", None) or "no picture in it"
         raise MediaFault(f"has a damaged image {path.name!r} ({reason})") from None
-
-
-def _last_number(path: Path) -> int:
-    numbers = re.findall(r"\d+", path.stem)
-    if not numbers:
-        raise MediaFault(f"holds an image without a number, {path.name!r}")
-    return int(numbers[-1])

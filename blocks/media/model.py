@@ -144,11 +144,6 @@ def layout_of(context: Any) -> str:
 
     Raises MediaFault if the channels have an order of their own, which PyAV cannot decode.
     """
-    name = str(_layout(context).name)
-    return _USUAL_LAYOUTS.get(name, name)
-
-
-def _layout(context: Any) -> Any:
     layout = context.layout
     names = [channel.name for channel in layout.channels] if "+" in layout.name else []
     if names != [name for name in _CHANNELS if name in names]:
@@ -157,7 +152,7 @@ def _layout(context: Any) -> Any:
             f"has audio with an unusual order of channels, {layout.name}: render a usual one, such "
             "as stereo, 5.1 or 7.1, with a later FFmpeg, or as WAV"
         )
-    return layout
+    return _USUAL_LAYOUTS.get(layout.name, str(layout.name))
 
 
 def pcm_bytes(codec: str) -> int | None:
@@ -236,14 +231,14 @@ def read_signature(container: Any, video: Any, audio: Any) -> Signature:
     }
     if audio is not None:
         coding = audio.codec_context
-        layout = _layout(coding)
+        layout, told = layout_of(coding), coding.layout
         signature |= {
             "audio codec": coding.name,
             "audio rate": coding.sample_rate or None,
-            "audio channels": layout.nb_channels,
+            "audio channels": told.nb_channels,
             "audio format": coding.format.packed.name if coding.format else None,
             # "2 channels" and the like do not tell the layout.
-            "audio layout": None if "channels" in layout.name else layout.name,
+            "audio layout": None if "channels" in told.name else layout,
             "audio codec header": header_digest(coding.name, coding.extradata),
         }
     return signature

@@ -61,10 +61,10 @@ class Mp4Index:
 
 def read_mp4_index(path: Path) -> Mp4Index:
     """Read the index of a file; NotIndexedError if a sample is not within the file."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        moov = _find_moov(file.fileno(), size)
     try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            moov = _find_moov(file.fileno(), size)
         boxes = list(read_boxes(moov))
         _require(not {b"mvex", b"cmov"} & {kind for kind, _ in boxes}, "fragmented or compressed")
         timescale, duration = _clock(dict(boxes)[b"mvhd"])
@@ -101,9 +101,9 @@ def _find_moov(descriptor: int, size: int) -> bytes:
     while position + 8 <= size:
         head = os.pread(descriptor, 16, position)
         length, kind = struct.unpack_from(">I4s", head)
-        header = 8
-        if length == 1 and len(head) == 16:
-            length, header = struct.unpack_from(">Q", head, 8)[0], 16
+        header = 16 if length == 1 else 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", head, 8)
         elif length == 0:
             length = size - position
         whole = header <= length <= size - position
@@ -114,9 +114,7 @@ def _find_moov(descriptor: int, size: int) -> bytes:
             found = os.pread(descriptor, length - header, position + header)
         position += length
     _require(position == size, "bytes behind the last box")
-    if found is None:
-        raise NotIndexedError("no index")
-    return found
+    return found or b""  # in which there is no index
 
 
 def read_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:

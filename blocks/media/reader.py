@@ -160,7 +160,44 @@ def read_in_full(
             raise MediaFault(f"has {len(images)} images, which have no frame rate: give fps")
         signature = read_images(images, decode=verify is not Verify.HEADER)
         return Media(path, len(images), 0, fps, 0, signature, images=images)
-    media = _read_packets(path, fps, first, planned if verify is Verify.HEADER else None)
+    # The length of compressed audio packets is known only to the decoder.
+    probe = first is None or (first.audio is not None and not first.audio.is_pcm)
+    with open_media(path, probe=probe) as container:
+        video, audio = _tracks(container)
+        signature = read_signature(container, video, audio)
+        if _needs_picture(signature, first) and (picture := _first_picture(path)) is not None:
+            signature = complete(signature, picture)
+        # Without a probe, only an equal codec header proves that the rest is equal.
+        if first is not None and (
+            signature["codec header"] is None or difference(first.signature, signature)
+        ):
+            return read_in_full(path, fps, None, verify, planned)
+        rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
+        if not rate:
+            raise MediaFault("has no frame rate in its header: give fps")
+        # A single frame does not show the depth that its encoder uses elsewhere.
+        depth = video.codec_context.reorder_depth
+        media = Media(path, planned or 0, video.start_time or 0, rate, depth, signature,
+                      labels=read_labels(container, video, audio),
+                      extras=read_extras(container))  # fmt: skip
+        no_index = audio is None and not video.frames and video.start_time is not None
+        if verify is Verify.HEADER and planned is not None and no_index:
+            return media
+        packets = _read_tracks(container, video, audio)
+        order, _ = frame_order(packets.pts, packets.time_base, rate)
+        count = len(order)
+        if video.frames and video.frames != count:
+            raise MediaFault(f"is cut short: {count} of the {video.frames} frames of its header")
+        media = replace(
+            media,
+            frames=count,
+            first_time=min(packets.pts),
+            reorder=max(reorder_depth(order), depth if probe else 0),
+            signature={**signature, "light of the frames": packets.light},
+            audio=packets.audio,
+            mp4_track=None if audio else _only_video_track(path),
+            origin=packets.origin,
+        )
     if verify is Verify.DECODE:
         for _ in decoded_frames(path, media.frames, strict=True):
             pass
@@ -276,49 +313,6 @@ def _only_video_track(path: Path) -> Track | None:
     return None
 
 
-def _read_packets(
-    path: Path, fps: Fraction | None, first: Media | None, planned: int | None
-) -> Media:
-    # The length of compressed audio packets is known only to the decoder.
-    probe = first is None or (first.audio is not None and not first.audio.is_pcm)
-    with open_media(path, probe=probe) as container:
-        video, audio = _tracks(container)
-        signature = read_signature(container, video, audio)
-        if _needs_picture(signature, first) and (picture := _first_picture(path)) is not None:
-            signature = complete(signature, picture)
-        # Without a probe, only an equal codec header proves that the rest is equal.
-        if first is not None and (
-            signature["codec header"] is None or difference(first.signature, signature)
-        ):
-            return _read_packets(path, fps, None, planned)
-        rate = fps or exact(video.average_rate) or exact(video.guessed_rate)
-        if not rate:
-            raise MediaFault("has no frame rate in its header: give fps")
-        # A single frame does not show the depth that its encoder uses elsewhere.
-        depth = video.codec_context.reorder_depth
-        media = Media(path, planned or 0, video.start_time or 0, rate, depth, signature,
-                      labels=read_labels(container, video, audio),
-                      extras=read_extras(container))  # fmt: skip
-        no_index = audio is None and not video.frames and video.start_time is not None
-        if planned is not None and no_index:
-            return media
-        packets = _read_tracks(container, video, audio)
-        order, _ = frame_order(packets.pts, packets.time_base, rate)
-        count = len(order)
-        if video.frames and video.frames != count:
-            raise MediaFault(f"is cut short: {count} of the {video.frames} frames of its header")
-        return replace(
-            media,
-            frames=count,
-            first_time=min(packets.pts),
-            reorder=max(reorder_depth(order), depth if probe else 0),
-            signature={**signature, "light of the frames": packets.light},
-            audio=packets.audio,
-            mp4_track=None if audio else _only_video_track(path),
-            origin=packets.origin,
-        )
-
-
 def read_audio(path: Path) -> Audio:
     """Read the header of a file with one audio track; 0 samples mean an unknown length."""
     with faults(), open_media(path) as container:
@@ -327,16 +321,16 @@ def read_audio(path: Path) -> Audio:
         stream = container.streams.audio[0]
         if (context := stream.codec_context) is None:
             raise MediaFault(_UNDECODABLE.format("audio"))
-        end = ((stream.start_time or 0) + (stream.duration or 0)) * exact(stream.time_base)
-        length = end - beginning(container) if stream.duration else 0
-        samples = round(length * context.sample_rate)
-        start = (stream.start_time or 0) * exact(stream.time_base) - beginning(container)
+        tick = exact(stream.time_base)
+        start = (stream.start_time or 0) * tick - beginning(container)
+        length = start + stream.duration * tick if stream.duration else 0
         if start > LONGEST_SILENCE:
             raise MediaFault(
                 f"has audio that begins {float(start):.1f} s after the file does: begin it with "
                 "silence"
             )
-        return Audio(context.name, context.sample_rate, layout_of(context), samples, start)
+        rate = context.sample_rate
+        return Audio(context.name, rate, layout_of(context), round(length * rate), start)
 
 
 def beginning(container: Any) -> Fraction:
