@@ -146,7 +146,9 @@ def _track(trak: bytes, movie_timescale: int, file_size: int) -> Track:
     tkhd = boxes[b"tkhd"]
     presentation = tkhd[52:96] if tkhd[0] else tkhd[40:84]
     kind = media[b"hdlr"][8:12].decode("latin-1")
-    description = _description(table[b"stsd"])
+    _require(table[b"stsd"][4:8] == b"\0\0\0\1", "several sample entries")
+    # Neither the length of the entry, which includes the bit rates, nor these: 8.5.2.
+    description = _BIT_RATES.sub(b"", table[b"stsd"][12:], 1)
     edit = _edit(boxes[b"edts"]) if b"edts" in boxes else None
     if kind == "soun":
         duration -= edit[1] if edit else 0
@@ -230,10 +232,3 @@ def _edit(edts: bytes) -> tuple[int, int]:
     plain = count == 1 and begin >= 0 and rate == _NORMAL_SPEED
     _require(plain, "an edit list moves a track")
     return duration, begin
-
-
-def _description(stsd: bytes) -> bytes:
-    """Return the one sample entry (8.5.2), without the bit rates in `btrt`."""
-    _require(struct.unpack_from(">I", stsd, 4)[0] == 1, "several sample entries")
-    # Not its length, either, which includes the bit rates.
-    return _BIT_RATES.sub(b"", stsd[12:], 1)

@@ -427,15 +427,13 @@ def _read_tracks(container: Any, video: Any, audio: Any) -> Packets:
     if container.format.name == "avi":  # which has no display times: they are libav's guess
         origin = min([origin, *(each for each in decoding_times[:1] if each is not None)])
     if audio is not None:
-        context = audio.codec_context
-        start = start or Fraction(0)
-        if size := pcm_bytes(context.name):
-            samples = audio_bytes // (size * context.channels)
+        start, rate = start or Fraction(0), sound.sample_rate
+        if size := pcm_bytes(sound.name):
+            samples = audio_bytes // (size * sound.channels)
         elif not counting:
-            samples = round((end - start) * context.sample_rate)
+            samples = round((end - start) * rate)
         start -= origin * clock
-        layout = layout_of(context)
-        found = Audio(context.name, context.sample_rate, layout, samples, start, hole, overlap)
+        found = Audio(sound.name, rate, layout_of(sound), samples, start, hole, overlap)
     return Packets(times, decoding_times, clock, found, origin, light)
 
 

@@ -64,13 +64,12 @@ def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any)
 
     MediaFault also says that the process did not survive.
     """
-    task = (function.__module__, function.__name__, arguments, options)
     for _ in range(2):  # the first one may have been killed by chance: for lack of memory
         process, answer = _take(), None
         try:
             assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
             with suppress(OSError, EOFError, pickle.UnpicklingError):  # it has ended
-                pickle.dump(task, process.stdin)
+                pickle.dump((function, arguments, options), process.stdin)
                 process.stdin.flush()
                 answer = pickle.load(process.stdout)  # noqa: S301 -- written by this file
         finally:
@@ -79,9 +78,9 @@ def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any)
             _waiting.put(process)
         if answer is not None:
             succeeded, value = answer
-            if succeeded:
-                return value  # type: ignore[no-any-return]
-            raise value
+            if not succeeded:
+                raise value
+            return value  # type: ignore[no-any-return]
     raise _died(process.returncode)
 
 
@@ -138,34 +137,29 @@ def _serve() -> None:
     package = types.ModuleType(_PACKAGE)  # without what the real one imports: Prefect
     package.__path__ = [str(Path(__file__).resolve().parent.parent)]
     sys.modules[_PACKAGE] = package
-    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_work, args=[tasks, answers], daemon=True).start()
+    importlib.import_module(f"{_PACKAGE}.media.reader")  # before it is asked for
     try:
         while True:
-            tasks.put(pickle.load(sys.stdin.buffer))  # noqa: S301 -- written by this file
+            task = pickle.load(sys.stdin.buffer)  # noqa: S301 -- written by this file
+            threading.Thread(target=_call, args=[answers, *task], daemon=True).start()
     finally:
         os._exit(0)
 
 
-def _work(tasks: queue.SimpleQueue[Any], answers: IO[bytes]) -> None:
+def _call(
+    answers: IO[bytes], function: Callable[..., Any], arguments: Any, options: dict[str, Any]
+) -> None:
+    """Call a function, and answer whether it has succeeded, with its result or its error."""
+    answer: tuple[bool, Any]
     try:
-        importlib.import_module(f"{_PACKAGE}.media.reader")
-        while True:
-            pickle.dump(_answer(*tasks.get()), answers)
-            answers.flush()
-    finally:
+        try:
+            answer = True, function(*arguments, **options)
+        except Exception as error:
+            answer = False, error
+        pickle.dump(answer, answers)
+        answers.flush()
+    except BaseException:
         os._exit(_BROKEN)
-
-
-def _answer(
-    module: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[bool, Any]:
-    try:
-        return True, getattr(importlib.import_module(module), name)(*arguments, **options)
-    except Exception as error:
-        with suppress(Exception):
-            return False, pickle.loads(pickle.dumps(error))  # noqa: S301 -- its own
-        return False, RuntimeError(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
