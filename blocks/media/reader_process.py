@@ -59,7 +59,7 @@ def prepare() -> None:
         _waiting.put(_take(wait=False))
 
 
-def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+def read_apart(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function of `media` in another process; return what it returns, raise what it raises.
 
     MediaFault also says that the process did not survive.
@@ -69,7 +69,7 @@ def read_apart(function: Callable[..., Result], *arguments: Any, **options: Any)
         try:
             assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
             with suppress(OSError, EOFError, pickle.UnpicklingError):  # it has ended
-                pickle.dump((function, arguments, options), process.stdin)
+                pickle.dump((function, arguments), process.stdin)
                 process.stdin.flush()
                 answer = pickle.load(process.stdout)  # noqa: S301 -- written by this file
         finally:
@@ -146,14 +146,12 @@ def _serve() -> None:
         os._exit(0)
 
 
-def _call(
-    answers: IO[bytes], function: Callable[..., Any], arguments: Any, options: dict[str, Any]
-) -> None:
+def _call(answers: IO[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Call a function, and answer whether it has succeeded, with its result or its error."""
     answer: tuple[bool, Any]
     try:
         try:
-            answer = True, function(*arguments, **options)
+            answer = True, function(*arguments)
         except Exception as error:
             answer = False, error
         pickle.dump(answer, answers)
