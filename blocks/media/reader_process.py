@@ -48,9 +48,10 @@ os.register_at_fork(after_in_child=_begin_anew)
 
 @atexit.register
 def _end_all() -> None:
-    while not _waiting.empty():
-        if (process := _waiting.get()) is not None:
-            _end(process)
+    with suppress(queue.Empty):
+        while True:
+            if (process := _waiting.get_nowait()) is not None:
+                _end(process)
 
 
 def prepare() -> None:
