@@ -7,7 +7,7 @@ and puts its file beside it.
     answer   {"statusCode": 200, "body": {"exitCode": 0, "output": "…"}}
 
 `body` may also be a string of JSON, as an API gateway wants it. Such a function writes no manifest:
-after its answer, this side downloads the chunk's file from the storage, verifies and publishes it.
+after its answer, this side downloads the chunk's file from the storage, verifies and announces it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ import base64
 import json
 import re
 import threading
-import time
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 from botocore import exceptions as boto
@@ -30,12 +27,7 @@ from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
-from prefect_renderfarm.blocks.chunks.render import (
-    ChunkReader,
-    ChunkRequest,
-    measure,
-    rendered_before,
-)
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, render_here
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -50,12 +42,10 @@ from prefect_renderfarm.blocks.errors import (
     WorkerRefused,
 )
 from prefect_renderfarm.blocks.http.client import call_until_stopped
-from prefect_renderfarm.blocks.media.thumbnail import thumbnail
 from prefect_renderfarm.blocks.processes.masking import NO_SECRETS, Mask
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 
 # A function that reaches its own time limit answers so; that answer takes a little longer.
 _MARGIN_SECONDS = 30.0
@@ -66,23 +56,13 @@ _NAME = "adapter aws-lambda-adapter"
 _LAST_LINES = 8
 # A function that the kernel ends for lack of memory has often used a little less in the report.
 _FULL = 0.95
-_CONFLICT = 409  # Lambda API reference, Invoke, "Errors": a function that is being changed
-# Errors with status 502 that only a person can fix.
-_LASTING = frozenset(
-    {"InvalidRuntimeException", "InvalidZipFileException", "KMSAccessDeniedException",
-     "KMSDisabledException", "KMSNotFoundException", "InvalidSecurityGroupIDException",
-     "InvalidSubnetIDException"}
-)  # fmt: skip
-_PERMISSION = "the credentials lack the permission lambda:InvokeFunction for it"
+# Errors with status 502 that only a person can fix begin so.
+_LASTING = ("Invalid", "KMSAccessDenied", "KMSDisabled", "KMSNotFound")
 _CREDENTIALS = "check the adapter's credentials"
-_FIXES = dict.fromkeys(
-    ("InvalidSignatureException", "UnrecognizedClientException", "ExpiredTokenException",
-     "InvalidClientTokenId", "MissingAuthenticationTokenException"), _CREDENTIALS
-) | {
-    "ResourceNotFoundException": "check the function's name, qualifier and region",
-    "AccessDeniedException": _PERMISSION,
-    "AccessDenied": _PERMISSION,
-}  # fmt: skip
+_FIXES = {  # by status; Lambda API reference, "Common errors" and Invoke, "Errors"
+    403: _CREDENTIALS,
+    404: "check the function's name, qualifier and region",
+}
 
 
 class AwsLambdaAdapter(RemoteAdapter):
@@ -178,35 +158,38 @@ class AwsLambdaAdapter(RemoteAdapter):
         """
         if self.protocol == "renderfarm":
             return super().render(request, storage, stop, worker)
-        started, worker = time.monotonic(), worker or self.function
         bucket = BucketStore(storage)
-        store = JobStore(bucket, request.key)
-        if (before := rendered_before(store, request)) is not None:
-            return before
-        file_key = f"{store.root}/{request.output_file}"
-        bucket.delete([file_key])
-        job_key = bucket.absolute(f"{store.root}/job.json")
+        folder = JobStore(bucket, request.key).root
+        file_key, job_key = f"{folder}/{request.output_file}", bucket.absolute(f"{folder}/job.json")
         path = self.job_path.replace("{bucket}", bucket.bucket).replace("{key}", job_key)
-        payload, name = {"jobPath": path, "chunkIndex": request.index}, f"chunk {request.chunk_id}"
-        lost: WorkerError | None = None
-        try:
-            answer = self.ask_until_free(payload, name, self.timeout, stop)
-            result = replace(answer, worker=worker)
-        except FatalWorkerError:
-            raise
-        except WorkerError as error:
-            lost, said = error, f"its answer was lost: {error}"
-            result = WorkerResult(exit_code=0, stdout=said, worker=worker)
-        if result.exit_code != 0:
-            store.keep_log(request.chunk_id, result.stdout.encode())
-            return result
-        try:
-            done = _publish(request, store, file_key, result, started)
-        except ChunkFileError as error:
-            raise (lost or error) from None
-        if lost is not None:
-            run_log().warning("%s: done, but its answer was lost: %s", name, lost)
-        return replace(result, manifest=done.model_dump_json())
+        payload = {"jobPath": path, "chunkIndex": request.index}
+
+        def invoke(job: WorkerJob) -> WorkerResult:
+            bucket.delete([file_key])
+            lost: WorkerError | None = None
+            try:
+                result = self.ask_until_free(payload, job.name, self.timeout, job.stop)
+            except FatalWorkerError:
+                raise
+            except WorkerError as error:
+                lost = error
+                result = WorkerResult(exit_code=0, stdout=f"its answer was lost: {error}")
+            try:
+                if result.exit_code == 0:
+                    bucket.download(file_key, job.cwd / request.output_file)
+            except StorageRefused:
+                raise
+            except (StorageError, OSError) as error:
+                raise lost or ChunkFileError(
+                    f"{job.name}: its command succeeded, but its output file could not be "
+                    f"downloaded: {error}; a Helios function has to put it beside the job spec"
+                ) from None
+            if lost is not None:
+                run_log().warning("%s: done, but its answer was lost: %s", job.name, lost)
+            return replace(result, worker=self.function)
+
+        plain = request.model_copy(update={"assets": None})  # the function has them
+        return render_here(plain, storage, invoke, stop, worker, stored_as=file_key)
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -282,27 +265,6 @@ def parse_helios_answer(answer: Any, name: str) -> WorkerResult:
     raise kind(f"{name}: the function answered with status {status}: {str(body)[:500]}")
 
 
-def _publish(
-    request: ChunkRequest, store: JobStore, key: str, result: WorkerResult, started: float
-) -> ChunkResult:
-    with TemporaryDirectory(prefix="renderfarm-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / Path(request.output_file).name
-        try:
-            store.store.download(key, path)
-        except StorageRefused:
-            raise
-        except (StorageError, OSError) as error:
-            raise ChunkFileError(
-                f"chunk {request.chunk_id}: its command succeeded, but its output file could not "
-                f"be downloaded: {error}; a Helios function has to put it beside the job spec"
-            ) from None
-        done = measure(request, path, ChunkReader(request.verify), result.worker, started)
-        return store.publish(
-            done.model_copy(update={"stored_as": key}), result.stdout.encode(),
-            thumbnail(path) if request.thumbnail else b"",
-        )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class LogTail:
     """The last 4 KB of an invocation's log: the function's own lines, and what Lambda reports.
@@ -323,12 +285,10 @@ class LogTail:
             lines = mask(base64.b64decode(encoded or "").decode(errors="replace")).splitlines()
         except ValueError:
             return cls()
+        # Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
         report = next((line for line in reversed(lines) if line.startswith("REPORT ")), "")
-        billed, memory, used = (
-            int(found[1]) if (found := re.search(rf"{name}: (\d+)", report)) else None
-            # Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
-            for name in ("Billed Duration", "Memory Size", "Max Memory Used")
-        )
+        told = {name: int(value) for name, value in re.findall(r"([A-Z][A-Za-z ]+): (\d+)", report)}
+        billed, memory, used = map(told.get, ("Billed Duration", "Memory Size", "Max Memory Used"))
         added = ("START ", "END ", "REPORT ", "INIT_")
         own = (line.rstrip() for line in lines if line.strip() and not line.startswith(added))
         full = None if memory is None or used is None else used >= _FULL * memory
@@ -377,9 +337,12 @@ def service_error(error: Exception, name: str, function: str) -> WorkerError:
             return FatalWorkerError(f"{what} cannot be asked, the request is too large ({shown})")
         if status == 429:  # AWS Lambda developer guide, "Invoke errors"
             return WorkerBusy(f"{what} is busy ({shown})")
-        if (status == _CONFLICT or status >= 500) and code not in _LASTING:
+        # 409: the function is being changed; Lambda API reference, Invoke, "Errors".
+        if (status == 409 or status >= 500) and not code.startswith(_LASTING):
             return WorkerLost(f"{what} gave no answer ({shown})")
-        fix = _FIXES.get(code, "check the function's configuration")
+        fix = _FIXES.get(status, "check the function's configuration")
+        if code.startswith("AccessDenied"):
+            fix = "the credentials lack the permission lambda:InvokeFunction for it"
         return WorkerRefused(f"{what} cannot be invoked ({shown}): {fix}")
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return WorkerLost(f"{what} gave no answer: {error}")

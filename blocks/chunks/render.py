@@ -137,11 +137,13 @@ def render_here(
     run: Callable[[WorkerJob], WorkerResult],
     stop: threading.Event,
     worker: str | None = None,
+    stored_as: str | None = None,
 ) -> WorkerResult:
     """Render a chunk as `WorkerAdapter.render` does, in a workspace that is removed afterwards.
 
     A chunk whose manifest exists already is not rendered again: an answer was lost, or another
-    attempt was faster. What fails on a full disk raises WorkerLost.
+    attempt was faster. What fails on a full disk raises WorkerLost. `stored_as`: the key of the
+    file in the storage, if another machine renders and sends it and `run` only fetches it.
     """
     started = time.monotonic()
     bucket = BucketStore(storage)
@@ -176,7 +178,8 @@ def render_here(
         log = log_file.read_bytes() if log_file.exists() else last_output
         if result.exit_code != 0:
             store.keep_log(request.chunk_id, log)
-            if result.exit_code not in (126, 127):  # no program ran that a full disk could end
+            # A full disk here ends no program that was not started, or ran on another machine.
+            if result.exit_code not in (126, 127) and stored_as is None:
                 failure = f"its command ended with exit code {result.exit_code}"
                 _blame_full_disk(f"{failure}: {result.last_lines()}", folder)
             return result
@@ -187,6 +190,7 @@ def render_here(
             store.keep_log(request.chunk_id, log)
             _blame_full_disk(str(error), folder)
             raise
+        done = done.model_copy(update={"stored_as": stored_as})
         done = store.publish(done, log, thumbnail(output) if request.thumbnail else b"")
         return replace(result, manifest=done.model_dump_json())
 
