@@ -68,10 +68,7 @@ class WorkerResult:
     manifest: str = ""
 
     def require_success(self, name: str) -> None:
-        """Raise unless the command ended with exit code 0.
-
-        Args:
-            name: What ran, in errors, such as `chunk 3`.
+        """Raise unless the command ended with exit code 0. Errors name what ran, such as `chunk 3`.
 
         Raises:
             CommandNotRunnable: Its program is missing or cannot be executed.

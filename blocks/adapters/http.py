@@ -7,10 +7,8 @@ import ipaddress
 import json
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from email.utils import mktime_tz, parsedate_tz
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -24,6 +22,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
 from prefect_renderfarm.blocks.command import WorkerResult
@@ -58,6 +58,7 @@ _FIXES: dict[int, str] = {  # RFC 9110, 15.5
     HTTPStatus.METHOD_NOT_ALLOWED: "check that the URL is a worker's",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "raise the worker's limit, or shorten the command",
 }
+_OTHER_FIX = "check that the URL is that of a worker of the same version"
 
 
 class HttpAdapter(RemoteAdapter):
@@ -263,12 +264,8 @@ class HttpAdapter(RemoteAdapter):
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    with suppress(ValueError, OverflowError):
-        if date := parsedate_tz(text):  # some forms name no zone and mean UTC (RFC 9110, 5.6.7)
-            return max(0.0, mktime_tz(date) - time.time())
+    with suppress(InvalidHeader, ValueError, OverflowError):
+        return float(Retry().parse_retry_after(headers.get("Retry-After", "")))
     return None
 
 
@@ -276,12 +273,11 @@ def _describe(response: httpx.Response) -> str:
     """Return an answer's status and the fix, in one line."""
     code = response.status_code
     text = f"answers {code} {httpx.codes.get_reason_phrase(code)}".rstrip()
+    if error_kind(response) is not WorkerRefused:
+        return text
     if response.is_redirect:
         return f"{text}: give the address that it leads to"
-    fix = _FIXES.get(code)
-    if fix is None and error_kind(response) is WorkerRefused:
-        fix = "check that the URL is that of a worker of the same version"
-    return f"{text}: {fix}" if fix else text
+    return f"{text}: {_FIXES.get(code, _OTHER_FIX)}"
 
 
 def _worker_at(url: httpx.URL) -> str:

@@ -115,9 +115,8 @@ class LocalAdapter(WorkerAdapter):
             if error.errno not in _EXIT_CODES:
                 raise
             exit_code, stdout = _EXIT_CODES[error.errno], ""
-            plain = error.errno == errno.ENOENT and "/" not in str(error.filename)
             stderr = f"{error.filename}: {error.strerror}"
-            if plain:
+            if error.errno == errno.ENOENT and "/" not in str(error.filename):
                 stderr = f"program {error.filename!r} is not on the PATH"
         return WorkerResult(
             exit_code=exit_code, stdout=stdout, stderr=stderr,
@@ -127,7 +126,13 @@ class LocalAdapter(WorkerAdapter):
     def _run(self, job: WorkerJob) -> tuple[int, str, str]:
         program, *arguments = split_command(job.command)
         if self.programs:
-            program = self._allowed(program, job.name)
+            require_allowed(program, self.programs, f"{job.name}: ")
+            # The job's own PATH, if it has one, does not count.
+            search_path = path_with_ffmpeg(self._environment().get("PATH", os.defpath), self.ffmpeg)
+            found = find_program(program, search_path)
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+            program = found
         log = run_log()  # here: the threads that read the output have no run
         file = (job.log_file or Path(os.devnull)).open("w", encoding="utf-8")
 
@@ -151,19 +156,6 @@ class LocalAdapter(WorkerAdapter):
         environment = self._environment() | dict(job.environment)
         environment["PATH"] = path_with_ffmpeg(environment.get("PATH", os.defpath), self.ffmpeg)
         return environment
-
-    def _allowed(self, program: str, name: str) -> str:
-        """Return the path by which to start a program that is allowed and exists."""
-        try:
-            require_allowed(program, self.programs)
-        except CommandNotRunnable as error:
-            raise CommandNotRunnable(f"{name}: {error}") from None
-        # The job's own PATH, if it has one, does not count.
-        search_path = self._environment().get("PATH", os.defpath)
-        found = find_program(program, path_with_ffmpeg(search_path, self.ffmpeg))
-        if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
-        return found
 
     def _environment(self) -> dict[str, str]:
         names = (*PASSED_VARIABLES, *self.pass_variables)

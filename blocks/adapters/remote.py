@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
@@ -112,10 +113,8 @@ def answer_payload(
     except RenderFarmError as error:
         return WorkerAnswer(exit_code=1, worker=worker, failure=WorkerFailure.of(error))
     out, err = (text[-_TAIL_CHARACTERS:] for text in (result.stdout, result.stderr))
-    return WorkerAnswer(
-        exit_code=result.exit_code, stdout=out, stderr=err, duration=result.duration,
-        worker=worker, manifest=result.manifest,
-    )  # fmt: skip
+    told = replace(result, stdout=out, stderr=err, worker=worker)
+    return WorkerAnswer.model_validate(told, from_attributes=True)
 
 
 def parse_answer(answer: Any, name: str) -> WorkerResult:
@@ -216,7 +215,6 @@ class RemoteAdapter(WorkerAdapter, ABC):
         """Call `ask` in a slot until a worker has room, for `busy_wait` seconds at most."""
         with self._limit.slot(stop):
             pause, give_up = _FIRST_PAUSE_SECONDS, time.monotonic() + self.busy_wait
-            told = False
             while True:
                 try:
                     return self.ask(payload, name, timeout, stop)
@@ -226,8 +224,7 @@ class RemoteAdapter(WorkerAdapter, ABC):
                     if time.monotonic() + wait > give_up:
                         limit = f"the {self.busy_wait:g} s that busy_wait allows"
                         raise WorkerLost(f"{busy}, for longer than {limit}") from None
-                    if pause == _MAX_PAUSE_SECONDS and not told:
-                        told = True
+                    if pause < _MAX_PAUSE_SECONDS <= 2 * pause:  # once, after 15 s
                         run_log().warning("%s; it is asked for up to %g s", busy, self.busy_wait)
                 if stop.wait(wait):
                     raise WorkStopped(f"{name}: not requested again, because its job was stopped")

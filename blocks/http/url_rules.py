@@ -52,7 +52,7 @@ _CLOUD_SERVICES = [
 # Names of such services, for a proxy that looks up hosts itself.
 _CLOUD_NAMES = ("metadata.google.internal", "metadata.goog")
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-_BUCKET = re.compile(r"[A-Za-z0-9.*_-]+")
+_BUCKET = re.compile(r"s3://([A-Za-z0-9.*_-]+)")
 
 
 class UrlRefused(Exception):
@@ -73,9 +73,8 @@ class UrlRules:
         self._networks: list[Network] = []
         self._buckets: list[str] = []
         for entry in entries:
-            bucket = entry.removeprefix("s3://")
-            if bucket != entry and _BUCKET.fullmatch(bucket):
-                self._buckets.append(bucket)
+            if (bucket := _BUCKET.fullmatch(entry)) is not None:
+                self._buckets.append(bucket[1])
             elif (network := _network(entry)) is not None:
                 self._networks.append(network)
             elif _NAME.fullmatch(entry.lower()):
@@ -121,10 +120,7 @@ class UrlRules:
 
     def names_host(self, host: str) -> bool:
         """Return whether a host is listed by its name."""
-        return any(
-            host.endswith(name[1:]) if name.startswith("*.") else host == name
-            for name in self._names
-        )
+        return any(fnmatchcase(host, name) for name in self._names)
 
     def allowed(self, host: str, found: Iterable[str]) -> list[str]:
         """Return those found addresses that may be connected to. Raises UrlRefused if none may."""

@@ -80,14 +80,14 @@ def check_programs(programs: list[str]) -> list[str]:
     return programs
 
 
-def require_allowed(program: str, programs: Sequence[str]) -> None:
+def require_allowed(program: str, programs: Sequence[str], prefix: str = "") -> None:
     """Raise CommandNotRunnable if a program is not listed, word for word; empty allows all."""
     if not programs or program in programs:
         return
     shown = ", ".join(excerpt(listed) for listed in programs[:_SHOWN_PROGRAMS])
     more = len(programs) - _SHOWN_PROGRAMS
     raise CommandNotRunnable(
-        f"program {excerpt(program)} is none of those that are allowed here "
+        f"{prefix}program {excerpt(program)} is none of those that are allowed here "
         f"({shown}{f' and {more} more' if more > 0 else ''}), as they are written: begin the "
         "command with one of them, or have it allowed (the adapter's field 'programs', or "
         f"{PROGRAMS_VARIABLE} of the worker)"
