@@ -27,7 +27,11 @@ from prefect_aws import AwsCredentials
 from pydantic import Field, PrivateAttr
 
 from prefect_renderfarm.blocks.adapters.remote import RemoteAdapter, parse_answer, payload_secrets
-from prefect_renderfarm.blocks.chunks.render import ChunkRequest, render_here
+from prefect_renderfarm.blocks.chunks.render import (
+    ChunkRequest,
+    naming_chunk_and_worker,
+    render_here,
+)
 from prefect_renderfarm.blocks.command import WorkerJob, WorkerResult
 from prefect_renderfarm.blocks.errors import (
     ChunkFileError,
@@ -50,8 +54,6 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 # A function that reaches its own time limit answers so; that answer takes a little longer.
 _MARGIN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
-# For checks before a job, which render nothing and may be repeated.
-_CHECK_ATTEMPTS = 3
 _NAME = "adapter aws-lambda-adapter"
 _LAST_LINES = 8
 # A function that the kernel ends for lack of memory has often used a little less in the report.
@@ -189,7 +191,8 @@ class AwsLambdaAdapter(RemoteAdapter):
             return replace(result, worker=self.function)
 
         plain = request.model_copy(update={"assets": None})  # the function has them
-        return render_here(plain, storage, invoke, stop, worker, stored_as=file_key)
+        with naming_chunk_and_worker(request, worker):
+            return render_here(plain, storage, invoke, stop, worker, stored_as=file_key)
 
     def ask(
         self, payload: dict[str, Any], name: str, timeout: float, stop: threading.Event
@@ -215,10 +218,8 @@ class AwsLambdaAdapter(RemoteAdapter):
         result = parse(parsed, name)
         return replace(result, billed_seconds=log.billed_seconds, memory_mb=log.memory_mb)
 
-    def _call(
-        self, operation: str, name: str = _NAME, attempts: int = _CHECK_ATTEMPTS, **parameters: Any
-    ) -> Any:
-        """Call an operation of AWS Lambda on the function. Raises: WorkerError."""
+    def _call(self, operation: str, name: str = _NAME, attempts: int = 3, **parameters: Any) -> Any:
+        """Call an operation on the function, a check up to 3 times. Raises: WorkerError."""
         if self.qualifier:
             parameters["Qualifier"] = self.qualifier
         try:

@@ -90,8 +90,6 @@ def call_until_stopped(call: Callable[[], Value], stop: threading.Event, name: s
 
     It then runs to its end in its thread, for which a process that ends does not wait.
     """
-    if stop.is_set():
-        raise WorkStopped(f"{name}: not requested, because its job was stopped")
     future: concurrent.futures.Future[Value] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
 
@@ -202,12 +200,10 @@ def open_download(
     def wait(step: Awaitable[Any]) -> Any:
         try:
             return wait_until_stopped(step, deadline - time.monotonic(), stopped, "a download")
-        except UrlRefused as error:
-            raise DownloadFailed(str(error)) from None
         except TimeoutError:
             raise DownloadFailed(f"it took longer than {seconds:g} s", again=True) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            text = one_line(str(error) or type(error).__name__)
+        except (httpx.HTTPError, httpx.InvalidURL, UrlRefused) as error:
+            text = one_line(str(error) or type(error).__name__, 400)
             raise DownloadFailed(text, again=isinstance(error, httpx.HTTPError)) from None
 
     # Without the environment: the transport reads its proxies.
@@ -270,8 +266,7 @@ class _CheckedTransport(httpx.AsyncBaseTransport):
             await transport.aclose()
 
     def _transport(self, proxy: str | None = None) -> httpx.AsyncHTTPTransport:
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self._used.append(httpx.AsyncHTTPTransport(limits=limits, proxy=proxy))
+        self._used.append(httpx.AsyncHTTPTransport(proxy=proxy))
         return self._used[-1]
 
 
