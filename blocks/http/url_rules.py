@@ -40,13 +40,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 # RFC 6052, section 2.1: IPv4 addresses in networks without IPv4.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Services of clouds for their own machines, besides link-local ones such as 169.254.169.254: of
-# Amazon (EC2 User Guide, "Instance metadata service"), Google, Scaleway, Microsoft ("What is IP
-# address 168.63.129.16?") and Alibaba. The last ones are for protocols (RFC 6890, table 7), and
-# public to Python before 3.11.9.
-_CLOUD_SERVICES = [
+# Link-local, such as 169.254.169.254 of clouds, multicast and unspecified addresses. Services of
+# clouds for their own machines: of Amazon (EC2 User Guide, "Instance metadata service"), Google,
+# Scaleway, Microsoft ("What is IP address 168.63.129.16?") and Alibaba. The last ones are for
+# protocols (RFC 6890, table 7), and public to Python before 3.11.9.
+_NEVER = [
     ipaddress.ip_network(text)
-    for text in ("fd00:ec2::/32", "fd20:ce::254", "fd00:42::42", "168.63.129.16",
+    for text in ("169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8", "0.0.0.0/32", "::",
+                 "fd00:ec2::/32", "fd20:ce::254", "fd00:42::42", "168.63.129.16",
                  "100.100.100.200", "192.0.0.0/24")
 ]  # fmt: skip
 # Names of such services, for a proxy that looks up hosts itself.
@@ -135,11 +136,13 @@ class UrlRules:
 
     def _allows(self, host: str, address: Address) -> bool:
         real = _embedded_v4(address)
-        if _is_internal_service(address) or _is_internal_service(real):
-            return False
-        listed = any(each in network for network in self._networks for each in (address, real))
+
+        def within(networks: list[Network]) -> bool:
+            return any(each in network for network in networks for each in (address, real))
+
         public = real.is_global and (real.version == 4 or real in _PUBLIC_V6)
-        return listed or self.names_host(host) or (self._public and public)
+        allowed = within(self._networks) or self.names_host(host) or (self._public and public)
+        return allowed and not within(_NEVER)
 
 
 def public_part(url: str) -> str:
@@ -148,11 +151,6 @@ def public_part(url: str) -> str:
         return url
     plain = url.partition("?")[0].partition("#")[0]
     return re.sub(r"://[^/\\]*@", "://", plain)
-
-
-def _is_internal_service(address: Address) -> bool:
-    inside = address.is_link_local or address.is_multicast or address.is_unspecified
-    return inside or any(address in network for network in _CLOUD_SERVICES)
 
 
 def _embedded_v4(address: Address) -> Address:
