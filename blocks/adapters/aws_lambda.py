@@ -7,7 +7,7 @@ and puts its file beside it.
     answer   {"statusCode": 200, "body": {"exitCode": 0, "output": "…"}}
 
 `body` may also be a string of JSON, as an API gateway wants it. Such a function writes no manifest:
-after its answer, this side downloads the chunk's file from the storage, verifies and announces it.
+after its answer, this side downloads the chunk's file from the storage, verifies and publishes it.
 """
 
 from __future__ import annotations
