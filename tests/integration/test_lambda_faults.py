@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 from faulty_proxy import Answer, Fault
 from lambda_server import MEMORY_MB, LambdaServer, refusal
+from prefect_aws.s3 import S3Bucket
 
 from prefect_renderfarm.blocks import (
     AwsLambdaAdapter,
+    ChunkFileError,
     CommandTimeout,
     FatalWorkerError,
     WorkerError,
@@ -21,6 +23,9 @@ from prefect_renderfarm.blocks import (
     WorkStopped,
 )
 from prefect_renderfarm.blocks.adapters import aws_lambda as aws_lambda_adapter
+from prefect_renderfarm.blocks.chunks.render import ChunkRequest, StorageAddress
+from prefect_renderfarm.blocks.storage.bucket import BucketStore
+from prefect_renderfarm.blocks.storage.job_store import JobStore
 
 FAULTY = """
 import os, signal, sys, time
@@ -156,3 +161,29 @@ def test_check_outlives_a_short_trouble(functions: LambdaServer, faulty: AwsLamb
     functions.proxy.fail(Answer(500), Fault.DROP_BEFORE)
     faulty.check()
     assert len(functions.proxy.requests) == 3
+
+
+FULL_HELIOS = """
+def handler(event, context):
+    body = {"exitCode": event["chunkIndex"], "output": "0.mp4: No space left on device"}
+    return {"statusCode": 200, "body": body}
+"""
+
+
+def test_full_disk_of_a_helios_function_is_not_ours(
+    functions: LambdaServer, bucket: S3Bucket
+) -> None:
+    """A failed command is a result that blames no disk here; a missing file is told by chunk."""
+    adapter = functions.adapter(functions.function("full", FULL_HELIOS), protocol="helios")
+    store = JobStore(BucketStore(bucket), "film-0123456789ab")
+    store.write("job.json", b"{}")
+    request = ChunkRequest(
+        job="film", key="film-0123456789ab", chunk_id=3, start_frame=0, frame_count=2, index=1,
+        output_file="c/0.mp4", command="render", fps="24/1", storage=StorageAddress.of(bucket),
+    )  # fmt: skip
+    result = adapter.render(request, bucket, threading.Event())
+    assert (result.exit_code, result.worker) == (1, "full")
+    assert "No space left" in result.stdout
+    asked = request.model_copy(update={"index": 0})
+    with pytest.raises(ChunkFileError, match=r"^chunk 3: .*beside the job spec"):
+        adapter.render(asked, bucket, threading.Event())
