@@ -6,7 +6,8 @@ import errno
 import io
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -75,6 +76,7 @@ class ChunkCheck:
     """Reads the chunk files of one film, in order, and refuses those that do not fit.
 
     Without `fps` the first chunk's rate counts; without `frame_counts` any number of frames fits.
+    `plan` tells the audio of a film by its first chunk.
     """
 
     def __init__(
@@ -84,14 +86,15 @@ class ChunkCheck:
         fps: float | str | Fraction | None,
         frame_counts: Sequence[int] | None,
         verify: Verify = Verify.PACKETS,
+        plan: Callable[[Media, Path], AudioPlan] = lambda *_: AudioPlan(AudioMode.NONE),
     ) -> None:
         self.paths = [Path(path).absolute() for path in inputs]
         self.output = output
-        self.audio = AudioPlan(AudioMode.NONE)
+        self.audio = AudioPlan(AudioMode.NONE)  # until the first chunk is there
         self._started = time.monotonic()
         self.total_frames = sum(frame_counts or ())  # planned; 0 without a plan
-        self._frame_counts = frame_counts
-        self._verify = verify
+        self._planned: Sequence[int | None] = frame_counts or [None] * len(self.paths)
+        self._verify, self._plan_audio = verify, plan
         self.first: Media | None = None
         film = f"film {str(output)!r}"
         if not self.paths:
@@ -106,11 +109,9 @@ class ChunkCheck:
             raise StitchInputError(f"{film}: {error}") from None
         if same := [path for path in self.paths if path.resolve() == output.resolve()]:
             raise StitchInputError(f"{film} is also chunk file {str(same[0])!r}: name another film")
-        if len(set(self.paths)) != len(self.paths):
-            double = next(path for path in self.paths if self.paths.count(path) > 1)
-            raise StitchInputError(
-                f"chunk file {str(double)!r} is named {self.paths.count(double)} times, not once"
-            )
+        [(path, times)] = Counter(self.paths).most_common(1)
+        if times > 1:
+            raise StitchInputError(f"chunk file {str(path)!r} is named {times} times, not once")
         prepare()
         self.missing = len(self.paths)  # files that were not taken yet
         self._starts: list[tuple[Path, int]] = []  # each with its first frame's number in the film
@@ -118,33 +119,42 @@ class ChunkCheck:
         self._frames = 0
         self._dropped: dict[str, None] = {}  # in the order in which they were found
 
-    def plan_audio(self, plan: AudioPlan) -> None:
-        """Check the audio of all chunks against a plan: of the first, and of those to come."""
-        self.audio = plan
-        if self.first is not None:
-            self._check_audio(0, self.first)
-
     def take(self) -> Media:
         """Read and check the next chunk file; StitchInputError names one that does not fit."""
-        number, first = len(self.paths) - self.missing, self.first
-        path = self.paths[number]
-        planned = None if self._frame_counts is None else self._frame_counts[number]
+        number = len(self.paths) - self.missing
+        path, planned = self.paths[number], self._planned[number]
         try:
-            chunk = read_media(path, self._fps, first=first, verify=self._verify, planned=planned)
-        except MediaFault as error:
-            raise self._refusal(number, str(error)) from None
-        if planned is not None and chunk.frames != planned:
-            raise self._refusal(number, f"has {chunk.frames} frames, not the planned {planned}")
-        if first and (found := difference(first.signature, chunk.signature)):
-            fault = f"differs from the first chunk file: {found}; render all with the same settings"
-            raise self._refusal(number, fault)
-        self._check_audio(number, chunk)
+            chunk = self._read(path, planned)
+        except MediaFault as fault:
+            place = f"number {number + 1} of {len(self.paths)}"
+            if planned is not None:
+                place += f", {planned} frames planned"
+            raise StitchInputError(f"chunk file {str(path)!r} ({place}) {fault}") from None
         self._fps = chunk.fps
-        self.first = first or chunk
+        self.first = self.first or chunk
         self.missing -= 1
         self._starts.append((path, self._frames))
         self._frames += chunk.frames
         self._dropped |= dict.fromkeys(chunk.extras)
+        return chunk
+
+    def _read(self, path: Path, planned: int | None) -> Media:
+        """Read a chunk file; MediaFault if it does not fit the plan, or the first one."""
+        first = self.first
+        chunk = read_media(path, self._fps, first=first, verify=self._verify, planned=planned)
+        if planned is not None and chunk.frames != planned:
+            raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")
+        if first is None:
+            self.audio = self._plan_audio(chunk, self.output)
+            check_track(self.audio, self.total_frames, chunk.fps)
+        elif found := difference(first.signature, chunk.signature):
+            raise MediaFault(
+                f"differs from the first chunk file: {found}; render all with the same settings"
+            )
+        mode = self.audio.mode
+        heard = chunk.audio if mode is not AudioMode.NONE and not self.audio.track else None
+        if heard and (fault := audio_fault(heard, mode, chunk.frames, chunk.fps)):
+            raise MediaFault(f"{fault}, or set the stitcher's 'audio' to 'none'")
         return chunk
 
     def begin_comparing(self) -> None:
@@ -166,8 +176,7 @@ class ChunkCheck:
         What an encoded film lacks is only told: encoding is a choice, with options of its own.
         """
         if self.first is not None:
-            wanted = labels_of(self.first, self.audio)
-            first = replace(self.first, mp4_track=None, labels=wanted)
+            first = replace(self.first, mp4_track=None, labels=labels_of(self.first, self.audio))
             source = self.audio.source if self.audio.mode is not AudioMode.NONE else None
             layout = source and source.layout
             with refusing_faults():
@@ -181,12 +190,6 @@ class ChunkCheck:
             self._dropped |= dict.fromkeys(lost)
         if self._dropped:
             run_log().warning("the film lacks what chunks have: %s", ", ".join(self._dropped))
-
-    def _check_audio(self, number: int, chunk: Media) -> None:
-        if self.audio.mode is AudioMode.NONE or self.audio.track or chunk.audio is None:
-            return
-        if fault := audio_fault(chunk.audio, self.audio.mode, chunk.frames, chunk.fps):
-            raise self._refusal(number, f"{fault}, or set the stitcher's 'audio' to 'none'")
 
     def report(self, found: FilmFigures, size: int) -> StitchReport:
         """Return the report on the published film, which has so many bytes."""
@@ -203,12 +206,6 @@ class ChunkCheck:
             size=size,
             seconds=time.monotonic() - self._started,
         )
-
-    def _refusal(self, number: int, fault: str) -> StitchInputError:
-        place = f"number {number + 1} of {len(self.paths)}"
-        if self._frame_counts is not None:
-            place += f", {self._frame_counts[number]} frames planned"
-        return StitchInputError(f"chunk file {str(self.paths[number])!r} ({place}) {fault}")
 
 
 class CheckedStitcher(VideoStitcher, ABC):
@@ -281,8 +278,8 @@ class CheckedStitcher(VideoStitcher, ABC):
         """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`."""
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
-        chunks = [self._take(check) for _ in inputs]
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan_audio)
+        chunks = [check.take() for _ in inputs]
         frames = sum(chunk.frames for chunk in chunks)
         self.check_length(output, frames, chunks[0].fps)
         check_track(check.audio, frames, chunks[0].fps)
@@ -294,20 +291,13 @@ class CheckedStitcher(VideoStitcher, ABC):
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         """Write the film from checked chunks, check it, and return its figures."""
 
-    def _take(self, check: ChunkCheck) -> Media:
-        """Read and check the next chunk; the first one decides the plan of the film's audio."""
-        is_first = check.first is None
-        chunk = check.take()
-        if not is_first:
-            return chunk
-        plan = plan_audio(self.audio, chunk.audio, check.output, self.audio_track)
-        is_webm = check.output.suffix.lower() == ".webm"
-        codec = self.audio_codec or ("libopus" if is_webm else "aac")
+    def _plan_audio(self, first: Media, film: Path) -> AudioPlan:
+        """Plan a film's audio by its first chunk's; refuse a codec that does not take it."""
+        plan = plan_audio(self.audio, first.audio, film, self.audio_track)
+        codec = self.audio_codec or ("libopus" if film.suffix.lower() == ".webm" else "aac")
         if plan.mode is AudioMode.ENCODE and plan.source is not None:
             check_codec(codec, plan.source)
-        check.plan_audio(replace(plan, codec=codec, bitrate=self.audio_bitrate))
-        check_track(plan, check.total_frames, chunk.fps)
-        return chunk
+        return replace(plan, codec=codec, bitrate=self.audio_bitrate)
 
 
 def check_container(film: Path, signature: Signature) -> None:
@@ -431,9 +421,7 @@ def writing(film: Path) -> Iterator[None]:
     """Turn libav's errors into an OSError if the disk is the cause, else into our own."""
     try:
         yield
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:  # PyAV's ValueError: audio of another form
         if isinstance(error, OSError) and error.errno and error.errno != errno.EINVAL:
             raise OSError(error.errno, error.strerror) from error
-        raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error
-    except ValueError as error:  # PyAV's: a frame of audio is not as its header says
         raise AssemblyError(f"film {film.name!r} cannot be written: {error}") from error

@@ -106,7 +106,7 @@ class RemuxStitcher(CheckedStitcher):
         """Begin a film to which chunks are appended. See `VideoStitcher`."""
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify)
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan_audio)
         self.check_length(output, check.total_frames, parse_fps(fps))
         with publishing(output) as temporary, closing(FilmMuxer(self, check, temporary)) as film:
             yield film
@@ -156,7 +156,7 @@ class FilmMuxer(GrowingFilm):
 
     def append(self) -> None:
         """Check the next chunk file and append it. See `GrowingFilm`."""
-        chunk = self._stitcher._take(self._check)
+        chunk = self._check.take()
         self._check.begin_comparing()
         if not self.frames:
             self.begin(chunk, chunk.reorder, self._check.total_frames)

@@ -114,12 +114,18 @@ def test_faults_and_differences(calls: tuple[Chunks, list[Any]]) -> None:
 
 
 def test_audio_of_the_first_chunk(calls: tuple[Chunks, list[Any]]) -> None:
-    """The first chunk is read before the plan is made, and held to it nevertheless."""
+    """The plan is made by the first chunk, which is held to it nevertheless."""
     calls[0]["a"] = media("a", audio=SHORT)
-    check = ChunkCheck(PATHS, FILM, 30, None)
-    check.take()
+    planned: list[tuple[Media, Path]] = []
+
+    def plan(first: Media, film: Path) -> AudioPlan:
+        planned.append((first, film))
+        return COPY
+
+    check = ChunkCheck(PATHS, FILM, 30, None, plan=plan)
     with pytest.raises(StitchInputError) as caught:
-        check.plan_audio(COPY)
+        check.take()
+    assert planned == [(calls[0]["a"], FILM)]
     for words in (
         "a.mp4' (number 1 of 3) has 9598 audio samples, but its 6 frames last 9600",
         "or set the stitcher's 'audio' to 'none'",
@@ -137,9 +143,8 @@ def test_audio_of_a_later_chunk(calls: tuple[Chunks, list[Any]]) -> None:
         (AudioPlan(AudioMode.NONE), False),
         (AudioPlan(AudioMode.COPY, PCM, Path("track.wav")), False),
     ):
-        check = ChunkCheck(PATHS, FILM, 30, None)
+        check = ChunkCheck(PATHS, FILM, 30, None, plan=lambda *_, plan=plan: plan)
         check.take()
-        check.plan_audio(plan)
         if refused:
             with pytest.raises(StitchInputError, match=r"b\.mp4.* 9598 audio samples"):
                 check.take()
@@ -157,8 +162,9 @@ def test_name_of_the_audio_codec(
 ) -> None:
     """AAC is the codec where none is named, but in WebM."""
     calls[0]["a"] = media("a", audio=PCM)
-    check = ChunkCheck(PATHS, Path(film), 30, None)
-    RemuxStitcher(audio=AudioMode.ENCODE, audio_codec=named, audio_bitrate=64_000)._take(check)
+    stitcher = RemuxStitcher(audio=AudioMode.ENCODE, audio_codec=named, audio_bitrate=64_000)
+    check = ChunkCheck(PATHS, Path(film), 30, None, plan=stitcher._plan_audio)
+    check.take()
     assert check.audio == AudioPlan(AudioMode.ENCODE, PCM, None, codec, 64_000)
 
 

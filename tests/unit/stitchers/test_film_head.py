@@ -208,8 +208,7 @@ def test_frame_that_is_not_as_its_header_says() -> None:
 
 def taken(paths: list[Path], film: Path, plan: AudioPlan = OWN) -> ChunkCheck:
     """Return the check of a film whose chunks were all taken."""
-    check = ChunkCheck(paths, film, FPS, None)
-    check.plan_audio(plan)
+    check = ChunkCheck(paths, film, FPS, None, plan=lambda *_: plan)
     for _ in paths:
         check.take()
     return check
