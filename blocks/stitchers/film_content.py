@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import eq, sub
+from operator import ne, sub
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,11 @@ _ALONE = frozenset(
     {"h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "prores",
      "ffv1", "dnxhd", "mjpeg", "rawvideo", "png", "utvideo", "huffyuv"}
 )  # fmt: skip
-_OF_THE_CONTAINER = frozenset({"container", "tracks", "time base"})
-# Properties without which a film is as most are.
-_NOTHING = {
-    "pixel aspect": "1", "rotation": "0 degrees", "field order": PROGRESSIVE,
-    "mastering display": "none", "content light level": "none", "ambient light": "none",
-    "Dolby Vision record": "none", "stereo mode": "none", "projection": "none",
-    "light of the frames": "none",
-}  # fmt: skip
+# What a film that was encoded may lack, with what it means to tell nothing. FFmpeg turns pictures.
+_USUAL = {"pixel aspect": "1", "field order": PROGRESSIVE} | dict.fromkeys(
+    ("mastering display", "content light level", "ambient light", "Dolby Vision record",
+     "stereo mode", "projection", "light of the frames"), "none"
+)  # fmt: skip
 
 
 def sample_of(
@@ -86,7 +83,6 @@ class Beginning:
     path: Path
     start: int  # its number in the film
     coded: str | None  # what a decoder is given, where nothing else decides what it shows
-    own_aspect: bool  # whether the codec tells the aspect that counts
     picture: str | None  # its pixels; None: cannot be decoded
 
 
@@ -95,8 +91,8 @@ def read_beginnings(starts: Sequence[tuple[Path, int]], codec: str) -> list[Begi
     return [Beginning(path, start, *_read_beginning(path, codec)) for path, start in starts]
 
 
-def _read_beginning(path: Path, codec: str) -> tuple[str | None, bool, str | None]:
-    coded, own, frame = None, False, None
+def _read_beginning(path: Path, codec: str) -> tuple[str | None, str | None]:
+    coded, frame = None, None
     with suppress(MediaFault), faults(), open_media(path, probe=False) as container:
         video: Any = container.streams.video[0]
         if codec not in _ALONE:
@@ -104,8 +100,9 @@ def _read_beginning(path: Path, codec: str) -> tuple[str | None, bool, str | Non
         elif packet := next(_key_packets(container, video), None):
             coded, frame = _coded(video, packet, codec), _decode_alone(video, packet)
         aspects = (exact(each.sample_aspect_ratio) or 1 for each in (video, video.codec_context))
-        own = eq(*aspects)  # the decoder has set the second one
-    return coded, own, frame and _picture(frame)
+        if ne(*aspects):  # the decoder has set the second one, which does not count
+            coded = None
+    return coded, frame and _picture(frame)
 
 
 def check_content(
@@ -120,20 +117,20 @@ def check_content(
     """
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
-        audio = next(iter(container.streams.audio), None)
-        shown = _pictures(container, beginnings, first)
+        pictures = _pictures(container, beginnings, first)
         found = read_signature(container, video, None)  # before a decoder changes what it tells
+        picture = next(pictures)
         fault = difference(_comparable(first, film, found), found)
-        packet, picture = next(shown)
         if fault or picture is not None:  # perhaps only a decoder knows
-            found = _probed(film, picture or _decode_alone(video, packet))
+            found = _probed(film, picture)
             fault = difference(_comparable(first, film, found), found)
         if fault:
             other = "" if film.suffix.lower() == ".mkv" else ", let its name end in .mkv"
             raise MediaFault(f"has {fault}: a {film.suffix} film may have no place for it{other}")
-        labels = read_labels(container, video, audio)
-        for _ in shown:
+        for _ in pictures:
             pass
+        audio = next(iter(container.streams.audio), None)
+        labels = read_labels(container, video, audio)
         return [*first.labels.lost(labels), *_lost_layout(container, audio, layout)]
 
 
@@ -144,16 +141,13 @@ def check_encoded(film: Path, first: Media, layout: str | None = None) -> list[s
     """
     with faults(), open_media(film, probe=False) as container:
         video: Any = container.streams.video[0]
-        picture = next(_frames(container, video), None)
-        if picture is None:
+        if (picture := next(_frames(container, video), None)) is None:
             raise MediaFault("cannot be decoded at frame 0")
         found = _probed(film, picture)
         lost = [
             name if is_digest(value) else f"{name} {value}"
-            for name, value in first.signature.items()
-            if value not in (None, _NOTHING.get(name, value))
-            and found.get(name) != value
-            and name != "rotation"  # FFmpeg turns the pictures
+            for name, usual in _USUAL.items()
+            if (value := first.signature.get(name)) not in (None, usual, found.get(name))
         ]
         if _has_alpha(first.signature) and not _has_alpha(found):
             lost.append("the alpha channel")
@@ -163,13 +157,14 @@ def check_encoded(film: Path, first: Media, layout: str | None = None) -> list[s
 
 
 def _probed(film: Path, picture: Any | None) -> Signature:
-    """Return a film's signature as that of a chunk is read: with a decoder, and a picture."""
+    """Return a film's signature as that of a chunk is read: with a decoder, and its picture."""
     with open_media(film) as container:
         video: Any = container.streams.video[0]
         signature = dict(read_signature(container, video, None))
         if (packet := next(_key_packets(container, video), None)) is not None:
             codec, header = str(signature["codec"]), video.codec_context.extradata or b""
             signature["light of the frames"] = light_of_frame(codec, header, bytes(packet))
+            picture = picture or _decode_alone(video, packet)
         return signature if picture is None else complete(signature, picture)
 
 
@@ -205,9 +200,8 @@ def _has_alpha(signature: Signature) -> bool:
 
 def _comparable(first: Media, film: Path, found: Signature) -> Signature:
     """Return those properties of a chunk that its film must have, too."""
-    signature = first.signature
-    left_out = {name for name in signature if name in _OF_THE_CONTAINER or name.startswith("audio")}
-    containers = {str(signature["container"]), str(found["container"])}
+    signature, left_out = first.signature, {"container", "tracks", "time base"}
+    containers = {signature["container"], found["container"]}
     # NAL codecs have the same header in each container, others another in each, or none.
     same_header = signature["codec"] in NAL_CODECS and "mpegts" not in containers
     if len(containers) > 1 and not same_header:
@@ -219,18 +213,15 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
         aspects = (Fraction(str(each["pixel aspect"])) for each in (signature, found))
         if abs(sub(*aspects)) <= Fraction(1, width):
             left_out.add("pixel aspect")
+    left_out |= {name for name in signature if name.startswith("audio")}
     return {name: value for name, value in signature.items() if name not in left_out}
 
 
-def _pictures(
-    container: Any, beginnings: Sequence[Beginning], first: Media
-) -> Iterator[tuple[Any, Any]]:
-    """Give those frames of a film that equal chunks' first ones, behind what they were found by.
-
-    None stands for a frame that needs no decoding.
-    """
+def _pictures(container: Any, beginnings: Sequence[Beginning], first: Media) -> Iterator[Any]:
+    """Give those frames of a film that equal chunks' first ones; None if one needs no decoding."""
     video, codec = container.streams.video[0], str(first.signature["codec"])
-    alone, progressive = codec in _ALONE, first.signature["field order"] == PROGRESSIVE
+    progressive = first.signature["field order"] == PROGRESSIVE
+    alone = codec in _ALONE
     read, lead = (_key_packets, 0) if alone else (_frames, 1 / first.fps)
     origin = 0
     for each in beginnings:
@@ -238,39 +229,30 @@ def _pictures(
         if each.picture is None:
             raise MediaFault(f"is made of {name!r}, whose first frame cannot be decoded")
         if each.start:
-            time = each.start / first.fps
-            found = _found_at(container, video, origin, time, lead, read)
+            found = _found_at(container, origin, each.start / first.fps, lead, read)
         else:
             found = next(read(container, video), None)
             origin = (found and found.pts) or 0
-        if alone and found is not None:
-            known = progressive and (video.sample_aspect_ratio or each.own_aspect)
-            if known and each.coded and each.coded == _coded(video, found, codec):
-                yield found, None
-                continue
-            picture = _decode_alone(video, found)
-        else:
-            picture = found
+        if found and each.coded and progressive and each.coded == _coded(video, found, codec):
+            yield None
+            continue
+        picture = _decode_alone(video, found) if found and alone else found
         if picture is None:
             raise MediaFault(f"cannot be decoded at frame {each.start}")
         if _picture(picture) != each.picture:
             raise MediaFault(f"shows another picture than {name!r} at frame {each.start}")
-        yield found, picture
+        yield picture
 
 
 def _found_at(
-    container: Any,
-    video: Any,
-    origin: int,
-    seconds: Fraction,
-    lead: Fraction | int,
-    read: Callable[[Any, Any], Iterator[Any]],
+    container: Any, origin: int, seconds: Fraction, lead: Fraction | int, read: Callable[..., Any]
 ) -> Any | None:
     """Return that of a film's frames or packets which has a time; None if there is none.
 
     The `origin` of the film counts in ticks, the time in seconds after it. Reading begins by `lead`
     before it: a frame that may need others is decoded behind the one before it.
     """
+    video = container.streams.video[0]
     clock = exact(video.time_base)
     for before in _SEEK_SECONDS:
         seek = origin if before is None else origin + round((seconds - before - lead) / clock)

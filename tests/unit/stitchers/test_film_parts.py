@@ -139,7 +139,7 @@ def test_chunk_without_a_picture(tmp_path: Path, codec: str, content: bytes | No
     if content is not None:
         path.write_bytes(content)
     [found] = read_beginnings([(path, 3)], codec)
-    assert found == Beginning(path, 3, None, False, None)
+    assert found == Beginning(path, 3, None, None)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "cfhd"])
@@ -199,9 +199,7 @@ class Reel:
 
     def find(self, seconds: float, lead: Fraction | int = 0) -> float | None:
         """Return the time of the frame that is found for one, in seconds."""
-        found = module._found_at(
-            self, self.video, ORIGIN, Fraction(seconds), Fraction(lead), self.read
-        )
+        found = module._found_at(self, ORIGIN, Fraction(seconds), Fraction(lead), self.read)
         return None if found is None else float((found.pts - ORIGIN) * TICK)
 
 
@@ -424,8 +422,9 @@ def test_light_of_an_encoded_film(tmp_path: Path) -> None:
 def test_aspect_that_the_codec_tells(
     tmp_path: Path, ending: str, options: tuple[str, ...], own: bool
 ) -> None:
-    """A chunk's own aspect is that of its container, unless the codec tells the same."""
+    """Equal bytes show the same only where the aspect is the codec's, not another beside it."""
     plain = write_clip(tmp_path / "plain.mp4", 0, 1, Recipe())
     chunk = ffmpeg(plain, tmp_path / f"0{ending}", "-c", "copy", *options)
     [found] = read_beginnings([(chunk, 0)], "h264")
-    assert found.own_aspect is own
+    assert found.picture is not None
+    assert (found.coded is not None) is own
