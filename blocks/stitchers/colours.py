@@ -22,8 +22,8 @@ _JPEG = frozenset({"mjpeg", "ljpeg", "jpegls"})
 # Its RGB needs a profile that must be asked for.
 _YUV_BY_DEFAULT = frozenset({"dnxhd"})
 # FFmpeg's options and filters by which a user decides for himself.
-_OWN_OPTIONS = ("colorspace", "color_primaries", "color_trc", "color_range")
-_OWN_FILTERS = frozenset({"zscale", "colorspace", "setparams", "libplacebo"})
+_OWN = {"colorspace", "color_primaries", "color_trc", "color_range"}
+_OWN |= {"zscale", "setparams", "libplacebo"}
 # ITU-T H.273: BT.2020; PQ and HLG; linear.
 _BT_2020, _HDR, _LINEAR = 9, (16, 18), 8
 # Filters that make pictures of fields.
@@ -51,11 +51,11 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     RGB get it as it is, but linear pictures as sRGB. A user's own options and filters for colours
     have precedence.
     """
-    pixel_format = str(source.get("pixel format") or "")
-    if not pixel_format or not ("container" not in source or _becomes_yuv(pixel_format)):
+    if not (pixel_format := str(source.get("pixel format") or "")):
         return Colours()
-    filters = filters_of(own)
-    if any(name in own for name in _OWN_OPTIONS) or filters & _OWN_FILTERS:
+    pixels, filters = av.VideoFormat(pixel_format), filters_of(own)
+    becomes_yuv = pixels.is_rgb or pixels.has_palette or len(pixels.components) < 3
+    if ("container" in source and not becomes_yuv) or _OWN & (own.keys() | filters):
         return Colours()
     name = codec.partition("_")[0]
     formats: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
         linear = f"{grey}scale=in_transfer=linear:out_transfer=iec61966-2-1,"
     if wanted is None and not to_players and keeps_rgb and name not in _YUV_BY_DEFAULT:
         # FFV1 takes floating point, and then cannot be encoded.
-        alpha = any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
+        alpha = any(part.is_alpha for part in pixels.components)
         whole = "gbrap16le" if alpha else "gbrp16le"
         kept = f"format={whole}" if linear and whole in formats else ""
         return Colours(f"{linear}{kept}".rstrip(",") or None)
@@ -100,8 +100,3 @@ def filters_of(own: Mapping[str, str]) -> frozenset[str]:
 def deinterlaces(own: Mapping[str, str]) -> bool:
     """Return whether a user's filters make pictures of fields."""
     return bool(filters_of(own) & _DEINTERLACERS)
-
-
-def _becomes_yuv(pixel_format: str) -> bool:
-    kind = av.VideoFormat(pixel_format)
-    return is_rgb(pixel_format) or kind.has_palette or len(kind.components) < 3
