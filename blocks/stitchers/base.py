@@ -39,21 +39,15 @@ class StitchReport(BaseModel):
 
     output: Path = Field(description="The film.")
     frames: int = Field(description="Number of video frames.")
-    fps: str = Field(default="", description="Frames a second, as a fraction.")
-    duration: float = Field(default=0.0, description="Length of the video, in seconds.")
-    clock_error: float = Field(
-        default=0.0, description="Largest distance of a frame's time from n / fps, in seconds."
-    )
-    audio_samples: int | None = Field(
-        default=None, description="Length of the audio, in samples. None means no audio."
-    )
-    audio_rate: int | None = Field(default=None, description="Audio samples a second.")
-    dropped: tuple[str, ...] = Field(
-        default=(), description="What the chunks have and the film has not, such as chapters."
-    )
-    chunks: int = Field(default=0, description="Number of chunk files.")
-    size: int = Field(default=0, description="Size of the film, in bytes.")
-    seconds: float = Field(default=0.0, description="Time that the assembly took, in seconds.")
+    fps: str = Field("", description="Frames a second, as a fraction.")
+    duration: float = Field(0.0, description="Length of the video, in seconds.")
+    clock_error: float = Field(0.0, description="A frame's largest distance from n / fps, in s.")
+    audio_samples: int | None = Field(None, description="Length of the audio; None: no audio.")
+    audio_rate: int | None = Field(None, description="Audio samples a second.")
+    dropped: tuple[str, ...] = Field((), description="What chunks have and the film has not.")
+    chunks: int = Field(0, description="Number of chunk files.")
+    size: int = Field(0, description="Size of the film, in bytes.")
+    seconds: float = Field(0.0, description="Time that the assembly took, in seconds.")
 
 
 @dataclass(frozen=True)
