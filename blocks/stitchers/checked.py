@@ -66,7 +66,7 @@ _TAGS_OF_MP4 = frozenset(
     {"avc1", "avc3", "hvc1", "hev1", "vp09", "av01", "dva1", "dvav", "dvh1", "dvhe", "dav1"}
 )
 # What libav lists for these is all that they take.
-_CLOSED_ENDINGS = (".webm", ".mp4", ".m4v")
+_CLOSED = (".webm", ".mp4", ".m4v")
 _UNOFFICIAL = ("Dolby Vision record", "stereo mode", "projection")
 # ISO/IEC 13818-1, 2.4.3.7: 33 bits at 90 kHz. libav begins at 1.4 s.
 _LONGEST_TS = 2**33 / 90_000 - 2
@@ -94,7 +94,7 @@ class ChunkCheck:
         self._started = time.monotonic()
         self.total_frames = sum(frame_counts or ())  # planned; 0 without a plan
         self._planned: Sequence[int | None] = frame_counts or [None] * len(self.paths)
-        self._verify, self._plan_audio = verify, plan
+        self._verify, self._plan = verify, plan
         self.first: Media | None = None
         film = f"film {str(output)!r}"
         if not self.paths:
@@ -145,7 +145,7 @@ class ChunkCheck:
         if planned is not None and chunk.frames != planned:
             raise MediaFault(f"has {chunk.frames} frames, not the planned {planned}")
         if first is None:
-            self.audio = self._plan_audio(chunk, self.output)
+            self.audio = self._plan(chunk, self.output)
             check_track(self.audio, self.total_frames, chunk.fps)
         elif found := difference(first.signature, chunk.signature):
             raise MediaFault(
@@ -251,8 +251,19 @@ class CheckedStitcher(VideoStitcher, ABC):
             )
 
     def check_first_chunk(self, output: Path, signature: Signature) -> None:
-        """Refuse chunks whose video the film's container cannot hold."""
-        check_container(output, signature)
+        """Refuse video that the film's container has no place for, whatever libav would write."""
+        ending, codec = output.suffix.lower(), signature["codec"]
+        # In ts libav writes private data, which nothing can play.
+        if (
+            (ending == ".ts" and codec not in _IN_TS)
+            or codec in _NOT_IN.get(ending, ())
+            or (ending in _CLOSED and codec not in _codecs_of(muxer_name(output) or ending[1:]))
+        ):
+            raise cannot_hold(output, f"{codec} video")
+        if signature.get("alpha") == "yes" and ending not in MATROSKA_ENDINGS:
+            raise cannot_hold(output, f"the transparency of {codec}")
+        if ending in (".mov", ".ts") and signature.get("Dolby Vision record") not in (None, "none"):
+            raise cannot_hold(output, "the record of Dolby Vision")
 
     def chunk_rules(self) -> ChunkRules:
         """Return the rules of this stitcher; a worker always counts the packets of a chunk."""
@@ -278,7 +289,7 @@ class CheckedStitcher(VideoStitcher, ABC):
         """Check the chunks, assemble them, check the film, publish it. See `VideoStitcher`."""
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan_audio)
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan)
         chunks = [check.take() for _ in inputs]
         frames = sum(chunk.frames for chunk in chunks)
         self.check_length(output, frames, chunks[0].fps)
@@ -291,29 +302,14 @@ class CheckedStitcher(VideoStitcher, ABC):
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         """Write the film from checked chunks, check it, and return its figures."""
 
-    def _plan_audio(self, first: Media, film: Path) -> AudioPlan:
-        """Plan a film's audio by its first chunk's; refuse a codec that does not take it."""
+    def _plan(self, first: Media, film: Path) -> AudioPlan:
+        """Refuse a first chunk whose video or audio a film cannot have; plan the film's audio."""
+        self.check_first_chunk(film, first.signature)
         plan = plan_audio(self.audio, first.audio, film, self.audio_track)
         codec = self.audio_codec or ("libopus" if film.suffix.lower() == ".webm" else "aac")
         if plan.mode is AudioMode.ENCODE and plan.source is not None:
             check_codec(codec, plan.source)
         return replace(plan, codec=codec, bitrate=self.audio_bitrate)
-
-
-def check_container(film: Path, signature: Signature) -> None:
-    """Refuse video that a container has no place for, whatever libav would write."""
-    ending, codec = film.suffix.lower(), signature["codec"]
-    # In ts libav writes private data, which nothing can play.
-    if (
-        (ending == ".ts" and codec not in _IN_TS)
-        or codec in _NOT_IN.get(ending, ())
-        or (ending in _CLOSED_ENDINGS and codec not in _codecs_of(muxer_name(film) or ending[1:]))
-    ):
-        raise cannot_hold(film, f"{codec} video")
-    if signature.get("alpha") == "yes" and ending not in MATROSKA_ENDINGS:
-        raise cannot_hold(film, f"the transparency of {codec}")
-    if ending in (".mov", ".ts") and signature.get("Dolby Vision record") not in (None, "none"):
-        raise cannot_hold(film, "the record of Dolby Vision")
 
 
 @cache
@@ -345,24 +341,20 @@ def codec_tag(first: Media, film: Path) -> str | None:
     if film.suffix.lower() not in MP4_ENDINGS:
         return str(tag) if tag and codec == "prores" else None
     same = film.suffix.lower() == first.path.suffix.lower()
-    if tag and (same or codec == "prores" or tag in _TAGS_OF_MP4):
-        code = str(tag).ljust(4)
-        return code if _takes(film, first, code) else None
-    return "hvc1" if codec == "hevc" else None
-
-
-def _takes(film: Path, first: Media, code: str) -> bool:
-    """Return whether libav writes a codec tag into a film."""
-    # MPEG-4 in QuickTime tells its size in the pictures only, and no trial is possible without.
-    probe = first.signature["codec"] == "mpeg4"
+    if not tag or not (same or codec == "prores" or tag in _TAGS_OF_MP4):
+        return "hvc1" if codec == "hevc" else None
+    code, muxer = str(tag).ljust(4), muxer_name(film) or film.suffix[1:].lower()
+    # libav does not write each tag that it reads. MPEG-4 in QuickTime tells its size in the
+    # pictures only, and no trial is possible without.
+    probe = codec == "mpeg4"
     with open_media(first.path, probe=probe) as template, suppress(av.FFmpegError, ValueError):
-        name = muxer_name(film) or film.suffix[1:].lower()
-        with av.open(io.BytesIO(), "w", name, container_options={"movflags": "empty_moov"}) as head:
+        empty = {"movflags": "empty_moov"}
+        with av.open(io.BytesIO(), "w", muxer, container_options=empty) as head:
             track: Any = head.add_stream_from_template(template.streams.video[0], opaque=True)
             track.codec_context.codec_tag = code
             head.start_encoding()
-            return True
-    return False
+            return code
+    return None
 
 
 def film_labels(

@@ -45,7 +45,6 @@ from prefect_renderfarm.blocks.stitchers.base import StitchReport, progress
 from prefect_renderfarm.blocks.stitchers.checked import (
     CheckedStitcher,
     ChunkCheck,
-    check_container,
     codec_tag,
     film_labels,
     muxer_name,
@@ -173,7 +172,6 @@ class FfmpegStitcher(CheckedStitcher):
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         if self.video_codec == "copy":
-            check_container(film, chunks[0].signature)
             guessed = chunks[0].signature["codec"] in NAL_CODECS
             guessed = guessed or any(chunk.reorder for chunk in chunks)
             if chunks[0].signature["container"] == "avi" and guessed:

@@ -159,8 +159,7 @@ def _from_index(index: Mp4Index, fps: Fraction) -> FilmFigures:
         raise NotIndexedError("other tracks than one of video and one of audio")
     video, audio = videos[0], None
     for track in audios:
-        entry = track.description[:4]
-        codec = "pcm_s16le" if entry in _PCM_ENTRIES else entry.decode("latin-1")
+        codec = "pcm_s16le" if track.description[:4] in _PCM_ENTRIES else "compressed"
         audio = Audio(codec, track.timescale, "", track.duration)
     packets = Packets(video.pts, video.dts, Fraction(1, video.timescale), audio)
     figures = _figures(packets, fps)

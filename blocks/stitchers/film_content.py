@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import ne, sub
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,8 @@ def _read_beginning(path: Path, codec: str) -> tuple[str | None, str | None]:
             frame = next(_frames(container, video), None)
         elif packet := next(_key_packets(container, video), None):
             coded, frame = _coded(video, packet, codec), _decode_alone(video, packet)
-        aspects = (exact(each.sample_aspect_ratio) or 1 for each in (video, video.codec_context))
-        if ne(*aspects):  # the decoder has set the second one, which does not count
+        told, own = (exact(each.sample_aspect_ratio) or 1 for each in (video, video.codec_context))
+        if told != own:  # which the decoder has set, and does not count
             coded = None
     return coded, frame and _picture(frame)
 
@@ -120,11 +119,9 @@ def check_content(
         pictures = _pictures(container, beginnings, first)
         found = read_signature(container, video, None)  # before a decoder changes what it tells
         picture = next(pictures)
-        fault = difference(_comparable(first, film, found), found)
-        if fault or picture is not None:  # perhaps only a decoder knows
-            found = _probed(film, picture)
-            fault = difference(_comparable(first, film, found), found)
-        if fault:
+        if picture is not None or difference(_comparable(first, film, found), found):
+            found = _probed(film, picture)  # perhaps only a decoder knows
+        if fault := difference(_comparable(first, film, found), found):
             other = "" if film.suffix.lower() == ".mkv" else ", let its name end in .mkv"
             raise MediaFault(f"has {fault}: a {film.suffix} film may have no place for it{other}")
         for _ in pictures:
@@ -210,8 +207,8 @@ def _comparable(first: Media, film: Path, found: Signature) -> Signature:
         left_out.add("codec tag")
     if film.suffix.lower() == ".webm":  # which tells a size in whole pixels
         width = int(str(signature["frame size"]).split("x")[0])
-        aspects = (Fraction(str(each["pixel aspect"])) for each in (signature, found))
-        if abs(sub(*aspects)) <= Fraction(1, width):
+        chunks, films = (Fraction(str(each["pixel aspect"])) for each in (signature, found))
+        if abs(chunks - films) <= Fraction(1, width):
             left_out.add("pixel aspect")
     left_out |= {name for name in signature if name.startswith("audio")}
     return {name: value for name, value in signature.items() if name not in left_out}

@@ -32,7 +32,6 @@ from prefect_renderfarm.blocks.stitchers.checked import (
     CheckedStitcher,
     ChunkCheck,
     cannot_hold,
-    check_container,
     codec_tag,
     film_labels,
     muxer_name,
@@ -106,7 +105,7 @@ class RemuxStitcher(CheckedStitcher):
         """Begin a film to which chunks are appended. See `VideoStitcher`."""
         output = Path(output).absolute()
         self.check_output(output, inputs)
-        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan_audio)
+        check = ChunkCheck(inputs, output, fps, frame_counts, self.verify, self._plan)
         self.check_length(output, check.total_frames, parse_fps(fps))
         with publishing(output) as temporary, closing(FilmMuxer(self, check, temporary)) as film:
             yield film
@@ -166,7 +165,6 @@ class FilmMuxer(GrowingFilm):
         """Begin a film of chunks coded as `first`, of which none needs a deeper `reorder`."""
         film, audio = self._film, self._check.audio
         codec = str(first.signature["codec"])
-        check_container(film, first.signature)
         options = muxer_options(film, first, self._stitcher.faststart, total_frames)
         with writing(film), open_media(first.path) as template:
             matroska = film.suffix.lower() in MATROSKA_ENDINGS

@@ -15,7 +15,7 @@ from prefect_renderfarm.blocks import RemuxStitcher, StitchInputError
 from prefect_renderfarm.blocks.media.model import Media, Verify
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
-from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck, check_container, muxer_options
+from prefect_renderfarm.blocks.stitchers.checked import ChunkCheck, muxer_options
 from prefect_renderfarm.blocks.stitchers.film_check import FilmFigures
 
 FPS = Fraction(30)
@@ -133,16 +133,16 @@ def test_film_that_nothing_plays(ending: str, codec: str) -> None:
     """Video without a stream type in ts, or of a codec that QuickTime has not, is refused."""
     words = rf"^a {ending} film cannot hold {codec} video: let the film's name end in \.mkv"
     with pytest.raises(StitchInputError, match=words):
-        check_container(Path(f"film{ending}"), coded(codec).signature)
-    check_container(Path(f"film{ending}"), coded("h264").signature)
-    check_container(Path("film.mkv"), coded(codec).signature)
+        RemuxStitcher().check_first_chunk(Path(f"film{ending}"), coded(codec).signature)
+    RemuxStitcher().check_first_chunk(Path(f"film{ending}"), coded("h264").signature)
+    RemuxStitcher().check_first_chunk(Path("film.mkv"), coded(codec).signature)
 
 
 def test_gif_in_matroska() -> None:
     """It is refused without the advice to do what was done."""
     with pytest.raises(StitchInputError, match=r"^a \.mkv film cannot hold gif video: have it enc"):
-        check_container(Path("film.mkv"), coded("gif").signature)
-    check_container(Path("film.mov"), coded("gif").signature)
+        RemuxStitcher().check_first_chunk(Path("film.mkv"), coded("gif").signature)
+    RemuxStitcher().check_first_chunk(Path("film.mov"), coded("gif").signature)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_gif_in_matroska() -> None:
 def test_closed_containers(name: str, takes: Sequence[str], refused: Sequence[str]) -> None:
     """Those that libav lists all codecs for refuse others by name, before a film is begun."""
     for codec in takes:
-        check_container(Path(name), coded(codec).signature)
+        RemuxStitcher().check_first_chunk(Path(name), coded(codec).signature)
     for codec in refused:
         with pytest.raises(StitchInputError, match=f"film cannot hold {codec} video"):
-            check_container(Path(name), coded(codec).signature)
+            RemuxStitcher().check_first_chunk(Path(name), coded(codec).signature)
 
 
 def coded(codec: str, **more: str) -> Media:
@@ -172,16 +172,17 @@ def test_what_a_container_has_no_place_for() -> None:
     clear = coded("vp9", alpha="yes")
     for film in ("a.mp4", "a.M4V"):
         with pytest.raises(StitchInputError, match="hold the transparency of vp9"):
-            check_container(Path(film), clear.signature)
+            RemuxStitcher().check_first_chunk(Path(film), clear.signature)
     for film in ("a.webm", "a.MKV"):
-        check_container(Path(film), clear.signature)
+        RemuxStitcher().check_first_chunk(Path(film), clear.signature)
     dolby = coded("hevc", **{"Dolby Vision record": "1f"})
     for film in ("a.mov", "a.ts"):
         with pytest.raises(StitchInputError, match="hold the record of Dolby Vision"):
-            check_container(Path(film), dolby.signature)
+            RemuxStitcher().check_first_chunk(Path(film), dolby.signature)
     for film in ("a.mp4", "a.mkv"):
-        check_container(Path(film), dolby.signature)
-    check_container(Path("a.mov"), coded("hevc", **{"Dolby Vision record": "none"}).signature)
+        RemuxStitcher().check_first_chunk(Path(film), dolby.signature)
+    none = coded("hevc", **{"Dolby Vision record": "none"})
+    RemuxStitcher().check_first_chunk(Path("a.mov"), none.signature)
 
 
 def test_options_of_the_muxer() -> None:

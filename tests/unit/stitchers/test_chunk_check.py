@@ -161,9 +161,9 @@ def test_name_of_the_audio_codec(
     calls: tuple[Chunks, list[Any]], named: str | None, film: str, codec: str
 ) -> None:
     """AAC is the codec where none is named, but in WebM."""
-    calls[0]["a"] = media("a", audio=PCM)
+    calls[0]["a"] = media("a", audio=PCM, signature={"codec": "vp9"})
     stitcher = RemuxStitcher(audio=AudioMode.ENCODE, audio_codec=named, audio_bitrate=64_000)
-    check = ChunkCheck(PATHS, Path(film), 30, None, plan=stitcher._plan_audio)
+    check = ChunkCheck(PATHS, Path(film), 30, None, plan=stitcher._plan)
     check.take()
     assert check.audio == AudioPlan(AudioMode.ENCODE, PCM, None, codec, 64_000)
 

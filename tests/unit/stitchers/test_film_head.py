@@ -20,7 +20,6 @@ from prefect_renderfarm.blocks.media.reader import read_media
 from prefect_renderfarm.blocks.stitchers.audio import AudioMode, AudioPlan
 from prefect_renderfarm.blocks.stitchers.checked import (
     ChunkCheck,
-    check_container,
     codec_tag,
     film_labels,
     labels_of,
@@ -60,10 +59,10 @@ def chunk(codec: str = "h264", fps: Fraction = FPS, labels: Labels = LABELS, **t
 def test_what_a_container_cannot_hold(film: str, told: dict[str, Any], content: str | None) -> None:
     """It is refused, with what to do."""
     if content is None:
-        check_container(Path(film), chunk(**told).signature)
+        RemuxStitcher().check_first_chunk(Path(film), chunk(**told).signature)
         return
     with pytest.raises(StitchInputError) as refused:
-        check_container(Path(film), chunk(**told).signature)
+        RemuxStitcher().check_first_chunk(Path(film), chunk(**told).signature)
     assert str(refused.value) == (
         f"a {film[1:]} film cannot hold {content}: let the film's name end in .mkv, or have it "
         "encoded by an ffmpeg-stitcher with a 'video_codec'"
