@@ -67,6 +67,7 @@ _TAGS_OF_MP4 = frozenset(
 )
 # What libav lists for these is all that they take.
 _CLOSED = (".webm", ".mp4", ".m4v")
+# What is no part of the standard of mp4, and written only if that is allowed.
 _UNOFFICIAL = ("Dolby Vision record", "stereo mode", "projection")
 # ISO/IEC 13818-1, 2.4.3.7: 33 bits at 90 kHz. libav begins at 1.4 s.
 _LONGEST_TS = 2**33 / 90_000 - 2
@@ -158,10 +159,7 @@ class ChunkCheck:
         return chunk
 
     def begin_comparing(self) -> None:
-        """Begin to decode those chunks' first frames with which the film's will be compared.
-
-        That takes longer than anything else that is left behind the last chunk.
-        """
+        """Begin to decode chunks' first frames, which would take longest behind the last chunk."""
         if self._beginnings is not None or self.first is None:
             return
         codec = str(self.first.signature["codec"])
@@ -171,10 +169,7 @@ class ChunkCheck:
             pool.shutdown(wait=False)
 
     def check_film(self, film: Path, *, encoded: bool = False) -> None:
-        """Compare a film with its chunks; AssemblyError if it differs.
-
-        What an encoded film lacks is only told: encoding is a choice, with options of its own.
-        """
+        """Compare a film with its chunks; AssemblyError if it differs by more than its encoding."""
         if self.first is not None:
             first = replace(self.first, mp4_track=None, labels=labels_of(self.first, self.audio))
             source = self.audio.source if self.audio.mode is not AudioMode.NONE else None
@@ -360,10 +355,9 @@ def codec_tag(first: Media, film: Path) -> str | None:
 def film_labels(
     first: Media, audio: AudioPlan, *, copied: bool = True
 ) -> dict[str, dict[str, str]]:
-    """Return the metadata of a film, of its video and of its audio track, by that of a chunk.
+    """Return the tags of a film, of its video and of its audio track, by those of a chunk.
 
-    Only video that is copied keeps its mark of transparency, and only the chunks' own audio keeps
-    its language.
+    Encoded video does not keep its mark of transparency, nor audio from elsewhere the language.
     """
     labels = labels_of(first, audio)
     alpha = "1" if copied and first.signature.get("alpha") == "yes" else None
@@ -386,8 +380,6 @@ def labels_of(first: Media, audio: AudioPlan) -> Labels:
 
 def muxer_options(film: Path, first: Media, faststart: bool, frames: int) -> dict[str, str]:
     """Return the options of a film's muxer that keep its clock exact, and put its index first.
-
-    What is no part of the standard of mp4 is written only if that is allowed.
 
     Space is reserved for the index, so that the film need not be moved afterwards: a frame or an
     audio packet takes at most a size (4 bytes), an offset (8), a run of offsets (12), of decoding
