@@ -42,7 +42,7 @@ class StitchReport(BaseModel):
     fps: str = Field("", description="Frames a second, as a fraction.")
     duration: float = Field(0.0, description="Length of the video, in seconds.")
     clock_error: float = Field(0.0, description="A frame's largest distance from n / fps, in s.")
-    audio_samples: int | None = Field(None, description="Length of the audio; None: no audio.")
+    audio_samples: int | None = Field(None, description="Samples of audio. None means no audio.")
     audio_rate: int | None = Field(None, description="Audio samples a second.")
     dropped: tuple[str, ...] = Field((), description="What chunks have and the film has not.")
     chunks: int = Field(0, description="Number of chunk files.")

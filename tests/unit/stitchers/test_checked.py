@@ -124,6 +124,18 @@ def test_plan_is_checked_against_the_chunks(chunks: list[Path], wave: Path, tmp_
             short.stitch(chunks, tmp_path / film, fps=30, frame_counts=counts)
 
 
+def test_first_chunk_decides(chunks: list[Path], tmp_path: Path) -> None:
+    """Video or audio that the film cannot have is refused before another chunk is read."""
+    missing = tmp_path / "missing.mov"
+    for stitcher, film, words in (
+        (Planner(), "film.webm", r"a \.webm film cannot hold .* video"),
+        (Planner(audio_track=missing), "film.mov", r"audio track .*missing\.mov' does not exist"),
+        (Planner(), "film.mov", r"chunk file .*missing\.mov' \(number 2 of 2\) does not exist"),
+    ):
+        with pytest.raises(StitchInputError, match=words):
+            stitcher.stitch([chunks[0], missing], tmp_path / film)
+
+
 @pytest.mark.parametrize(
     ("ending", "codec"),
     [(".ts", "vp9"), (".TS", "av1"), (".ts", "prores"), (".mov", "vp8"), (".MOV", "vp9"),
