@@ -57,12 +57,10 @@ def colours_of_encoding(codec: str, source: Signature, own: Mapping[str, str]) -
     becomes_yuv = pixels.is_rgb or pixels.has_palette or len(pixels.components) < 3
     if ("container" in source and not becomes_yuv) or _OWN & (own.keys() | filters):
         return Colours()
-    name = codec.partition("_")[0]
-    formats: tuple[str, ...] = ()
+    name, formats = codec.partition("_")[0], set[str]()
     with suppress(av.FFmpegError, ValueError):  # such as h264_nvenc, which only the program has
         encoder = Codec(codec, "w")
-        name = encoder.canonical_name
-        formats = tuple(each.name for each in encoder.video_formats or ())
+        name, formats = encoder.canonical_name, {each.name for each in encoder.video_formats or ()}
     to_players = name in _PLAYED and (not formats or _FOR_PLAYERS in formats)
     keeps_rgb = not formats or any(map(is_rgb, formats))
     wanted = own.get("pix_fmt")

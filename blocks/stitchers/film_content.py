@@ -35,9 +35,9 @@ from prefect_renderfarm.blocks.media.reader import complete, faults, open_media
 
 # Seams at which pictures are compared: a picture of 4K takes some 100 ms to decode.
 _SEAMS = 4
-# How far before a frame a demuxer is sent for it, as a transport stream has no index; None: back to
-# the beginning.
-_SEEK_SECONDS = (0, 1, 10, None)
+# How far before a frame a demuxer is sent for it, as a transport stream has no index; at last to
+# the beginning of any film.
+_SEEK_SECONDS = (0, 1, 10, 10**9)
 _MOST_FAILED = 300  # packets: more than between two key frames
 # Matroska's clock is one of 1 ms; the highest rate is 1,000 frames a second.
 _SAME_TIME = Fraction(1, 2000)
@@ -252,8 +252,8 @@ def _found_at(
     video = container.streams.video[0]
     clock = exact(video.time_base)
     for before in _SEEK_SECONDS:
-        seek = origin if before is None else origin + round((seconds - before - lead) / clock)
-        container.seek(max(seek, origin), stream=video)
+        after = max(0, round((seconds - before - lead) / clock))
+        container.seek(origin + after, stream=video)
         for found in read(container, video):
             if found.pts is not None:
                 distance = (found.pts - origin) * clock - seconds
