@@ -73,8 +73,10 @@ _PASSED = ("PATH", "LD_LIBRARY_PATH")
 _PROGRESS = re.compile(r"[a-z_0-9]+=")
 # The films of the test of a program: chunks of H.264 with B-frames.
 _FPS = Fraction(30_000, 1001)
-_FRAMES, _CHUNKS = 7, 3
-_WIDTH, _HEIGHT = 64, 48
+_CHUNKS = 3
+_PICTURES = f"testsrc2=size=64x48:rate={_FPS},scroll=horizontal=0.1,trim=end_frame=7,format=yuv420p"
+_X264 = {"preset": "ultrafast", "bf": "2", "b-adapt": "0", "x264-params": "scenecut=0"}
+_SILENT = AudioPlan(AudioMode.NONE)
 # The endings of chunks and film. Each pair has caught a release of FFmpeg: 5.1 writes decoding
 # times one tick apart into mp4 and ts, and refuses H.264 from mkv.
 _PAIRS = ((".mp4", ".mp4"), (".mkv", ".mp4"), (".mov", ".mkv"), (".mkv", ".ts"))
@@ -171,28 +173,26 @@ class FfmpegStitcher(CheckedStitcher):
             super().check_first_chunk(output, signature)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        if self.video_codec == "copy":
-            guessed = chunks[0].signature["codec"] in NAL_CODECS
-            guessed = guessed or any(chunk.reorder for chunk in chunks)
-            if chunks[0].signature["container"] == "avi" and guessed:
+        copied, signature = self.video_codec == "copy", chunks[0].signature
+        if copied:
+            guessed = signature["codec"] in NAL_CODECS or any(chunk.reorder for chunk in chunks)
+            if signature["container"] == "avi" and guessed:
                 raise StitchInputError(
                     f"chunk file {str(chunks[0].path)!r} may have B-frames in AVI, which has no "
                     "display times: choose a remux-stitcher, or render chunks into Matroska or mp4"
                 )
             check.begin_comparing()
         self._write(self._exact_program(), chunks, film, check.audio, check.output)
-        frames, figures = sum(chunk.frames for chunk in chunks), read_figures(film, chunks[0].fps)
-        figures = check_figures(figures, frames, len(chunks), check.audio.mode)
-        check.check_film(film, encoded=self.video_codec != "copy")
+        figures = _read_checked(film, chunks, check.audio)
+        check.check_film(film, encoded=not copied)
         return figures
 
     def _exact_program(self) -> Path:
         """Return the ffmpeg program; SetupError if it does not write exact films."""
         program = find_ffmpeg(self.ffmpeg)
-        if is_carried(program):
-            return program
         status = program.stat()  # tested once, until it is replaced
-        if fault := _first_fault(program, status.st_mtime_ns, status.st_size):
+        known = (program, status.st_mtime_ns, status.st_size)
+        if not is_carried(program) and (fault := _first_fault(*known)):
             raise SetupError(
                 f"ffmpeg {str(program)!r} does not assemble exact films: {fault}; leave the "
                 "block's 'ffmpeg' field empty, for the FFmpeg that comes with this package, or "
@@ -227,10 +227,12 @@ class FfmpegStitcher(CheckedStitcher):
         chunks: Sequence[Media],
     ) -> list[str]:
         """Return the command that makes a film of a playlist, or images, and a file with audio."""
-        fps = chunks[0].fps
-        options: dict[str, Any] = {"c:v": self.video_codec}
+        first, fps, copied = chunks[0], chunks[0].fps, self.video_codec == "copy"
+        frames = sum(chunk.frames for chunk in chunks)
         own = dict(self.output_options)
-        if self.video_codec == "copy":
+        options: dict[str, Any] = {"c:v": self.video_codec, "f": muxer_name(film)}
+        options |= muxer_options(film, first, self.faststart, frames)
+        if copied:
             # Containers with a coarse clock (Matroska: 1 ms) have rounded the times: put every
             # frame back onto the grid, first in the chunks' clock, then in the film's. Decoding
             # begins as many frames early as any chunk's B-frames need. Times count from the first
@@ -244,59 +246,47 @@ class FfmpegStitcher(CheckedStitcher):
                 clock = Fraction(1, 1000)
                 begin, end = (f"round(({frame}+{more})/({fps})/({clock}))" for more in (0, 1))
                 setts += f":duration=round(({end}-{begin})*({clock})/TB)"
-            options |= {"bsf:v": setts, "time_base:v": str(clock)}
-            if tag := codec_tag(chunks[0], film):
-                options["tag:v"] = tag
+            options |= {"bsf:v": setts, "time_base:v": clock, "tag:v": codec_tag(first, film)}
         else:
-            options |= {"r": str(fps), "fps_mode": "cfr"}
-            colours = colours_of_encoding(self.video_codec, chunks[0].signature, own)
-            options |= colours.options
+            colours = colours_of_encoding(self.video_codec, first.signature, own)
+            options |= {"r": fps, "fps_mode": "cfr", **colours.options}
             # Pictures of some codecs do not tell their fields: the container does.
-            fields = _FIELDS.get(str(chunks[0].signature.get("field order")))
-            chain = [
-                f"settb={1 / fps},setpts=N",
-                fields,
-                colours.before,
-                own.get("vf"),
-                colours.behind,
-            ]
+            fields = _FIELDS.get(str(first.signature.get("field order")))
             if fields and not deinterlaces(own):
                 options["flags:v"] = "+ilme+ildct"  # else encoders make one picture of two fields
-            own["vf"] = ",".join(filter(None, chain))
+            filters = [f"settb={1 / fps},setpts=N", fields, colours.before, own.get("vf")]
+            own["vf"] = ",".join(filter(None, [*filters, colours.behind]))
         if audio.mode is AudioMode.COPY:
             options["c:a"] = "copy"
         elif audio.mode is AudioMode.ENCODE:
             options |= {"c:a": audio.codec, "b:a": audio.bitrate}
-        if (name := muxer_name(film)) is not None:
-            options["f"] = name
-        frames = sum(chunk.frames for chunk in chunks)
-        options |= muxer_options(film, chunks[0], self.faststart, frames)
-        if chunks[0].images:
+        reading: dict[str, Any] = {"format": "concat", "safe": "0"}
+        if first.images:
             # Otherwise a damaged picture would be skipped, or completed from the one before.
-            reading = {"framerate": str(fps), "xerror": None}
+            reading = {"framerate": fps, "xerror": None}
             if not inputs[0].suffix.lower().startswith(".tif"):  # whose decoder then takes none
                 reading["err_detect"] = "explode"
-        else:
-            reading = {"format": "concat", "safe": "0"}
         streams = [ffmpeg.input(str(inputs[0]), **(reading | self.input_options))["V:0"]]
         if audio.source is not None:
             # NUT stores the number of channels, not their layout.
             layout = {"channel_layout": audio.source.layout}
             streams += [ffmpeg.input(str(path), **layout)["a:0"] for path in inputs[1:]]
+        options = {name: value for name, value in options.items() if value is not None}
         graph = ffmpeg.output(*streams, str(film), **(options | own))
         graph = graph.global_args(*GLOBAL_ARGUMENTS).overwrite_output()
         words = [str(word) for word in ffmpeg.compile(graph, cmd=str(program))]
-        labels = film_labels(chunks[0], audio, copied=self.video_codec == "copy")
         holders = {"film": "-metadata", "video": "-metadata:s:v", "audio": "-metadata:s:a"}
-        # ffmpeg-python takes no option twice.
-        place = words.index(str(film))
-        words[place:place] = [
-            word
-            for holder, tags in labels.items()
-            for name, value in tags.items()
-            for word in (holders[holder], f"{name}={value}")
-        ]
+        place = words.index(str(film))  # before it: ffmpeg-python takes no option twice
+        for holder, tags in film_labels(first, audio, copied=copied).items():
+            for name, value in tags.items():
+                words[place:place] = [holders[holder], f"{name}={value}"]
         return words
+
+
+def _read_checked(film: Path, chunks: Sequence[Media], audio: AudioPlan) -> FilmFigures:
+    """Read a film back, and refuse one that has not the chunks' frames, or no such audio."""
+    frames = sum(chunk.frames for chunk in chunks)
+    return check_figures(read_figures(film, chunks[0].fps), frames, len(chunks), audio.mode)
 
 
 def write_playlist(chunks: Sequence[Media], folder: Path) -> Path:
@@ -365,19 +355,15 @@ def _check_kind_of_pictures(chunk: Path, picture: Path, output: Path) -> None:
 
 def _check_sequence_folder(output: Path) -> None:
     """Refuse a sequence's folder that contains anything else."""
-    folder = output.parent
-    if not folder.is_dir():
-        return
-    images: set[str] = set()
+    images: set[Path] = set()
     with suppress(MediaFault):
-        images = {path.name for path in list_images(output).values()}
-    names = (path.name for path in folder.iterdir())
-    others = [name for name in names if name not in images and not name.startswith(".")]
-    if others:
-        raise StitchInputError(
-            f"sequence {str(output)!r}: its folder also contains {others[0]!r}: name a folder of "
-            "its own, which is replaced as a whole"
-        )
+        images.update(list_images(output).values())
+    for path in output.parent.iterdir() if output.parent.is_dir() else ():
+        if path not in images and not path.name.startswith("."):
+            raise StitchInputError(
+                f"sequence {str(output)!r}: its folder also contains {path.name!r}: name a folder "
+                "of its own, which is replaced as a whole"
+            )
 
 
 def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
@@ -386,22 +372,20 @@ def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
     Numbers start at the first chunk's first number. Pictures are linked if the disk allows it, else
     copied; the chunks stay.
     """
-    number = min(list_images(chunks[0].path))
-    folder, size, done, report = output.parent, 0, 0, progress.get()
+    first = min(list_images(chunks[0].path))
+    folder, size, report = output.parent, 0, progress.get()
     remove_leftovers(folder)
     with scratch_folder(folder) as scratch:
         new = scratch / "new"
         new.mkdir()
-        for chunk in chunks:
-            for image in chunk.images:
-                target = numbered(new / output.name, number + done)
-                try:
-                    os.link(image, target)
-                except OSError:
-                    shutil.copy2(image, target)
-                size += target.stat().st_size
-                done += 1
-            report(done, size)
+        for done, image in enumerate(chain.from_iterable(chunk.images for chunk in chunks)):
+            target = numbered(new / output.name, first + done)
+            try:
+                os.link(image, target)
+            except OSError:
+                shutil.copy2(image, target)
+            size += target.stat().st_size
+            report(done + 1, size)
         if folder.exists():
             exchange(new, folder)
         else:
@@ -412,57 +396,41 @@ def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
 @cache
 def _first_fault(program: Path, _mtime_ns: int, _size: int) -> str | None:
     """Return what is wrong with the small films that a program makes; None if all are exact."""
-    write, no_audio = FfmpegStitcher()._write, AudioPlan(AudioMode.NONE)
-    with tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-check-") as name:
-        folder = Path(name)
-        for number, (chunk_ending, film_ending) in enumerate(_PAIRS):
-            film = folder / f"film{number}{film_ending}"
+    with tempfile.TemporaryDirectory(prefix="renderfarm-ffmpeg-check-") as folder:
+        for chunk_ending, film_ending in _PAIRS:
+            sample = Path(folder, f"chunk{chunk_ending}")
+            film = sample.with_name(f"{sample.name}{film_ending}")
             try:
-                paths = [folder / f"{number}-{n}{chunk_ending}" for n in range(_CHUNKS)]
-                chunks = [read_media(_write_sample(path), _FPS) for path in paths]
-                write(program, chunks, film, no_audio, film)
-                fault = _fault_of(film, chunks)
+                _write_sample(sample)
+                chunks = [read_media(sample, _FPS)] * _CHUNKS
+                FfmpegStitcher()._write(program, chunks, film, _SILENT, film)
+                _check_exact(film, chunks)
             except RenderFarmError as error:
                 fault = str(error).removesuffix("; it is not published")
-            if fault:
                 return f"of {chunk_ending} chunks, a {film_ending} film: {fault}"
     return None
 
 
-def _write_sample(path: Path) -> Path:
+def _write_sample(path: Path) -> None:
     """Write a chunk of H.264 with B-frames."""
-    with av.open(str(path), "w") as output:
-        video: Any = output.add_stream("libx264", rate=_FPS)
-        video.width, video.height, video.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
-        video.options = {
-            "preset": "ultrafast",
-            "bf": "2",
-            "b-adapt": "0",
-            "x264-params": "scenecut=0",
-        }
-        for number in range(_FRAMES):
-            frame: Any = av.VideoFrame(_WIDTH, _HEIGHT, "yuv420p")
-            for plane in frame.planes:
-                plane.update(
-                    bytes(8 * (number + place) % 256 for place in range(plane.buffer_size))
-                )
-            frame.pts, frame.time_base = number, 1 / _FPS
+    with av.open(_PICTURES, format="lavfi") as source, av.open(str(path), "w") as output:
+        video: Any = output.add_stream("libx264", _FPS, _X264)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for frame in source.decode(video=0):
+            frame.pict_type = 0  # which in the source is that of a key frame
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
-    return path
 
 
-def _fault_of(film: Path, chunks: Sequence[Media]) -> str | None:
-    """Return in what a film differs from its chunks; the usual check of films raises the rest."""
-    frames = sum(chunk.frames for chunk in chunks)
+def _check_exact(film: Path, chunks: Sequence[Media]) -> None:
+    """Refuse a film that has not the rate, the clock and the pictures of its chunks."""
     with open_media(film) as container:
         rate = exact(container.streams.video[0].average_rate)
-    check_figures(read_figures(film, _FPS), frames, len(chunks), AudioMode.NONE)
+    frames = _read_checked(film, chunks, _SILENT).frames
     if film.suffix in MP4_ENDINGS and rate != _FPS:
-        return f"{rate} frames a second, not {_FPS}"
+        raise AssemblyError(f"{rate} frames a second, not {_FPS}")
     wanted = chain.from_iterable(decoded_frames(chunk.path, chunk.frames) for chunk in chunks)
     for pair in zip(decoded_frames(film, frames), wanted, strict=True):
         made, expected = ([bytes(plane) for plane in frame.planes] for frame in pair)
         if made != expected:
-            return "other pictures than its chunks"
-    return None
+            raise AssemblyError("other pictures than its chunks")

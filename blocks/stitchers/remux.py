@@ -110,28 +110,22 @@ class RemuxStitcher(CheckedStitcher):
         with publishing(output) as temporary, closing(FilmMuxer(self, check, temporary)) as film:
             yield film
             figures = film.finish()
-            check.check_film(temporary)
         film.report = check.report(figures, output.stat().st_size)
 
     def _assemble(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
         check.begin_comparing()
+        report = progress.get()
+        reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
         try:
-            figures = self._mux(chunks, film, check)
+            with closing(FilmMuxer(self, check, film)) as muxer:
+                muxer.begin(chunks[0], reorder, frames)
+                for chunk in chunks:
+                    muxer.copy(chunk)
+                    report(muxer.frames, muxer.size)
+                return muxer.finish()
         except NotAppendableError:  # now that PyAV has closed the file
             shared = self.model_dump(include=set(CheckedStitcher.model_fields))
             return FfmpegStitcher(**shared)._assemble(chunks, film, check)
-        check.check_film(film)
-        return figures
-
-    def _mux(self, chunks: Sequence[Media], film: Path, check: ChunkCheck) -> FilmFigures:
-        report = progress.get()
-        reorder, frames = max(each.reorder for each in chunks), sum(each.frames for each in chunks)
-        with closing(FilmMuxer(self, check, film)) as muxer:
-            muxer.begin(chunks[0], reorder, frames)
-            for chunk in chunks:
-                muxer.copy(chunk)
-                report(muxer.frames, muxer.size)
-            return muxer.finish()
 
 
 class FilmMuxer(GrowingFilm):
@@ -164,22 +158,14 @@ class FilmMuxer(GrowingFilm):
     def begin(self, first: Media, reorder: int, total_frames: int) -> None:
         """Begin a film of chunks coded as `first`, of which none needs a deeper `reorder`."""
         film, audio = self._film, self._check.audio
-        codec = str(first.signature["codec"])
         options = muxer_options(film, first, self._stitcher.faststart, total_frames)
+        labels, content = film_labels(first, audio), f"{first.signature['codec']} video"
         with writing(film), open_media(first.path) as template:
-            matroska = film.suffix.lower() in MATROSKA_ENDINGS
-            if matroska and _has_aspect_beside_codec(template.streams.video[0]):
-                # PyAV sets none but in the codec's header.
-                raise _needs_program(film, "a pixel aspect")
-            if not matroska and template.streams.video[0].codec_context.pix_fmt == "pal8":
-                raise _needs_program(film, "a palette")
             output = self._stack.enter_context(
                 av.open(str(film), "w", muxer_name(film), container_options=options)
             )
-            content = f"{codec} video"
             try:
-                self._video = _add_video(output, template, first, film)
-                labels = film_labels(first, audio)
+                self._video = _add_video(output, template.streams.video[0], first, film)
                 output.metadata.update(labels["film"])
                 self._video.metadata.update(labels["video"])
                 if audio.mode is not AudioMode.NONE:
@@ -190,18 +176,14 @@ class FilmMuxer(GrowingFilm):
                     self._audio.stream.metadata.update(labels["audio"])
                     content += " with this audio"
                 output.start_encoding()
-            except av.error.PatchWelcomeError:
-                raise cannot_hold(film, content) from None
-            except ValueError:
-                if film.suffix.lower() in (".mkv", ".mov"):
-                    # PyAV refuses codecs that these store in the way of AVI.
-                    raise _needs_program(film, content) from None
-                raise cannot_hold(film, content) from None
+            except (av.error.PatchWelcomeError, ValueError) as error:
+                # PyAV refuses codecs that mkv and mov store in the way of AVI.
+                unknown = isinstance(error, ValueError) and film.suffix.lower() in (".mkv", ".mov")
+                raise (_needs_program if unknown else cannot_hold)(film, content) from None
             # The header has fixed the film's clock.
             self._ticks = ticks_of(exact(self._video.time_base), first.fps)
             self._output = output
-            self._flush = BackgroundFlush(film)
-            self._stack.callback(self._flush.close)
+            self._flush = self._stack.enter_context(closing(BackgroundFlush(film)))
             if film.suffix.lower() not in MP4_ENDINGS:
                 self._reader = FilmReader(film, audio=self._audio is not None)
         self._fps = first.fps
@@ -242,7 +224,7 @@ class FilmMuxer(GrowingFilm):
         self._flush.grown(self.size)
 
     def finish(self) -> FilmFigures:
-        """Write the end of the film, read it back, and check it."""
+        """Write the end of the film, read it back, and compare it with its chunks."""
         check, chunks = self._check, len(self._check.paths)
         if check.missing:
             raise StitchInputError(
@@ -254,7 +236,9 @@ class FilmMuxer(GrowingFilm):
             self._stack.close()
         reader, fps = self._reader, self._fps
         figures = reader.finish(fps) if reader else read_figures(self._film, fps)
-        return check_figures(figures, self.frames, chunks, check.audio.mode)
+        check_figures(figures, self.frames, chunks, check.audio.mode)
+        check.check_film(self._film)
+        return figures
 
     def _feed_track(self, number: int, frames: int) -> None:
         """Before packet `number` of a chunk: write the track's audio of the next second.
@@ -312,23 +296,22 @@ def _needs_program(film: Path, content: str) -> NotAppendableError:
     )
 
 
-def _has_aspect_beside_codec(video: Any) -> bool:
-    """Return whether only the container tells the pixel aspect."""
-    aspect = exact(video.sample_aspect_ratio)
-    return aspect not in (0, exact(video.codec_context.sample_aspect_ratio) or 1)
-
-
-def _add_video(output: OutputContainer, template: Any, first: Media, film: Path) -> Any:
+def _add_video(output: OutputContainer, source: Any, first: Media, film: Path) -> Any:
     """Add a film's video track, like that of a chunk, with what PyAV's templates leave out."""
-    source = template.streams.video[0]
+    aspect, coding = exact(source.sample_aspect_ratio), source.codec_context
+    matroska = film.suffix.lower() in MATROSKA_ENDINGS
+    # Where only the container tells the aspect: PyAV sets none but in the codec's header.
+    if matroska and aspect not in (0, exact(coding.sample_aspect_ratio) or 1):
+        raise _needs_program(film, "a pixel aspect")
+    if not matroska and coding.pix_fmt == "pal8":
+        raise _needs_program(film, "a palette")
     # Opaque: AV1 has no encoder of that name to look up.
     track: Any = output.add_stream_from_template(source, opaque=True)
     track.time_base = 1 / first.fps
-    # For the timecode.
-    track.codec_context.framerate = first.fps
+    track.codec_context.framerate = first.fps  # for the timecode
     if tag := codec_tag(first, film):
         track.codec_context.codec_tag = tag
-    if aspect := exact(source.sample_aspect_ratio):
+    if aspect:
         track.codec_context.sample_aspect_ratio = aspect
     return track
 

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 from media_samples import Recipe, frame_hashes, frame_times, write_chunks
 from repository import ROOT
 
 from prefect_renderfarm.blocks import FfmpegStitcher, LocalAdapter, SetupError, WorkerJob
 from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
+from prefect_renderfarm.blocks.stitchers.ffmpeg import _write_sample
 
 # The arguments of a command are "$@"; `swap` writes others into `new`.
 _WRAPPER = """#!{python}
@@ -126,6 +128,16 @@ def test_old_ffmpeg_is_refused_before_a_chunk_is_there(old_ffmpeg: Path, tmp_pat
     stitcher = FfmpegStitcher(ffmpeg=old_ffmpeg)
     with pytest.raises(SetupError, match=rf"{old_ffmpeg}.*_timescale.*'ffmpeg' field empty"):
         stitcher.check_output(tmp_path / "film.mp4", [tmp_path / "0.mp4"])
+
+
+def test_sample_has_b_frames(tmp_path: Path) -> None:
+    """The chunks with which a program is tested are decoded in another order than displayed."""
+    path = tmp_path / "sample.mp4"
+    _write_sample(path)
+    with av.open(str(path)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert [time // 1001 for time in times] == [0, 3, 1, 2, 6, 4, 5]
+    assert len(set(frame_hashes(path))) == 7
 
 
 @pytest.mark.parametrize("name", _FAULTS)
