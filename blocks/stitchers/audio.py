@@ -111,16 +111,16 @@ def check_track(plan: AudioPlan, frames: int, fps: Fraction) -> None:
 
     0 frames mean that the length of the film is not known yet.
     """
-    if plan.track is None or plan.source is None:
+    track, source = plan.track, plan.source
+    if track is None or source is None:
         return
-    if frames and plan.source.start >= frames / fps:
+    if frames and source.start >= frames / fps:
         raise StitchInputError(
-            f"audio track {str(plan.track)!r} begins at {float(plan.source.start):.3f} s, behind "
-            "the end of the film: begin it with silence"
+            f"audio track {str(track)!r} begins at {float(source.start):.3f} s, behind the end of "
+            "the film: begin it with silence"
         )
-    if plan.source.samples:
-        length = Fraction(plan.source.samples, plan.source.rate)
-        _refuse_short_track(plan.track, frames / fps - length, fps)
+    if source.samples:
+        _refuse_short_track(track, frames / fps - Fraction(source.samples, source.rate), fps)
 
 
 def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> str | None:
@@ -141,8 +141,9 @@ def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> st
     expected = frames / fps * audio.rate
     tick = float(CLOCK_SECONDS * audio.rate)
     samples = audio.samples if audio.is_pcm else audio.audible
-    if audio.is_pcm:
-        early, late, lacking, extra = tick, tick, 1.0, _pcm_packet(audio)
+    if (width := pcm_bytes(audio.codec)) is not None:
+        packet = _PCM_PACKET_BYTES / (width * AudioLayout(audio.layout).nb_channels)
+        early, late, lacking, extra = tick, tick, 1.0, max(_PACKET, packet)
     elif mode is AudioMode.COPY:
         early, late, lacking, extra = math.inf, _PACKET, _PACKET, _EXTRA
     else:
@@ -158,12 +159,6 @@ def audio_fault(audio: Audio, mode: AudioMode, frames: int, fps: Fraction) -> st
             f"{round(expected)}: render audio as long as the frames"
         )
     return None
-
-
-def _pcm_packet(audio: Audio) -> float:
-    """Return the samples in the longest packet of PCM that renderers write."""
-    channels = AudioLayout(audio.layout).nb_channels
-    return max(_PACKET, _PCM_PACKET_BYTES / ((pcm_bytes(audio.codec) or 1) * channels))
 
 
 def find_encoder(name: str) -> Any:
@@ -291,7 +286,11 @@ class EncodedAudio(FilmAudio):
         super().__init__(output, stream, rate)
         self._decoded = av.AudioFifo()
         self._format = (context.format.name, context.layout.name)
-        self._last: list[bytes] = []
+        form, channels = context.format, context.layout.nb_channels
+        planes, width = (channels, form.bytes) if form.is_planar else (1, channels * form.bytes)
+        # The bytes of a silent sample in each plane, and of the last one.
+        self._silence = [(b"\x80" if form.packed.name == "u8" else b"\0") * width] * planes
+        self._last = self._silence
         self._position: int | None = None  # of the next sample behind the chunk's first frame
         self._skip = 0
 
@@ -314,27 +313,23 @@ class EncodedAudio(FilmAudio):
 
     def _align(self, time: Fraction, samples: int) -> None:
         """Take note that so many samples come, so many seconds after the chunk's first frame."""
-        position = round(time * self.rate)
-        if self._position is None:
-            if abs(time) <= CLOCK_SECONDS:
-                return
-            self._skip, silent = max(0, -position), max(0, position)
+        begins, done = self._position is None, self._position or 0
+        gap = round(time * self.rate) - done
+        if abs(gap) <= (CLOCK_SECONDS if begins else HOLE_SECONDS) * self.rate:
+            return
+        if begins:
+            self._skip = max(0, -gap)
+        elif not 0 < gap <= LONGEST_SILENCE * self.rate:
+            raise StitchInputError(
+                f"audio goes on at {float(time):.3f} s, behind {done / self.rate:.3f} s: write it "
+                "anew, without packets that overlap, or a hole of a minute"
+            )
         else:
-            silent = position - self._position
-            if silent < -HOLE_SECONDS * self.rate or silent > LONGEST_SILENCE * self.rate:
-                raise StitchInputError(
-                    f"audio goes on at {float(time):.3f} s, behind "
-                    f"{self._position / self.rate:.3f} s: write it anew, without packets that "
-                    "overlap, or a hole of a minute"
-                )
-            if silent <= HOLE_SECONDS * self.rate:
-                return
-            lost = round(silent / samples) * samples  # packets are lost as a whole
-            silent = lost if abs(lost - silent) <= CLOCK_SECONDS * self.rate else silent
-            position = self._position + silent
-        if silent:
-            self._decoded.write(self._constant(silent))
-        self._position = position
+            lost = round(gap / samples) * samples  # packets are lost as a whole
+            gap = lost if abs(lost - gap) <= CLOCK_SECONDS * self.rate else gap
+        if gap > 0:
+            self._decoded.write(self._constant(gap, self._silence))
+        self._position = done + gap
 
     def end_chunk(self) -> None:
         """Extend what is too short, and drop what is longer than the frames."""
@@ -344,12 +339,10 @@ class EncodedAudio(FilmAudio):
             self._decoded.write(self._constant(missing, self._last))
             self._write()
 
-    def _constant(self, samples: int, sample: Sequence[bytes] = ()) -> Any:
-        """Return audio of one sample, given by its bytes in each plane; without it, silence."""
+    def _constant(self, samples: int, sample: Sequence[bytes]) -> Any:
+        """Return audio of one sample, given by its bytes in each plane."""
         frame: Any = av.AudioFrame(*self._format, samples)
-        zero = b"\x80" if frame.format.packed.name == "u8" else b"\0"
-        for number, plane in enumerate(frame.planes):
-            each = sample[number] if sample else zero * _sample_bytes(frame)
+        for plane, each in zip(frame.planes, sample, strict=True):
             plane.update((each * samples).ljust(plane.buffer_size, b"\0"))
         frame.sample_rate = self.rate
         return frame
@@ -361,17 +354,12 @@ class EncodedAudio(FilmAudio):
     def _write(self) -> None:
         while (ready := min(self._decoded.samples, self.due - self.written, _PACKET_SAMPLES)) > 0:
             frame: Any = self._decoded.read(ready)
-            width = _sample_bytes(frame)
+            width = len(self._silence[0])
             end = ready * width
             self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
             frame.pts, frame.time_base = self.written, Fraction(1, self.rate)
             self.written += ready
             self._output.mux(self.stream.encode(frame))
-
-
-def _sample_bytes(frame: Any) -> int:
-    """Return the bytes of one sample in each plane of a frame."""
-    return int(frame.format.bytes * (1 if frame.format.is_planar else len(frame.layout.channels)))
 
 
 def nearest_format(codec: Any, source: Any) -> Any:
