@@ -176,13 +176,6 @@ def find_encoder(name: str) -> Any:
 def check_codec(name: str, audio: Audio) -> None:
     """Refuse a codec that does not exist, or would need the audio resampled or remixed."""
     codec = find_encoder(name)
-    rates = codec.audio_rates
-    if rates and audio.rate not in rates:
-        raise StitchInputError(
-            f"the audio has {audio.rate} samples a second, which {name} does not take "
-            f"({', '.join(str(known) for known in sorted(rates))}): render it with one of these, "
-            "or set the stitcher's 'audio_codec' to another; audio is never resampled"
-        )
     trial: Any = CodecContext.create(codec)
     try:
         trial.sample_rate = audio.rate
@@ -191,9 +184,13 @@ def check_codec(name: str, audio: Audio) -> None:
         trial.time_base = Fraction(1, audio.rate)
         trial.open()
     except (av.FFmpegError, ValueError):
+        fault = f"the channels {audio.layout!r}, which {name} does not take"
+        if (rates := codec.audio_rates) and audio.rate not in rates:
+            known = ", ".join(map(str, sorted(rates)))
+            fault = f"{audio.rate} samples a second, which {name} does not take ({known})"
         raise StitchInputError(
-            f"the audio has the channels {audio.layout!r}, which {name} does not take: render "
-            "others, or set the stitcher's 'audio_codec' to another; audio is never remixed"
+            f"the audio has {fault}: render it otherwise, or set the stitcher's 'audio_codec' to "
+            "another; audio is never resampled or remixed"
         ) from None
 
 
