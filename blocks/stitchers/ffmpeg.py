@@ -131,9 +131,8 @@ class FfmpegStitcher(CheckedStitcher):
                 raise StitchInputError(
                     f"sequence {str(output)!r}: the chunks are not image sequences: name a film"
                 )
-            for path in inputs:
-                if has_number(path):  # of a folder the kind of pictures is not known yet
-                    _check_kind_of_pictures(path, path, output)
+            for path in filter(has_number, inputs):  # of folders the kind is not known yet
+                _check_kind_of_pictures(path, path, output)
             _check_sequence_folder(output)
             return
         super().check_output(output, inputs)
@@ -375,9 +374,7 @@ def _join_sequences(chunks: Sequence[Media], output: Path) -> int:
     first = min(list_images(chunks[0].path))
     folder, size, report = output.parent, 0, progress.get()
     remove_leftovers(folder)
-    with scratch_folder(folder) as scratch:
-        new = scratch / "new"
-        new.mkdir()
+    with scratch_folder(folder) as new:
         for done, image in enumerate(chain.from_iterable(chunk.images for chunk in chunks)):
             target = numbered(new / output.name, first + done)
             try:
