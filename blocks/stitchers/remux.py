@@ -327,21 +327,20 @@ class BackgroundFlush:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flushed_at = 0
-        self._running: Future[None] | None = None
+        self._last: Future[None] = Future()
+        self._last.set_result(None)
 
     def grown(self, size: int) -> None:
         """Note how many bytes are written so far."""
-        if self._running is not None:
-            if not self._running.done():
-                return
-            self._running.result()
+        if not self._last.done():
+            return
+        self._last.result()
         if size - self._flushed_at >= _FLUSH_BYTES:
             self._flushed_at = size
-            self._running = self._thread.submit(os.fsync, self._descriptor)
+            self._last = self._thread.submit(os.fsync, self._descriptor)
 
     def close(self) -> None:
         """Wait for a flush that is running, and close."""
         self._thread.shutdown()
         os.close(self._descriptor)
-        if self._running is not None:
-            self._running.result()
+        self._last.result()

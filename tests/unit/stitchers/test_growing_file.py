@@ -64,8 +64,7 @@ def flushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def wait_for(flush: BackgroundFlush) -> None:
     """Wait for a flush that runs."""
-    assert flush._running is not None
-    flush._running.exception(5)
+    flush._last.exception(5)
 
 
 def test_flush_of_so_many_bytes(tmp_path: Path, flushed: list[int]) -> None:
@@ -74,7 +73,8 @@ def test_flush_of_so_many_bytes(tmp_path: Path, flushed: list[int]) -> None:
     path.touch()
     flush = BackgroundFlush(path)
     flush.grown(remux._FLUSH_BYTES - 1)
-    assert flush._running is None
+    wait_for(flush)
+    assert not flushed
     flush.grown(remux._FLUSH_BYTES)
     wait_for(flush)
     assert len(flushed) == 1
