@@ -76,16 +76,10 @@ def once_a_minute(log: Callable[[str], object]) -> Callable[[str | Callable[[], 
 
 @contextmanager
 def periodic(
-    call: Callable[[], object],
-    seconds: float,
-    name: str,
-    *,
-    at_once: bool = False,
-    wait: bool = False,
+    call: Callable[[], object], seconds: float, name: str, *, wait: bool = False
 ) -> Iterator[None]:
-    """Inside the block, call a function some seconds after its last call has ended.
+    """Inside the block, call a function some seconds after the begin, or its last call's end.
 
-    The first call is some seconds after the begin, too, or `at_once`.
     An error is logged once, and the calls go on. The thread has the run's context, so its log lines
     are the run's. Leaving the block ends the thread, and waits for a running call if `wait` is set.
     """
@@ -93,9 +87,8 @@ def periodic(
     log = run_log()
 
     def repeat() -> None:
-        warned, pause = False, 0.0 if at_once else seconds
-        while not over.wait(pause):
-            pause = seconds
+        warned = False
+        while not over.wait(seconds):
             try:
                 call()
             except (Exception, SystemExit) as error:  # rich raises SystemExit at a broken pipe

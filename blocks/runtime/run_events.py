@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from uuid import UUID
 
+from anyio.from_thread import start_blocking_portal
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import (
     EventFilter,
@@ -16,7 +17,7 @@ from prefect.events.filters import (
     EventResourceFilter,
 )
 
-from prefect_renderfarm.blocks.runtime.repeat import periodic
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 
 # A proxy that passes no websockets is not asked for one all the time.
 _RECONNECT_SECONDS = 30.0
@@ -34,44 +35,35 @@ def run_events(
     (https://docs.prefect.io/v3/concepts/rate-limits), so nothing should be asked each second. Where
     no events come, such as behind a proxy without websockets, the seconds are the interval.
     """
-    changed, over = threading.Event(), threading.Event()
-    listening: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+    changed, log = threading.Event(), run_log()
+
+    wanted = EventFilter(
+        event=_STATES,
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"]) if run else None,
+        related=EventRelatedFilter(id=[f"prefect.tag.{tag}"]) if tag else None,
+    )
 
     async def listen() -> None:
-        wanted = EventFilter(
-            event=_STATES,
-            resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"]) if run else None,
-            related=EventRelatedFilter(id=[f"prefect.tag.{tag}"]) if tag else None,
-        )
-        async with get_events_subscriber(wanted, reconnection_attempts=0) as events:
-            changed.set()  # what happened before is told by nobody
-            async for _ in events:
-                changed.set()
-
-    async def listen_until_over() -> None:
-        task = asyncio.create_task(listen())
-        listening[:] = [(asyncio.get_running_loop(), task)]
-        if over.is_set():  # before `cancel` could know of the task
-            task.cancel()
-        await task
-
-    def listen_here() -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(listen_until_over())
-
-    def cancel() -> None:
-        over.set()
-        for loop, task in listening:
-            with suppress(RuntimeError):  # the loop is closed: it has ended
-                loop.call_soon_threadsafe(task.cancel)
+        tell = log.warning
+        while True:
+            try:
+                async with get_events_subscriber(wanted, reconnection_attempts=0) as events:
+                    changed.set()  # what happened before is told by nobody
+                    async for _ in events:
+                        changed.set()
+            except Exception as error:
+                tell("events of runs: %s; it is tried again", error)
+                tell = log.debug
+            await asyncio.sleep(_RECONNECT_SECONDS)
 
     def wait(seconds: float) -> bool:
         came = changed.wait(seconds)
         changed.clear()
         return came
 
-    with periodic(listen_here, _RECONNECT_SECONDS, "events of runs", at_once=True, wait=True):
+    with start_blocking_portal() as portal:
+        listening = portal.start_task_soon(listen)
         try:
             yield wait
         finally:
-            cancel()
+            listening.cancel()
