@@ -18,13 +18,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from prefect_renderfarm.blocks.assets.workspace import AssetCache, disk_errors, inside, require_room
 from prefect_renderfarm.blocks.errors import FatalWorkerError, WorkerLost, WorkStopped
-from prefect_renderfarm.blocks.http.client import Download, DownloadFailed, open_download
+from prefect_renderfarm.blocks.http.client import DownloadFailed, open_download
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
 from prefect_renderfarm.blocks.storage.atomic_file import atomic_file
@@ -48,10 +47,6 @@ _DAMAGES = (
 )
 
 
-class DamagedArchive(FatalWorkerError):
-    """An archive cannot be read to its end."""
-
-
 def name_of_url(url: str) -> str:
     """Return an `assetsUrl` for messages, without what may be secret in it."""
     return f"assetsUrl {excerpt(public_part(url), 200)}"
@@ -60,37 +55,36 @@ def name_of_url(url: str) -> str:
 def lay_out_archive(url: str, folder: Path, cache: AssetCache, stop: threading.Event) -> None:
     """Fetch an archive, unless this version of it is in the cache, and unpack it."""
     name = name_of_url(url)
+
+    def save(path: Path) -> None:
+        cache.make_room(download.size, {path.name})
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            for part in download.parts():
+                file.write(part)
+
     try:
         with open_download(url, _MAX_ARCHIVE_BYTES, _ARCHIVE_SECONDS, stop) as download:
             version = [download.headers.get(key, "") for key in ("etag", "last-modified")]
             identity = hashlib.sha256(f"{url} {download.size} {version}".encode()).hexdigest()
             if not any(version):
                 cache.drop(identity)
-            if not cache.has(identity):
-                cache.make_room(download.size, {identity})
             with disk_errors(name):
-                archive = cache.fetch(identity, partial(_save, download), stop)
+                archive = cache.fetch(identity, save, stop)
     except DownloadFailed as error:
         kind = WorkerLost if error.again else FatalWorkerError
         raise kind(f"{name} cannot be fetched: {error}") from None
     try:
         with disk_errors(name):
             unpack(archive, folder, stop)
-    except DamagedArchive as error:
-        cache.drop(identity)
-        raise FatalWorkerError(f"{name} cannot be unpacked: {error}") from None
+    except WorkStopped:
+        raise
     except FatalWorkerError as error:
-        raise FatalWorkerError(f"{name}: {error}") from None
-
-
-def _save(download: Download, path: Path) -> None:
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        for part in download.parts():
-            file.write(part)
+        cache.drop(identity)  # it may be damaged
+        raise FatalWorkerError(f"{name} cannot be unpacked: {error}") from None
 
 
 def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
-    """Unpack a zip or tar file. Raises DamagedArchive, or FatalWorkerError beyond the limits."""
+    """Unpack a zip or tar file. Raises FatalWorkerError if it is damaged or beyond the limits."""
     room = _Room(folder, stop)
     try:
         with archive.open("rb") as file:
@@ -99,7 +93,7 @@ def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
             with _Reader(gzip.GzipFile(fileobj=file) if packed else file) as reader:
                 (_unpack_zip if is_zip else _unpack_tar)(reader, room)
     except _DAMAGES as error:
-        raise DamagedArchive(one_line(error)) from None
+        raise FatalWorkerError(one_line(error)) from None
 
 
 class _Room:
@@ -178,28 +172,22 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
     # Not by `TarFile.extract`: Python before 3.11.4 has no filters for it.
     reader.header_bytes = 0  # `open` reads the first header
     with tarfile.open(fileobj=reader, mode="r:") as tar:
-        while (member := _next(tar, reader)) is not None:
+        while (member := tar.next()) is not None:
+            reader.header_bytes = None
             name, is_folder, is_link = member.name, member.isdir(), member.issym()
             with room.place(name, member.size, is_folder=is_folder, is_link=is_link) as target:
-                if is_folder:
-                    continue
-                target.unlink(missing_ok=True)  # the last file of a name counts
+                if not is_folder:
+                    target.unlink(missing_ok=True)  # the last file of a name counts
                 if member.islnk():
                     first = inside(room.folder, member.linkname)
                     if not first.is_file():
                         raise tarfile.ReadError(f"{excerpt(name)} links to no file in it")
                     target.hardlink_to(first)
-                elif (source := tar.extractfile(member)) is None:
-                    raise FatalWorkerError(f"asset {excerpt(name)} is no regular file")
-                else:
+                elif (source := tar.extractfile(member)) is not None:
                     _write(source, target, member.mode)
-
-
-def _next(tar: tarfile.TarFile, reader: _Reader) -> tarfile.TarInfo | None:
-    reader.header_bytes = 0
-    member = tar.next()
-    reader.header_bytes = None
-    return member
+                elif not is_folder:
+                    raise FatalWorkerError(f"asset {excerpt(name)} is no regular file")
+            reader.header_bytes = 0
 
 
 def _write(source: IO[bytes], target: Path, mode: int) -> None:
