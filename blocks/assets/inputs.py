@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -40,7 +39,7 @@ from prefect_renderfarm.blocks.storage.atomic_file import is_temporary
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import file_sha256
-from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
+from prefect_renderfarm.blocks.storage.objects import ObjectStore
 
 ASSETS = f"{BucketStore.root}/assets"
 ASSET_LIST = "assets.json"
@@ -56,19 +55,18 @@ def where_assets_are(url: str | None, root: str) -> str | None:
     """
     if not url:
         return None
-    scheme = url.partition("://")[0].lower() if "://" in url else "file"
-    name = name_of_url(url)
+    scheme, found, rest = url.partition("://")
+    scheme = scheme.lower() if found else "file"
     if scheme == "file":
         return f"{root}/{ASSET_LIST}"
-    parts = _parts(url)
-    if scheme == "s3" and parts.netloc and parts.path.strip("/"):
-        return f"s3{url[2:]}"
+    parts, name = _parts(url), name_of_url(url)
     if scheme == "https" and "@" in parts.netloc:
         raise JobError(f"{name} holds a name or password: use a presigned URL")
-    if scheme == "https" and parts.netloc and parts.path.lower().endswith(ARCHIVE_ENDINGS):
-        return f"https{url[5:]}"
+    paths = {"s3": parts.path.strip("/"), "https": parts.path.lower().endswith(ARCHIVE_ENDINGS)}
+    if parts.netloc and paths.get(scheme):
+        return f"{scheme}://{rest}"
     fault = f"has scheme {excerpt(scheme)}, which workers cannot fetch"
-    if scheme in ("s3", "https"):
+    if scheme in paths:
         fault = "names no input files"
     raise JobError(
         f"{name} {fault}: give a folder's path, a folder in a bucket, s3://bucket/prefix, or an "
@@ -125,11 +123,6 @@ class AssetFile(BaseModel):
     def key(self) -> str:
         """The key of its content in the storage."""
         return f"{ASSETS}/{self.sha256}"
-
-    @property
-    def name(self) -> str:
-        """Its name in a cache."""
-        return f"{self.sha256}.x" if self.executable else self.sha256
 
 
 class AssetList(BaseModel):
@@ -223,13 +216,11 @@ def _describe_files(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -
 
 def read_list(store: ObjectStore, key: str) -> AssetList:
     """Return a job's list of input files. Raises: StorageError, if it is missing or not valid."""
-    data = store.read(key)
     try:
-        return AssetList.model_validate_json(data or b"")
+        return AssetList.model_validate_json(store.read(key) or b"")
     except ValidationError:
-        no = "no" if data is None else "no valid"
         raise StorageError(
-            f"{store.name} has {no} list of assets {key!r}: run render-job again"
+            f"{store.name} has no list of assets {key!r}: run render-job again"
         ) from None
 
 
@@ -247,10 +238,10 @@ def lay_out(assets: str, storage: BucketStore, folder: Path, stop: threading.Eve
         if assets.startswith("s3://"):
             files = files_in_s3(assets, storage)
         else:
-            files = [
-                WantedFile(**file.model_dump(), name=file.name, store=storage, key=file.key)
-                for file in read_list(storage, assets).files
-            ]
+            files = []
+            for one in read_list(storage, assets).files:
+                name = f"{one.sha256}.x" if one.executable else one.sha256
+                files.append(WantedFile(**one.model_dump(), name=name, store=storage, key=one.key))
         place_files(files, folder, cache, stop)
 
 
@@ -270,21 +261,19 @@ def files_in_s3(url: str, storage: BucketStore) -> list[WantedFile]:
     if isinstance(storage.block, S3Bucket):
         block = S3Bucket(bucket_name=parts.netloc, credentials=storage.block.credentials)
     store = BucketStore(block)
-    # Consoles write a key with a slash at its end for an empty folder.
-    stored = (found for found in store.objects(prefix) if not found.key.endswith("/"))
-    objects = list(islice(stored, _MAX_OBJECTS + 1))
-    if not objects:
+    files: list[WantedFile] = []
+    for key, size, modified in store.objects(prefix):
+        if key.endswith("/"):  # consoles write such a key for an empty folder
+            continue
+        if len(files) == _MAX_OBJECTS:
+            raise FatalWorkerError(f"{name} has more than {_MAX_OBJECTS:,} files")
+        path = key.removeprefix(f"{prefix}/")
+        version = f"{url} {key} {size} {modified.isoformat()}"
+        digest = hashlib.sha256(version.encode()).hexdigest()
+        files.append(WantedFile(path=path, size=size, name=digest, store=store, key=key))
+    if not files:
         raise FatalWorkerError(f"{name}: nothing is there: check the bucket and prefix")
-    if len(objects) > _MAX_OBJECTS:
-        raise FatalWorkerError(f"{name} has more than {_MAX_OBJECTS:,} files")
-
-    def wanted(found: StoredObject) -> WantedFile:
-        identity = f"{url} {found.key} {found.size} {found.modified.isoformat()}"
-        name = hashlib.sha256(identity.encode()).hexdigest()
-        path = found.key.removeprefix(f"{prefix}/")
-        return WantedFile(path=path, size=found.size, name=name, store=store, key=found.key)
-
-    return [wanted(found) for found in objects]
+    return files
 
 
 def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
