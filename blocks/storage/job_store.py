@@ -142,25 +142,21 @@ class JobStore:
         In a folder, and with `stored_as`, the file is where it belongs. `thumbnail` is a JPEG, or
         empty. Return the manifest that counts: an earlier one, if another attempt was first.
         """
-        if self.store.in_place:
-            image = f"{self.root}/chunks/{result.id:06d}.jpg"
-            return self._announce(self._with_thumbnail(result, image, thumbnail))
-        folder = self._attempt(result.id)
-        if result.stored_as is None:
-            result = result.model_copy(update={"stored_as": f"{folder}/{result.path.name}"})
-            sent = _files(result)
-            self._require_whole([each for each in sent if not self.store.upload(*each)])
-        result = result.model_copy(update={"log": f"{folder}/log.txt"})
-        self.store.write(f"{folder}/log.txt", log)
-        return self._announce(self._with_thumbnail(result, f"{folder}/thumbnail.jpg", thumbnail))
-
-    def _with_thumbnail(self, result: ChunkResult, key: str, thumbnail: bytes) -> ChunkResult:
-        """Write a chunk's thumbnail, if there is one; a chunk is as good without."""
-        with suppress(StorageError, OSError):
-            if thumbnail:
-                self.store.write(key, thumbnail)
-                return result.model_copy(update={"thumbnail": key})
-        return result
+        image = f"{self.root}/chunks/{result.id:06d}.jpg"
+        if not self.store.in_place:
+            folder = self._attempt(result.id)
+            image = f"{folder}/thumbnail.jpg"
+            if result.stored_as is None:
+                result = result.model_copy(update={"stored_as": f"{folder}/{result.path.name}"})
+                sent = _files(result)
+                self._require_whole([each for each in sent if not self.store.upload(*each)])
+            result = result.model_copy(update={"log": f"{folder}/log.txt"})
+            self.store.write(f"{folder}/log.txt", log)
+        if thumbnail:
+            with suppress(StorageError, OSError):  # a chunk is as good without
+                self.store.write(image, thumbnail)
+                result = result.model_copy(update={"thumbnail": image})
+        return self._announce(result)
 
     def take_over(self, identity: str, chunk_id: int, path: Path) -> ChunkResult | None:
         """Let a chunk that another job rendered count as one of this job, whose file is `path`.
@@ -175,16 +171,15 @@ class JobStore:
         if self.store.in_place:
             return self._announce(found)
         folder = self._attempt(chunk_id)
-        stored_as, log = f"{folder}/{Path(str(found.stored_as)).name}", f"{folder}/log.txt"
-        new = found.model_copy(update={"stored_as": stored_as, "log": log, "thumbnail": None})
+        stored_as = f"{folder}/{Path(str(found.stored_as)).name}"
+        new = found.model_copy(update={"stored_as": stored_as, "log": None, "thumbnail": None})
         for (_, key), (_, copy) in zip(_files(found), _files(new), strict=True):
             self.store.copy(key, copy)
-        with suppress(StorageError):  # a chunk is as good without its log
-            self.store.copy(str(found.log), log)
-        with suppress(StorageError):
-            if found.thumbnail is not None:
-                self.store.copy(found.thumbnail, image := f"{folder}/thumbnail.jpg")
-                new = new.model_copy(update={"thumbnail": image})
+        for field, extra in (("log", found.log), ("thumbnail", found.thumbnail)):
+            if extra is not None:
+                with suppress(StorageError):  # a chunk is as good without
+                    self.store.copy(extra, copy := f"{folder}/{Path(extra).name}")
+                    new = new.model_copy(update={field: copy})
         return self._announce(new)
 
     def keep_log(self, chunk_id: int, log: bytes) -> None:
