@@ -11,7 +11,6 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +52,6 @@ _MOST_DELETED = 1000
 _MOST_LISTED = 1000
 # What is listed for each object that is looked for: a chunk's manifest, file, log and picture.
 _LISTED_EACH = 4
-_NEVER = datetime.min.replace(tzinfo=UTC)  # of folders
 # Amazon S3 User Guide, "Uploading and copying objects using multipart upload": larger files go in
 # parts, each of which is a request.
 _MOST_IN_ONE_PART = 100_000_000
@@ -178,12 +176,10 @@ class BucketStore(ObjectStore):
 
     def objects(self, folder: str) -> Iterator[StoredObject]:
         """Give the objects in a folder and below it."""
-        after = folder = f"{folder.rstrip('/')}/"
-        more = True
-        while more:
-            page, more = self._page(folder, after)
+        after: str | None = (folder := f"{folder.rstrip('/')}/")
+        while after is not None:
+            page, after = self._page(folder, after)
             yield from page
-            after = page[-1].key if page else after
 
     def find(self, keys: Collection[str]) -> dict[str, StoredObject]:
         """Return those of some objects that exist: by lists, each from the next that is wanted.
@@ -193,18 +189,17 @@ class BucketStore(ObjectStore):
         left, found = sorted(set(keys)), dict[str, StoredObject]()
         folder = os.path.commonprefix([*left[:1], *left[-1:]])  # noqa: RUF071 -- of characters
         flat = not any("/" in key[len(folder) :] for key in left)
-        more = True
-        while left and more:
+        while left:
             count = min(_LISTED_EACH * (len(left) + 1), _MOST_LISTED)
-            page, more = self._page(folder, left[0][:-1], count, flat=flat)
+            page, after = self._page(folder, left[0][:-1], count, flat=flat)
             found |= {one.key: one for one in page}
-            left = left[bisect_right(left, page[-1].key) if page else len(left) :]
+            left = [] if after is None else left[bisect_right(left, after) :]
         return {key: found[key] for key in keys if key in found}
 
     def _page(
         self, prefix: str, after: str, count: int = _MOST_LISTED, *, flat: bool = False
-    ) -> tuple[list[StoredObject], bool]:
-        """Return the first objects with a prefix after a key, by keys; and whether there are more.
+    ) -> tuple[list[StoredObject], str | None]:
+        """Return the first objects with a prefix after a key; and the last key if there are more.
 
         If `flat`, S3 gives a folder in the place of all that is in it: a list is for more chunks.
         Cloud Storage begins with the key itself.
@@ -219,15 +214,15 @@ class BucketStore(ObjectStore):
                 )  # fmt: skip
                 listed = answer.get("Contents", ())
                 page = [StoredObject(o["Key"][cut:], o["Size"], o["LastModified"]) for o in listed]
-                folders = answer.get("CommonPrefixes", ())
-                page += [StoredObject(each["Prefix"][cut:], 0, _NEVER) for each in folders]
-                return sorted(page, key=lambda one: one.key), answer["IsTruncated"]
+                folders = [each["Prefix"][cut:] for each in answer.get("CommonPrefixes", ())]
+                names = [*folders, *(one.key for one in page)]
+                return page, max(names) if answer["IsTruncated"] else None
             if hasattr(self.block, "get_bucket"):
                 bucket, count = _out_of_the_log(self.block.get_bucket), count + 1
                 blobs = list(bucket.list_blobs(count, prefix=prefix, start_offset=after))
                 new = [blob for blob in blobs if blob.name > after]
                 page = [StoredObject(blob.name[cut:], blob.size, blob.updated) for blob in new]
-                return page, len(blobs) == count
+                return page, page[-1].key if len(blobs) == count else None
             raise SetupError(
                 f"{self.name} can be written and read, but not listed: remove what jobs left "
                 "with your provider's own tools, such as a rule for the age of objects"
