@@ -16,9 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from prefect_aws.s3 import S3Bucket
@@ -133,12 +131,6 @@ class AssetList(BaseModel):
     files: tuple[AssetFile, ...]
 
 
-class _LocalFile(NamedTuple):
-    path: Path
-    modified: int  # in nanoseconds
-    file: AssetFile
-
-
 def list_name(digest: str) -> str:
     """Return the name of the list of input files that belongs to an inputs digest."""
     return f"assets-{digest}.json"
@@ -160,7 +152,7 @@ def send_assets(
     folder, or something has no UTF-8 name, is no regular file, or changes meanwhile.
     """
     found = _describe_files(folder, job_dir, skip)
-    files = AssetList(files=tuple(local.file for local in found))
+    files = AssetList(files=tuple(found))
     listed = files.model_dump_json().encode()
     # For clean-storage, which then keeps the files of this list that were sent before.
     store.write(NEXT_LIST, listed)
@@ -168,10 +160,8 @@ def send_assets(
         there = {stored.key: stored.size for stored in store.store.objects(ASSETS)}
     except SetupError:  # this kind of storage cannot list: everything is sent
         there = {}
-    missing = {
-        local.file.key: local for local in found if there.get(local.file.key) != local.file.size
-    }
-    in_parallel(partial(_send, store.store), missing.values())
+    missing = {file.key: file for file in found if there.get(file.key) != file.size}
+    in_parallel(lambda file: _send(store.store, file, *found[file]), missing.values())
     store.write(ASSET_LIST, listed)
     with suppress(SetupError):  # this kind of storage cannot delete
         store.delete([NEXT_LIST])
@@ -180,7 +170,7 @@ def send_assets(
 
 def list_assets(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> AssetList:
     """Return what `send_assets` would send. Raises: JobError."""
-    return AssetList(files=tuple(local.file for local in _describe_files(folder, job_dir, skip)))
+    return AssetList(files=tuple(_describe_files(folder, job_dir, skip)))
 
 
 def assets_version(assets: str, storage: BucketStore) -> str:
@@ -192,12 +182,15 @@ def assets_version(assets: str, storage: BucketStore) -> str:
     return read_list(storage, assets).model_dump_json()
 
 
-def _describe_files(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -> list[_LocalFile]:
+def _describe_files(
+    folder: Path, job_dir: Path, skip: Callable[[Path], bool]
+) -> dict[AssetFile, tuple[Path, int]]:
+    """Return the files of a folder by their paths, and where they are, with times in ns."""
     paths = ((folder, job_dir), (folder.resolve(), job_dir.resolve()))
     top = next((path.relative_to(job) for path, job in paths if path.is_relative_to(job)), Path())
     folder = folder.resolve()
 
-    def describe(path: Path) -> _LocalFile:
+    def describe(path: Path) -> tuple[AssetFile, tuple[Path, int]]:
         try:
             before = path.stat()
             file = AssetFile(
@@ -208,10 +201,10 @@ def _describe_files(folder: Path, job_dir: Path, skip: Callable[[Path], bool]) -
             )
         except OSError as error:
             raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
-        return _LocalFile(path, before.st_mtime_ns, file)
+        return file, (path, before.st_mtime_ns)
 
     found = in_parallel(describe, list(_files_in(folder, folder, skip)))
-    return sorted(found, key=lambda local: local.file.path)
+    return dict(sorted(found, key=lambda pair: pair[0].path))
 
 
 def read_list(store: ObjectStore, key: str) -> AssetList:
@@ -297,14 +290,13 @@ def _files_in(folder: Path, root: Path, skip: Callable[[Path], bool]) -> Iterato
             raise JobError(f"asset {str(path)!r} is no file: remove it, or mend its link")
 
 
-def _send(store: ObjectStore, local: _LocalFile) -> None:
-    path, _, file = local
+def _send(store: ObjectStore, file: AssetFile, path: Path, modified: int) -> None:
     try:
         store.upload(path, file.key)
         after = path.stat()
     except OSError as error:
         raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None
-    if (after.st_size, after.st_mtime_ns) != (file.size, local.modified):
+    if (after.st_size, after.st_mtime_ns) != (file.size, modified):
         with suppress(SetupError):
             store.delete([file.key])
         raise JobError(f"asset {str(path)!r} changed while it was sent: start again")

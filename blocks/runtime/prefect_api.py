@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -73,19 +74,14 @@ def call_sync(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 def find_deployment(name: str, flow: str, parameter: str, example: str) -> None:
     """Raise SetupError, with a valid name, unless a parameter names a deployment of a flow."""
-    if not name.startswith(f"{flow}/"):
-        raise SetupError(
-            f"{parameter} {name!r} is no deployment of the flow {flow}: name one, such as "
-            f"{example!r}"
-        )
-    try:
-        with get_client(sync_client=True) as client:
+    if name.startswith(f"{flow}/"):
+        with suppress(ObjectNotFound, ValueError), get_client(sync_client=True) as client:
             client.read_deployment_by_name(name)
-    except (ObjectNotFound, ValueError):
-        raise SetupError(
-            f"{parameter} {name!r} is no deployment on this server: deploy it, or name another "
-            "(`prefect deployment ls`)"
-        ) from None
+            return
+    raise SetupError(
+        f"{parameter} {name!r} is no deployment of the flow {flow} on this server: deploy it, or "
+        f"name another, such as {example!r} (`prefect deployment ls`)"
+    )
 
 
 def start_run(
