@@ -156,7 +156,8 @@ def _held(final: Path, *, folder: bool = False) -> Iterator[Path]:
     with ExitStack() as stack:
         while True:
             path = temporary_name(final)
-            stack.callback(_remove, path)
+            for _ in range(2):  # what a signal raises may end the first, and comes once
+                stack.callback(_remove, path)
             if folder:
                 path.mkdir()
             try:
@@ -175,14 +176,6 @@ def _held(final: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    try:
-        _remove_once(path)
-    except BaseException:  # what a signal raises, and that comes once
-        _remove_once(path)
-        raise
-
-
-def _remove_once(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):  # Linux' and macOS' word for a folder

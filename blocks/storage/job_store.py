@@ -217,12 +217,11 @@ class JobStore:
         own = [f"{self.root}/{_manifest(number)}" for number in identities]
         self.store.delete(known + own)
 
-    def delete_chunks(self) -> int:
-        """Delete the chunks' manifests, and the files and logs that attempts sent; count them."""
+    def delete_chunks(self) -> None:
+        """Delete the chunks' manifests, and the files and logs that attempts sent."""
         names = self.names("chunks")
         # Manifests first: whatever is left if this is cut short, no manifest names a missing file.
         self.delete(sorted(names, key=lambda name: not name.endswith(".json")))
-        return len(names)
 
     def _announce(self, result: ChunkResult) -> ChunkResult:
         """Create a chunk's manifest, for this job and for others; return the one that counts."""
