@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from prefect_aws.s3 import S3Bucket
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from prefect_renderfarm.blocks.assets.archive import ARCHIVE_ENDINGS, lay_out_archive, name_of_url
 from prefect_renderfarm.blocks.assets.workspace import (
@@ -107,10 +107,8 @@ def _parts(url: str) -> SplitResult:
         raise JobError(f"{name_of_url(url)} is no URL: {one_line(error)}") from None
 
 
-class AssetFile(BaseModel):
+class AssetFile(BaseModel, frozen=True):
     """An input file."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: str = Field(description="Its path in the workspace, with slashes.")
     size: int = Field(ge=0, description="Bytes.")
@@ -123,10 +121,8 @@ class AssetFile(BaseModel):
         return f"{ASSETS}/{self.sha256}"
 
 
-class AssetList(BaseModel):
+class AssetList(BaseModel, frozen=True):
     """The input files of a job."""
-
-    model_config = ConfigDict(frozen=True)
 
     files: tuple[AssetFile, ...]
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from prefect.blocks.abstract import ObjectStorageBlock
 from prefect.utilities.dispatch import lookup_type
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from prefect_renderfarm.blocks.assets.inputs import lay_out
 from prefect_renderfarm.blocks.assets.workspace import (
@@ -46,10 +46,8 @@ from prefect_renderfarm.blocks.storage.job_store import JobStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult, content, remove
 
 
-class StorageAddress(BaseModel):
+class StorageAddress(BaseModel, frozen=True):
     """A storage block without its secrets; a worker opens it with credentials of its own."""
-
-    model_config = ConfigDict(frozen=True)
 
     kind: str  # the block type's slug, such as s3-bucket
     fields: dict[str, str | int | bool]
@@ -78,10 +76,8 @@ class StorageAddress(BaseModel):
         return block
 
 
-class PlannedChunk(BaseModel):
+class PlannedChunk(BaseModel, frozen=True):
     """What a chunk's file has to be."""
-
-    model_config = ConfigDict(frozen=True)
 
     chunk_id: int
     identity: str = ""  # the cache key
@@ -92,7 +88,7 @@ class PlannedChunk(BaseModel):
     thumbnail: bool = False  # whether a small picture of its first frame is wanted
 
 
-class ChunkRequest(PlannedChunk):
+class ChunkRequest(PlannedChunk, frozen=True):
     """A chunk to render, for a worker that shares only the storage with whoever asks."""
 
     job: str  # its name, for messages

@@ -8,16 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from prefect_renderfarm.blocks.errors import MediaFault
 from prefect_renderfarm.blocks.media.image_sequence import is_image_sequence, list_images
 
 
-class ChunkResult(BaseModel):
+class ChunkResult(BaseModel, frozen=True):
     """A chunk that is done: its file is in its place, whole and checked."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: int = Field(description="Number of the chunk.")
     identity: str = Field(default="", description="Hash of all that determines its pictures.")
