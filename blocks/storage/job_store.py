@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -55,8 +56,8 @@ class JobStore:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the job's records in a folder, such as `lock`."""
-        cut = len(self.root) + 1
-        return [found.key[cut:] for found in self.store.objects(f"{self.root}/{folder}")]
+        found = self.store.objects(f"{self.root}/{folder}")
+        return [each.key.removeprefix(f"{self.root}/") for each in found]
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete records of the job."""
@@ -76,7 +77,7 @@ class JobStore:
 
     def manifest(self, chunk_id: int, identity: str | None = None) -> ChunkResult | None:
         """Return a chunk's manifest if it has this cache key; None: the chunk is not done."""
-        found = parse_manifest(self.read(_manifest(chunk_id)))
+        found = parse_manifest(self.store.read(self._manifest(chunk_id)))
         return found if found and identity in (None, found.identity) else None
 
     def manifests(self, chunk_ids: Iterable[int]) -> dict[int, ChunkResult]:
@@ -88,7 +89,7 @@ class JobStore:
 
     def done(self, chunk_ids: Iterable[int]) -> set[int]:
         """Return which chunks are done, by their manifests."""
-        keys = {f"{self.root}/{_manifest(number)}": number for number in chunk_ids}
+        keys = {self._manifest(number): number for number in chunk_ids}
         try:
             return {keys[key] for key in self.store.find(keys)}
         except SetupError:  # this kind of storage cannot list
@@ -117,16 +118,14 @@ class JobStore:
                 for result, found in zip(results, contents, strict=True)
                 if found != (result.size, result.sha256)
             }
-        manifests = {result.id: f"{self.root}/{_manifest(result.id)}" for result in results}
-        wanted = {key for result in results for _, key in _files(result)}
+        keys = [[self._manifest(one.id), *(key for _, key in _files(one))] for one in results]
         try:
-            there = self.store.find(wanted.union(manifests.values()))
+            there = self.store.find(set(chain.from_iterable(keys)))
         except SetupError:  # this kind of storage cannot list
             return {}
         faults = {}
-        for result in results:
-            manifest = there.get(manifests[result.id])
-            files = [there.get(key) for _, key in _files(result)]
+        for result, wanted in zip(results, keys, strict=True):
+            manifest, *files = map(there.get, wanted)
             found = [file for file in files if file is not None]
             if len(found) < len(files):
                 faults[result.id] = "its file is gone"
@@ -214,8 +213,7 @@ class JobStore:
     def forget(self, identities: Mapping[int, str]) -> None:
         """Delete the manifests of chunks, by ids and cache keys, for this job and for others."""
         known = [self._known(identity) for identity in identities.values()]
-        own = [f"{self.root}/{_manifest(number)}" for number in identities]
-        self.store.delete(known + own)
+        self.store.delete([*known, *map(self._manifest, identities)])
 
     def delete_chunks(self) -> None:
         """Delete the chunks' manifests, and the files and logs that attempts sent."""
@@ -225,19 +223,19 @@ class JobStore:
 
     def _announce(self, result: ChunkResult) -> ChunkResult:
         """Create a chunk's manifest, for this job and for others; return the one that counts."""
-        name, data = _manifest(result.id), result.model_dump_json().encode()
+        key, data = self._manifest(result.id), result.model_dump_json().encode()
         try:
-            created = self.create(name, data)
+            created = self.store.create(key, data)
         except SetupError:  # this kind of storage has no conditional requests
             created = False
         if not created:
             if (first := self.manifest(result.id, result.identity)) is not None:
                 return first
-            self.write(name, data)  # over one with another cache key, or that cannot be read
+            self.store.write(key, data)  # over one with another cache key, or that cannot be read
         if result.identity:
             try:
                 if self.store.in_place:  # a link, which need not be flushed
-                    self.store.copy(f"{self.root}/{name}", self._known(result.identity))
+                    self.store.copy(key, self._known(result.identity))
                 else:
                     self.store.write(self._known(result.identity), data)
             except (StorageError, OSError) as error:  # the chunk is done all the same
@@ -265,9 +263,8 @@ class JobStore:
     def _known(self, identity: str) -> str:
         return f"{self.store.root}/known/{identity}.json"
 
-
-def _manifest(chunk_id: int) -> str:
-    return f"chunks/{chunk_id:06d}.json"
+    def _manifest(self, chunk_id: int) -> str:
+        return f"{self.root}/chunks/{chunk_id:06d}.json"
 
 
 def _files(result: ChunkResult) -> list[tuple[Path, str]]:
