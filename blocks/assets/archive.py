@@ -12,6 +12,7 @@ import io
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 import threading
 import zipfile
@@ -35,10 +36,11 @@ _ARCHIVE_SECONDS = 3600.0  # for an archive of that size 5.6 MB a second
 MAX_UNPACKED_BYTES = 20_000_000_000
 MAX_FILES = 200_000
 # A zip's list of 200,000 files has names and 46 bytes each; a tar's header of one file far less.
-_MAX_READ_AT_ONCE = 32_000_000
+_MAX_LIST_BYTES = 32_000_000
 _MAX_HEADER_BYTES = 1_000_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _PART_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952, section 2.3.1
 # What Python's readers raise for damaged archives.
 _DAMAGES = (
@@ -90,7 +92,8 @@ def unpack(archive: Path, folder: Path, stop: threading.Event) -> None:
         with archive.open("rb") as file:
             is_zip = zipfile.is_zipfile(archive)
             packed = not is_zip and file.peek(2)[:2] == _GZIP_MAGIC
-            with _Reader(gzip.GzipFile(fileobj=file) if packed else file) as reader:
+            source: Any = gzip.GzipFile(fileobj=file) if packed else file
+            with _Reader(source, _BUFFER_BYTES) as reader:
                 (_unpack_zip if is_zip else _unpack_tar)(reader, room)
     except _DAMAGES as error:
         raise FatalWorkerError(one_line(error)) from None
@@ -130,29 +133,26 @@ class _Room:
 
 
 class _Reader(io.BufferedReader):
-    """Reads an archive, but not much at once: lists and headers are read into memory whole."""
+    """Reads an archive, but no more than `most` bytes of a list or header: those are kept whole."""
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, 1 << 16)
-        self.header_bytes: int | None = None
+    most = sys.maxsize  # while contents are read
 
     def read(self, size: int | None = -1) -> bytes:
-        most = _MAX_READ_AT_ONCE + 1
+        size = sys.maxsize if size is None or size < 0 else size
         try:
-            data = super().read(most if size is None or size < 0 else min(size, most))
+            data = super().read(min(size, self.most + 1))
         except gzip.BadGzipFile as error:  # an OSError, but not of the disk
             raise tarfile.ReadError(str(error)) from None
-        if len(data) > _MAX_READ_AT_ONCE:
-            raise tarfile.ReadError("a name or list in it is too long")
-        if self.header_bytes is not None:
-            self.header_bytes += len(data)
-            if self.header_bytes > _MAX_HEADER_BYTES:
-                raise tarfile.ReadError("a header in it is too long")
+        self.most -= len(data)
+        if self.most < 0:
+            raise tarfile.ReadError("a list or header in it is too long")
         return data
 
 
 def _unpack_zip(reader: _Reader, room: _Room) -> None:
+    reader.most = _MAX_LIST_BYTES
     with zipfile.ZipFile(reader) as packed:
+        reader.most = sys.maxsize
         for entry in packed.infolist():
             if entry.compress_type not in _METHODS:
                 # With other methods Python unpacks any amount at once.
@@ -170,10 +170,10 @@ def _unpack_zip(reader: _Reader, room: _Room) -> None:
 
 def _unpack_tar(reader: _Reader, room: _Room) -> None:
     # Not by `TarFile.extract`: Python before 3.11.4 has no filters for it.
-    reader.header_bytes = 0  # `open` reads the first header
+    reader.most = _MAX_HEADER_BYTES  # `open` reads the first header
     with tarfile.open(fileobj=reader, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            reader.header_bytes = None
+            reader.most = sys.maxsize
             name, is_folder, is_link = member.name, member.isdir(), member.issym()
             with room.place(name, member.size, is_folder=is_folder, is_link=is_link) as target:
                 if not is_folder:
@@ -187,7 +187,7 @@ def _unpack_tar(reader: _Reader, room: _Room) -> None:
                     _write(source, target, member.mode)
                 elif not is_folder:
                     raise FatalWorkerError(f"asset {excerpt(name)} is no regular file")
-            reader.header_bytes = 0
+            reader.most = _MAX_HEADER_BYTES
 
 
 def _write(source: IO[bytes], target: Path, mode: int) -> None:
