@@ -188,12 +188,10 @@ def _describe_files(
 
     def describe(path: Path) -> tuple[AssetFile, tuple[Path, int]]:
         try:
-            before = path.stat()
+            before, name = path.stat(), (top / path.relative_to(folder)).as_posix()
+            runs = bool(before.st_mode & 0o100)
             file = AssetFile(
-                path=(top / path.relative_to(folder)).as_posix(),
-                size=before.st_size,
-                sha256=file_sha256(path),
-                executable=bool(before.st_mode & 0o100),
+                path=name, size=before.st_size, sha256=file_sha256(path), executable=runs
             )
         except OSError as error:
             raise JobError(f"asset {str(path)!r} cannot be read: {error.strerror}") from None

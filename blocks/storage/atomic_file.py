@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -90,8 +91,7 @@ def temporary_name(final: Path) -> Path:
 def remove_leftovers(final: Path) -> None:
     """Remove temporary files and folders of `final` that no living process holds."""
     start, end = re.escape(_stem(final)), re.escape(f".part{final.suffix}")
-    name = re.compile(f"{start}[0-9a-f]{{32}}{end}")
-    _remove_free(final.parent, lambda path: name.fullmatch(path.name) is not None)
+    _remove_free(final.parent, re.compile(f"{start}[0-9a-f]{{32}}{end}"), math.inf)
 
 
 def remove_all_leftovers(folder: Path, older_than: float = 3600.0) -> None:
@@ -99,8 +99,7 @@ def remove_all_leftovers(folder: Path, older_than: float = 3600.0) -> None:
 
     The age counts, because not every network file system tells one machine what another one holds.
     """
-    old = time.time() - older_than
-    _remove_free(folder, lambda path: path.stat().st_mtime < old)
+    _remove_free(folder, _TEMPORARY, time.time() - older_than)
 
 
 def is_temporary(name: str) -> bool:
@@ -108,15 +107,15 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _remove_free(folder: Path, is_left: Callable[[Path], bool]) -> None:
+def _remove_free(folder: Path, name: re.Pattern[str], before: float) -> None:
     try:
         with os.scandir(folder) as found:
-            paths = [Path(entry.path) for entry in found if is_temporary(entry.name)]
+            paths = [Path(entry.path) for entry in found if name.fullmatch(entry.name)]
     except OSError:  # a folder that cannot be listed: whoever writes there will report why
         return
     for path in paths:
         with suppress(OSError):
-            if not is_left(path):
+            if path.stat().st_mtime >= before:
                 continue
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -227,9 +226,8 @@ def disk_of(output: Path) -> str:
     """Return, for a message, which disk a file is on or would be, and how full that is."""
     folder = _existing(output)
     usage = shutil.disk_usage(folder)
-    while not folder.is_mount():
-        folder = folder.parent
-    return f"the disk at {str(folder)!r} has {usage.free:,} of {usage.total:,} bytes free"
+    disk = next(place for place in (folder, *folder.parents) if place.is_mount())
+    return f"the disk at {str(disk)!r} has {usage.free:,} of {usage.total:,} bytes free"
 
 
 def _existing(output: Path) -> Path:
