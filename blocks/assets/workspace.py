@@ -91,8 +91,17 @@ class AssetCache:
         fetches it.
         """
         path = self.folder / name
-        if not path.exists():
-            with self._lock(name, stop):
+        while not path.exists():
+            # One of 256 locks, which are never removed: a lock that is removed locks nothing.
+            with (self.folder / f"lock-{name[:2]}").open("ab") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if stop.wait(_POLL_SECONDS):
+                        raise WorkStopped("assets: not fetched, the job was stopped") from None
+                    continue
+                except OSError:  # a file system without locks: then it may be fetched twice
+                    pass
                 if not path.exists():
                     get(path)
         # The time of access says what was used last; that of the content stays.
@@ -120,25 +129,6 @@ class AssetCache:
                 path.unlink(missing_ok=True)
                 total -= found.st_size
         require_room(self.folder, size)
-
-    @contextmanager
-    def _lock(self, name: str, stop: threading.Event) -> Iterator[None]:
-        """Hold one of 256 locks, which are never removed: a lock that is removed locks nothing."""
-        lock = self.folder / f"lock-{name[:2]}"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, mode=0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if stop.wait(_POLL_SECONDS):
-                        raise WorkStopped("assets: not fetched, the job was stopped") from None
-                except OSError:  # a file system without locks: then it may be fetched twice
-                    break
-            yield
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,10 +46,8 @@ _REFUSED = frozenset(
 )  # fmt: skip
 # What a download raises that finds no room on this machine; it does not name the file.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# Amazon S3 API reference, DeleteObjects.
-_MOST_DELETED = 1000
-# The same, ListObjectsV2.
-_MOST_LISTED = 1000
+# Amazon S3 API reference, DeleteObjects and ListObjectsV2.
+_MOST_IN_ONE_REQUEST = 1000
 # What is listed for each object that is looked for: a chunk's manifest, file, log and picture.
 _LISTED_EACH = 4
 # Amazon S3 User Guide, "Uploading and copying objects using multipart upload": larger files go in
@@ -190,14 +188,14 @@ class BucketStore(ObjectStore):
         folder = os.path.commonprefix([*left[:1], *left[-1:]])  # noqa: RUF071 -- of characters
         flat = not any("/" in key[len(folder) :] for key in left)
         while left:
-            count = min(_LISTED_EACH * (len(left) + 1), _MOST_LISTED)
+            count = min(_LISTED_EACH * (len(left) + 1), _MOST_IN_ONE_REQUEST)
             page, after = self._page(folder, left[0][:-1], count, flat=flat)
             found |= {one.key: one for one in page}
             left = [] if after is None else left[bisect_right(left, after) :]
         return {key: found[key] for key in keys if key in found}
 
     def _page(
-        self, prefix: str, after: str, count: int = _MOST_LISTED, *, flat: bool = False
+        self, prefix: str, after: str, count: int = _MOST_IN_ONE_REQUEST, *, flat: bool = False
     ) -> tuple[list[StoredObject], str | None]:
         """Return the first objects with a prefix after a key; and the last key if there are more.
 
@@ -234,8 +232,8 @@ class BucketStore(ObjectStore):
             return
         with self._errors("delete", names[0]):
             if (s3 := self._s3) is not None:
-                for first in range(0, len(names), _MOST_DELETED):
-                    some = [{"Key": name} for name in names[first : first + _MOST_DELETED]]
+                for first in range(0, len(names), _MOST_IN_ONE_REQUEST):
+                    some = [{"Key": name} for name in names[first : first + _MOST_IN_ONE_REQUEST]]
                     wanted = {"Objects": some, "Quiet": True}
                     answer = s3.delete_objects(Bucket=self.bucket, Delete=wanted)
                     if kept := answer.get("Errors"):
