@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from prefect_renderfarm.blocks.errors import FatalWorkerError, StorageError, WorkerLost, WorkStopped
 from prefect_renderfarm.blocks.runtime.text import excerpt
@@ -131,8 +130,7 @@ class AssetCache:
         require_room(self.folder, size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WantedFile:
+class WantedFile(NamedTuple):
     """An input file for a workspace: `path` is its path there, `name` its name in the cache."""
 
     path: str

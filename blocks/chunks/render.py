@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prefect.blocks.abstract import ObjectStorageBlock
-from prefect.utilities.dispatch import lookup_type
+from prefect.blocks.core import UnknownBlockType
 from pydantic import BaseModel
 
 from prefect_renderfarm.blocks.assets.inputs import lay_out
@@ -61,15 +61,10 @@ class StorageAddress(BaseModel, frozen=True):
 
     def open(self) -> ObjectStorageBlock:
         """Return the storage block, with this machine's own credentials. Raises: SetupError."""
-        # Only here: the collections take seconds to import.
-        from prefect.blocks.core import Block
-        from prefect.plugins import load_prefect_collections
-
-        load_prefect_collections()
         try:
-            kind: Any = lookup_type(Block, dispatch_key=self.kind)
+            kind: Any = ObjectStorageBlock.get_block_class_from_key(self.kind)
             block = kind(**self.fields)
-        except (KeyError, ValueError) as error:
+        except (UnknownBlockType, ValueError) as error:
             raise SetupError(f"storage {self.kind!r} cannot be opened here: {error}") from None
         if not isinstance(block, ObjectStorageBlock):
             raise SetupError(f"{self.kind!r} is no storage: use a block such as s3-bucket")
