@@ -54,9 +54,7 @@ class FarmBlock(Block, ABC):
     @classmethod
     def validate_block_type_slug(cls, values: Any) -> Any:
         """Refuse the data of another block type; drop the slug, which is not a field."""
+        values = super().validate_block_type_slug(values)  # type: ignore[operator]
         if not isinstance(values, dict):
             return values
-        slug = values.get("block_type_slug")
-        if slug and slug != cls.get_block_type_slug():
-            raise ValueError(f"a block of type {slug!r} is not a {cls.get_block_type_slug()!r}")
         return {key: value for key, value in values.items() if key != "block_type_slug"}
