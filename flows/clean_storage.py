@@ -8,19 +8,20 @@ from typing import Annotated, cast
 
 from humanize import naturalsize
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_renderfarm.blocks.assets.inputs import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.errors import JobError, SetupError
-from prefect_renderfarm.blocks.runtime.prefect_api import run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync, run_log
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.objects import ObjectStore, StoredObject
 from prefect_renderfarm.flows.jobs.spec import is_key
 from prefect_renderfarm.flows.parameters import OptionalText, StorageParameter, load_storage
 from prefect_renderfarm.flows.runs.failure import failing_in_a_line
-from prefect_renderfarm.flows.runs.report import publish
+from prefect_renderfarm.flows.runs.report import only_logged
 
 # A job keeps these: they are small, and say what the job was and how it ended.
 _RECORDS = frozenset({"job.json", "report.json", "merge.json"})
@@ -172,5 +173,7 @@ def _publish(report: CleanReport) -> str:
         f"{' and deleted' if any(row.deleted for row in rows) else ''}"
     )
     run_log().info("%s", summary)
-    publish("clean-storage", f"# {report.storage}\n\n{table}", report.storage)
+    with only_logged("show the report on the run's page"):
+        content = {"markdown": f"# {report.storage}\n\n{table}", "description": report.storage}
+        call_sync(create_markdown_artifact, key="clean-storage", **content)
     return summary

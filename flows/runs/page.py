@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,12 @@ from prefect.events import emit_event
 from slugify import slugify
 
 from prefect_renderfarm.blocks.errors import AssemblyError, RenderFarmError, WorkerError
-from prefect_renderfarm.blocks.runtime.prefect_api import call_sync, run_log
+from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.blocks.runtime.repeat import periodic
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.results import Assembly, FailedAttempt, RenderReport
-from prefect_renderfarm.flows.runs.report import about, summarized
+from prefect_renderfarm.flows.runs.report import about, only_logged, summarized
 from prefect_renderfarm.flows.runs.timeline import bars_of, timeline
 
 # The artifact is sent whole: often while a job is young, then once in a quarter of its age.
@@ -63,9 +64,7 @@ class JobPage:
     """
 
     def __init__(
-        self,
-        job: RenderJob,
-        thumbnails: Callable[[Iterable[ChunkResult]], Mapping[int, bytes]],
+        self, job: RenderJob, thumbnails: Callable[[Iterable[ChunkResult]], Mapping[int, bytes]]
     ) -> None:
         self._job = job
         self._thumbnails = thumbnails
@@ -74,21 +73,19 @@ class JobPage:
         self._artifact: Any = None
         self._in_run = FlowRunContext.get() is not None
         self._key = f"renderfarm-{slugify(job.title, max_length=60) or 'job'}"
-        self._told: dict[str, set[Any]] = {"chunk.failed": set(), "chunk.slow": set()}
+        self._told: defaultdict[str, set[Any]] = defaultdict(set)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Show the job from here on; if the block ends with an error, show why."""
-        self._publish("waiting to begin", self._progress(Snapshot()), Snapshot())
+        self._publish("waiting to begin")
         try:
             yield
         except RenderFarmError as error:
-            now = self._look()
-            self._publish("failed", self._failure(error, now), now)
+            self._publish("failed", self._failure(error, self._look()))
             raise
         except BaseException:
-            now = self._look()
-            self._publish("cancelled", [*self._progress(now), "", _AGAIN], now)
+            self._publish("cancelled", [*self._progress(self._look()), "", _AGAIN])
             raise
 
     @contextmanager
@@ -97,31 +94,24 @@ class JobPage:
     ) -> Iterator[None]:
         """Inside the block, show how far the rendering is."""
         self._look = look
-        began = time.monotonic()
-        due = began
+        began = due = time.monotonic()
 
         def update() -> None:
             nonlocal due
-            if (now := time.monotonic()) < due:
-                return
-            due = now + min(max(_FIRST_SECONDS, (now - began) / 4), _MOST_SECONDS)
-            shown = look()
-            self._publish("rendering", self._progress(shown, seconds_left()), shown)
+            if (now := time.monotonic()) >= due:
+                due = now + min(max(_FIRST_SECONDS, (now - began) / 4), _MOST_SECONDS)
+                self._publish("rendering", seconds_left=seconds_left())
 
-        if not self._in_run:
-            yield
-            return
         with periodic(update, _POLL_SECONDS, "page of the run", wait=True):
             yield
 
     def assembling(self) -> None:
         """Show that all chunks are rendered."""
-        now = self._look()
-        self._publish("assembling", self._progress(now), now)
+        self._publish("assembling")
 
     def finish(self, report: RenderReport, link: str | None = None) -> None:
         """Show what the job came to, and where the film is; `link` is its URL, for a day."""
-        with _only_logged():
+        with only_logged("show the job on the run's page"):
             if link is not None and self._in_run:
                 text = f"{self._job.title}: the film, for 24 hours"
                 key = self._key.replace("renderfarm-", "renderfarm-film-", 1)
@@ -129,18 +119,26 @@ class JobPage:
             if report.film is not None:
                 self._tell("film.ready", film=str(report.film), summary=summarized(report))
         done = {result.id: result for result in report.chunks}
-        now = replace(self._look(), results=done, running={})
-        self._publish("done", _outcome(report), now, _totals_table(report))
+        last = replace(self._look(), results=done, running={})
+        self._look = lambda: last
+        self._publish("done", _outcome(report), _totals(report))
 
     def _publish(
-        self, state: str, lines: Sequence[str], now: Snapshot, totals: Sequence[str] = ()
+        self,
+        state: str,
+        lines: Sequence[str] = (),
+        totals: Sequence[str] = (),
+        seconds_left: float | None = None,
     ) -> None:
+        """Show the job as it is now; `lines` stand first, by default its progress."""
         if not self._in_run:
             return
-        with _only_logged():
+        with only_logged("show the job on the run's page"):
+            now = self._look()
             self._tell_news(now)
             new = [one for number, one in now.results.items() if number not in self._images]
             self._images |= self._thumbnails(new)
+            lines = lines or self._progress(now, seconds_left)
             markdown = page_markdown(self._job, state, lines, now, self._images, totals)
             description = f"{self._job.title}: {state}"
             if self._artifact is None:
@@ -163,32 +161,30 @@ class JobPage:
 
     def _tell_news(self, now: Snapshot) -> None:
         """Emit an event for each attempt that failed and each chunk that is slow, 20 at most."""
-        failed: dict[Any, str] = {(one.chunk, one.attempt): one.message for one in now.failed}
-        slow: dict[Any, str] = {each: f"chunk {each}: {why}" for each, why in now.slow.items()}
-        for event, messages in (("chunk.failed", failed), ("chunk.slow", slow)):
+        news: dict[str, dict[Any, str]] = {
+            "chunk.failed": {(one.chunk, one.attempt): one.message for one in now.failed},
+            "chunk.slow": {each: f"chunk {each}: {why}" for each, why in now.slow.items()},
+        }
+        for event, messages in news.items():
             told = self._told[event]
-            new = [key for key in messages if key not in told]
-            for key in new[: _MOST_EVENTS - len(told)]:
-                told.add(key)
+            new = [key for key in messages if key not in told][: _MOST_EVENTS - len(told)]
+            told.update(new)
+            for key in new:
                 self._tell(event, message=messages[key])
 
     def _progress(self, now: Snapshot, seconds_left: float | None = None) -> list[str]:
-        chunks = self._job.chunks
-        total = sum(chunk.frame_count for chunk in chunks)
+        total = self._job.metadata.total_frames
         frames = sum(result.frame_count for result in now.results.values())
-        full = _BAR * frames // total
-        counts = [f"{len(now.results):,} of {len(chunks):,} chunks done"]
+        counts = [f"{len(now.results):,} of {len(self._job.chunks):,} chunks done"]
         if now.running:
             counts.append(f"{len(now.running):,} running")
         if now.failed:
             counts.append(f"{len(now.failed):,} failed attempt{'s'[: len(now.failed) > 1]}")
         if seconds_left:
             counts.append(f"about {about(seconds_left)} left")
-        bar = "█" * full + "░" * (_BAR - full)
-        return [
-            f"`{bar}` {100 * frames // total} %: {frames:,} of {total:,} frames", "",
-            ", ".join(counts),
-        ]  # fmt: skip
+        bar = ("█" * (_BAR * frames // total)).ljust(_BAR, "░")
+        share = f"`{bar}` {100 * frames // total} %: {frames:,} of {total:,} frames"
+        return [share, "", ", ".join(counts)]
 
     def _failure(self, error: RenderFarmError, now: Snapshot) -> list[str]:
         lines = [f"**{_text(str(error), 2 * _MOST_CHARACTERS)}**", ""]
@@ -212,16 +208,6 @@ class JobPage:
         return [*lines, "", *self._progress(now)]
 
 
-@contextmanager
-def _only_logged() -> Iterator[None]:
-    """Inside the block, an error is only logged: what a page cannot show fails no job."""
-    try:
-        yield
-    except Exception as error:
-        # A link is a secret for a day, and errors quote what was sent.
-        run_log().warning("cannot show the job on the run's page: %s", type(error).__name__)
-
-
 _AGAIN = "Run the job again: the chunks that are done are not rendered a second time."
 
 
@@ -236,35 +222,35 @@ def page_markdown(
     """Return the page of a job, of at most 300 kB: pictures that are too much are left out."""
     parts = [f"# {_cell(job.title)}: {state}", "", *lines, ""]
     done = [now.results[number] for number in sorted(now.results)]
-    tables = [*_failure_table(now.failed), *_slow_list(now.slow), *_running_list(now.running)]
-    tables += [*totals, *_chunk_table(done)]
+    tables = [*_failures(now.failed), *_slow(now.slow), *_running(now.running)]
+    tables += [*totals, *_chunks(done)]
     if state != "rendering":
         own = [result for result in done if result.id not in now.reused]
-        parts += _picture_of(timeline(bars_of(own, now.failed)))
+        if svg := timeline(bars_of(own, now.failed)):
+            picture = f"![timeline]({_data('svg+xml', svg.encode())})"
+            parts += _section("Who rendered when (red: failed)", [picture])
     while len(text := "\n".join([*parts, *tables]).encode()) > _MOST_BYTES:
         tables = tables[: len(tables) * 3 // 4]  # the last rows
-    shown = [(result, images[result.id]) for result in done if images.get(result.id)]
+    shown = [(result.id, images[result.id]) for result in done if images.get(result.id)]
     room = _MOST_BYTES - len(text)
-    while shown and sum(len(image) * 4 // 3 + 60 for _, image in shown) > room:
+    while sum(len(image) * 4 // 3 + 60 for _, image in shown) > room:
         shown = shown[::2] if len(shown) > 1 else []
-    return "\n".join([*parts, *_contact_sheet(shown), *tables])
-
-
-def _contact_sheet(shown: Sequence[tuple[ChunkResult, bytes]]) -> list[str]:
-    if not shown:
-        return []
-    cells = [f"{result.id} ![chunk {result.id}]({_data('jpeg', image)})" for result, image in shown]
+    cells = [f"{number} ![chunk {number}]({_data('jpeg', image)})" for number, image in shown]
     rows = [cells[first : first + _COLUMNS] for first in range(0, len(cells), _COLUMNS)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    head = [f"|{' |' * _COLUMNS}", f"|{'---|' * _COLUMNS}"]
-    return ["## First frames", "", *head, *lines, ""]
+    sheet = _table("First frames", "| " * _COLUMNS + "|", "|---" * _COLUMNS + "|", rows)
+    return "\n".join([*parts, *sheet, *tables])
 
 
-def _picture_of(svg: str) -> list[str]:
-    if not svg:
-        return []
-    image = _data("svg+xml", svg.encode())
-    return ["## Who rendered when (red: failed)", "", f"![timeline]({image})", ""]
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""] if lines else []
+
+
+def _table(
+    title: str, head: str, columns: str, rows: Sequence[Sequence[object]], note: str = ""
+) -> list[str]:
+    """Return a section with a table; none if it has no rows. The note stands before it."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return _section(title, [*([note, ""] if note else []), head, columns, *lines] if rows else [])
 
 
 def _data(kind: str, image: bytes) -> str:
@@ -280,77 +266,64 @@ def _outcome(report: RenderReport) -> list[str]:
     return lines
 
 
-def _totals_table(report: RenderReport) -> list[str]:
-    rows = [f"| {name} | {value} |" for name, value in _totals(report)]
-    return ["## Totals", "", "| Total | |", "|---|---:|", *rows, ""]
-
-
-def _chunk_table(chunks: Sequence[ChunkResult]) -> list[str]:
-    if not chunks:
-        return []
-    lines = ["## Chunks", ""]
-    if len(chunks) > _MOST_ROWS:
-        lines += [f"The {_MOST_ROWS:,} slowest of {len(chunks):,}.", ""]
-        slowest = sorted(chunks, key=lambda chunk: chunk.seconds, reverse=True)[:_MOST_ROWS]
-        chunks = sorted(slowest, key=lambda chunk: chunk.id)
-    lines += [
+def _chunks(chunks: Sequence[ChunkResult]) -> list[str]:
+    slowest = sorted(chunks, key=lambda chunk: -chunk.seconds)[:_MOST_ROWS]
+    rows = [
+        (chunk.id, chunk.start_frame, chunk.frame_count, f"{chunk.seconds:.1f}", chunk.attempts,
+         naturalsize(chunk.size), _cell(chunk.worker), _cell(chunk.output_file))
+        for chunk in sorted(slowest, key=lambda chunk: chunk.id)
+    ]  # fmt: skip
+    return _table(
+        "Chunks",
         "| Chunk | First frame | Frames | Seconds | Attempts | Size | Worker | File |",
         "|---:|---:|---:|---:|---:|---:|---|---|",
-    ]
-    return lines + [
-        f"| {chunk.id} | {chunk.start_frame} | {chunk.frame_count} | {chunk.seconds:.1f} "
-        f"| {chunk.attempts} | {naturalsize(chunk.size)} | {_cell(chunk.worker)} "
-        f"| {_cell(chunk.output_file)} |"
-        for chunk in chunks
-    ]
+        rows,
+        f"The {len(rows):,} slowest of {len(chunks):,}." if len(rows) < len(chunks) else "",
+    )
 
 
-def _failure_table(attempts: Sequence[FailedAttempt]) -> list[str]:
-    if not attempts:
-        return []
-    lines = ["## Failed attempts", ""]
-    if len(attempts) > _MOST_ROWS:
-        lines += [f"The last {_MOST_ROWS:,} of {len(attempts):,}.", ""]
-    lines += [
+def _failures(attempts: Sequence[FailedAttempt]) -> list[str]:
+    rows = [
+        (one.chunk, one.attempt, f"{one.seconds:.1f}", _cell(one.worker), one.kind,
+         _cell(" ".join(one.message.split())[:_MOST_CHARACTERS]))
+        for one in attempts[-_MOST_ROWS:]
+    ]  # fmt: skip
+    return _table(
+        "Failed attempts",
         "| Chunk | Attempt | Seconds | Worker | Error | What failed |",
         "|---:|---:|---:|---|---|---|",
-    ]
-    lines += [
-        f"| {failed.chunk} | {failed.attempt} | {failed.seconds:.1f} | {_cell(failed.worker)} "
-        f"| {failed.kind} | {_cell(' '.join(failed.message.split())[:_MOST_CHARACTERS])} |"
-        for failed in attempts[-_MOST_ROWS:]
-    ]
-    return [*lines, ""]
+        rows,
+        f"The last {len(rows):,} of {len(attempts):,}." if len(rows) < len(attempts) else "",
+    )
 
 
-def _slow_list(slow: Mapping[int, str]) -> list[str]:
-    if not slow:
-        return []
+def _slow(slow: Mapping[int, str]) -> list[str]:
     lines = [f"- chunk {number}: {why}" for number, why in sorted(slow.items())[:_MOST_ROWS]]
-    return ["## Slow chunks", "", *lines, ""]
+    return _section("Slow chunks", lines)
 
 
-def _running_list(running: Mapping[int, float]) -> list[str]:
-    if not running:
-        return []
+def _running(running: Mapping[int, float]) -> list[str]:
     longest = sorted(running.items(), key=lambda item: -item[1])[:_MOST_ROWS]
     shown = ", ".join(f"{number} ({about(seconds)})" for number, seconds in longest)
-    return ["## Running", "", f"Chunks {shown}", ""]
+    return _section("Running", [f"Chunks {shown}"] if shown else [])
 
 
-def _totals(report: RenderReport) -> Iterator[tuple[str, str]]:
+def _totals(report: RenderReport) -> list[str]:
     chunks = report.chunks
-    yield "Chunks", f"{len(chunks):,}"
-    yield "Chunks from other runs", f"{len(report.reused):,}"
-    yield "Frames", f"{report.frames:,} at {report.fps} a second"
-    yield "Size of all chunks", naturalsize(sum(chunk.size for chunk in chunks))
-    yield "Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"
-    yield "Failed attempts, of this run", f"{len(report.failed_attempts):,}"
-    yield "Rendering, wall time", f"{report.render_seconds:.1f} s"
-    yield "Rendering, all chunks added up", f"{sum(chunk.seconds for chunk in chunks):.1f} s"
+    rows = [
+        ("Chunks", f"{len(chunks):,}"),
+        ("Chunks from other runs", f"{len(report.reused):,}"),
+        ("Frames", f"{report.frames:,} at {report.fps} a second"),
+        ("Size of all chunks", naturalsize(sum(chunk.size for chunk in chunks))),
+        ("Attempts", f"{sum(chunk.attempts for chunk in chunks):,}"),
+        ("Failed attempts, of this run", f"{len(report.failed_attempts):,}"),
+        ("Rendering, wall time", f"{report.render_seconds:.1f} s"),
+        ("Rendering, all chunks added up", f"{sum(chunk.seconds for chunk in chunks):.1f} s"),
+    ]
     if report.rendered_at and report.assembled_at:
         seconds = (report.assembled_at - report.rendered_at).total_seconds()
-        yield "From the last chunk to the film", f"{seconds:.2f} s"
+        rows.append(("From the last chunk to the film", f"{seconds:.2f} s"))
+    return _table("Totals", "| Total | |", "|---|---:|", rows)
 
 
 def _cell(text: str) -> str:

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from humanize import naturalsize
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync, run_log
@@ -35,7 +31,7 @@ def showing_progress(
     end: the work never waits for the server. `more` is asked for what stands behind the note.
     """
     now = (0, "")
-    sent: tuple[int, str] | None = None
+    sent = ""
     artifact: Any = None
 
     def show(done: int, note: str = "") -> None:
@@ -45,16 +41,15 @@ def showing_progress(
     def send() -> None:
         nonlocal artifact, sent
         done, note = now
-        note += more()
-        if (done, note) == sent:
+        text = f"{done:,} of {total:,} {what}{note}{more()}"
+        if text == sent:
             return
-        text = f"{done:,} of {total:,} {what}{note}"
         shown = {"progress": 100.0 * done / total, "description": text}
         if artifact is None:
             artifact = call_sync(create_progress_artifact, **shown)
         else:
             call_sync(update_progress_artifact, artifact, **shown)
-        sent = (done, note)
+        sent = text
 
     if FlowRunContext.get() is None:
         yield show
@@ -63,10 +58,18 @@ def showing_progress(
         with periodic(send, _SECONDS_BETWEEN_UPDATES, "progress", wait=True):
             yield show
     finally:
-        try:
+        with only_logged("show progress"):
             send()
-        except Exception as error:
-            run_log().warning("cannot show progress: %s", error)
+
+
+@contextmanager
+def only_logged(what: str) -> Iterator[None]:
+    """Inside the block, an error is only logged: what a page cannot show fails no job."""
+    try:
+        yield
+    except Exception as error:
+        # Errors quote what was sent, and a link to a film is a secret for a day.
+        run_log().warning("cannot %s: %s", what, type(error).__name__)
 
 
 def about(seconds: float) -> str:
@@ -91,11 +94,3 @@ def film_line(film: Path, stitch: StitchReport) -> str:
     """Return what a film is, and where, in a line."""
     size = naturalsize(stitch.size)
     return f"film: {film} ({stitch.frames:,} frames, {stitch.duration:.1f} s, {size})"
-
-
-def publish(key: str, markdown: str, description: str) -> None:
-    """Create an artifact of the current flow run; an error of the server is only logged."""
-    try:
-        call_sync(create_markdown_artifact, key=key, markdown=markdown, description=description)
-    except Exception as error:
-        run_log().warning("cannot create the artifact %s: %s", key, error)
