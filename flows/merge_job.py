@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
+import prefect_renderfarm.flows.parameters as parameters
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.command import WorkerJob
 from prefect_renderfarm.blocks.errors import (
@@ -38,18 +39,6 @@ from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.merging.merge_run import RELEASED
-from prefect_renderfarm.flows.parameters import (
-    AdapterParameter,
-    JobParameter,
-    OptionalAdapterParameter,
-    OptionalPath,
-    OptionalText,
-    Seconds,
-    StitcherParameter,
-    StorageParameter,
-    load_adapter,
-    load_stitcher,
-)
 from prefect_renderfarm.flows.rendering.preflight import check_commands
 from prefect_renderfarm.flows.results import Assembly, MergeReport
 from prefect_renderfarm.flows.runs.clock import check_clock
@@ -70,15 +59,15 @@ _PARALLEL_FETCHES = 4  # from a storage; in a job folder files are only read
 @flow(name="merge-job", flow_run_name=job_run_name("merge"))
 @failing_in_a_line
 def merge_job(
-    job: JobParameter,
-    adapter: AdapterParameter = "local-adapter/default",
-    merge_adapter: OptionalAdapterParameter = None,
-    stitcher: StitcherParameter = None,
-    output_file: OptionalPath = None,
-    storage: StorageParameter = None,
-    job_dir: OptionalPath = None,
-    chunk_timeout: Seconds = 0.0,
-    inputs: OptionalText = None,
+    job: parameters.JobParameter,
+    adapter: parameters.AdapterParameter = "local-adapter/default",
+    merge_adapter: parameters.OptionalAdapterParameter = None,
+    stitcher: parameters.StitcherParameter = None,
+    output_file: parameters.OptionalPath = None,
+    storage: parameters.StorageParameter = None,
+    job_dir: parameters.OptionalPath = None,
+    chunk_timeout: parameters.Seconds = 0.0,
+    inputs: parameters.OptionalText = None,
 ) -> MergeReport | State[Any]:
     """Assemble the finished chunks of a job.
 
@@ -114,10 +103,10 @@ def merge_job(
     state = open_job(job, storage, job_dir, rendered_before=True)
     state.tidy()
     state.inputs = inputs or ""
-    chosen = None if stitcher is None else load_stitcher(stitcher)
+    chosen = parameters.load_stitcher(stitcher)
     film = film_path(state, output_file)
     assembly = plan_assembly(state.job.merge_command, chosen, film)
-    why_not = why_no_more_chunks()
+    why_not = why_no_more_chunks(with_job=inputs is not None)
     chunks = ChunkFetcher(state, chunk_timeout, why_not)
     tag_run(state.job)
     lock: AbstractContextManager[Any] = using_chunks(state)
@@ -131,21 +120,23 @@ def merge_job(
                     chosen = chosen.with_track(track)
                 stitch = _stitch(state, chunks, chosen, film)
             elif assembly is Assembly.MERGED:
-                name = "adapter" if merge_adapter is None else "merge_adapter"
-                runner = load_adapter(adapter if merge_adapter is None else merge_adapter, name)
+                if merge_adapter is None:
+                    runner = parameters.load_adapter(adapter)
+                else:
+                    runner = parameters.load_adapter(merge_adapter, "merge_adapter")
                 _run_merge_command(state, chunks, runner, film)
             finished_at = datetime.now(UTC) if assembly.wanted else None
-            place = _deliver(state, film, output_file) if film and output_file else None
+            film = _deliver(state, film, output_file) if film and output_file else None
     except RenderStopped as stopped:
         return Cancelled(name=RELEASED, message=str(stopped))
+    seconds = time.monotonic() - started
     report = MergeReport(
-        assembly=assembly, film=place, stitch=stitch,
-        seconds=time.monotonic() - started, finished_at=finished_at,
-    )  # fmt: skip
+        assembly=assembly, film=film, stitch=stitch, seconds=seconds, finished_at=finished_at
+    )
     retry(partial(state.save_merge, report, str(flow_run.id)), "the report of the assembly")
-    summary = f"assembly {report.assembly.value} in {report.seconds:.1f} s"
-    if report.film is not None:
-        summary = film_line(report.film, stitch) if stitch else f"{summary}: {report.film}"
+    summary = f"assembly {assembly.value} in {seconds:.1f} s"
+    if film is not None:
+        summary = film_line(film, stitch) if stitch else f"{summary}: {film}"
     run_log().info("%s", summary)
     return Completed(message=summary, data=report)
 
@@ -234,6 +225,7 @@ class ChunkFetcher:
         self._timeout = timeout
         self._why_not = why_not
         self._checked: dict[int, ChunkResult] = {}
+        self._stop = threading.Event()
 
     def all_here(self) -> bool:
         """Return whether every chunk counts as done; False if the storage does not say for now."""
@@ -252,9 +244,9 @@ class ChunkFetcher:
         will not come, or did not come for too long.
         """
         width = 1 if self._state.block is None else _PARALLEL_FETCHES
-        stop = threading.Event()
+        self._stop.clear()
         with ThreadPoolExecutor(width, thread_name_prefix="fetch") as ahead:
-            left = (ahead.submit(self._next, chunk, stop) for chunk in self._state.job.chunks)
+            left = (ahead.submit(self._next, chunk) for chunk in self._state.job.chunks)
             try:
                 coming = deque(itertools.islice(left, width))
                 while coming:
@@ -262,26 +254,27 @@ class ChunkFetcher:
                     coming.extend(itertools.islice(left, 1))
                     yield result
             finally:
-                stop.set()
+                self._stop.set()
         # Whoever reads that a job has crashed or was cancelled is not to find its film later.
-        if reason := why_no_more_chunks(own=True)():
+        if reason := why_no_more_chunks(with_job=bool(self._state.inputs))():
             raise RenderStopped(f"the film is not wanted any more: {reason}")
 
-    def _next(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
-        def sleep(seconds: float) -> None:
-            if stop.wait(seconds):
-                raise RenderStopped("the assembly was stopped")
+    def fetch_all(self) -> None:
+        """Wait until all chunks are here, and checked."""
+        for _ in self:
+            pass
 
+    def _next(self, chunk: Chunk) -> ChunkResult:
         if chunk.id not in self._checked:
-            self._wait(chunk, sleep)
+            self._wait(chunk)
             fetch = partial(self._state.fetch_chunk, chunk)
             try:
-                self._checked[chunk.id] = retry(fetch, f"chunk {chunk.id}", sleep=sleep)
+                self._checked[chunk.id] = retry(fetch, f"chunk {chunk.id}", sleep=self._sleep)
             except StorageError as error:
                 raise AssemblyError(f"chunk {chunk.id}: {error}") from None
         return self._checked[chunk.id]
 
-    def _wait(self, chunk: Chunk, sleep: Callable[[float], None]) -> None:
+    def _wait(self, chunk: Chunk) -> None:
         poll_seconds = _POLL_SECONDS if self._state.block is None else _STORAGE_POLL_SECONDS
         since = time.monotonic()
         while self._timeout and not self._is_there(chunk):
@@ -289,7 +282,11 @@ class ChunkFetcher:
                 raise RenderStopped(f"chunk {chunk.id} will not come: {reason}")
             if time.monotonic() - since > self._timeout:
                 raise RenderStopped(f"chunk {chunk.id} did not come within {self._timeout:g} s")
-            sleep(poll_seconds)
+            self._sleep(poll_seconds)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise RenderStopped("the assembly was stopped")
 
     def _is_there(self, chunk: Chunk) -> bool:
         try:
@@ -305,18 +302,15 @@ def _stitch(
     state: JobState, fetcher: ChunkFetcher, stitcher: VideoStitcher, film: Path
 ) -> StitchReport:
     """Stitch the chunks, each as it comes where the stitcher can and not all are done already."""
-    chunks = state.job.chunks
-    inputs = [state.chunk_file(chunk) for chunk in chunks]
-    fps = str(state.job.metadata.rate)
-    frame_counts = [chunk.frame_count for chunk in chunks]
-    with showing_progress(sum(frame_counts), "frames assembled") as show_progress:
+    inputs = [state.chunk_file(chunk) for chunk in state.job.chunks]
+    counts = [chunk.frame_count for chunk in state.job.chunks]
+    plan: dict[str, Any] = {"fps": str(state.job.metadata.rate), "frame_counts": counts}
+    with showing_progress(sum(counts), "frames assembled") as show_progress:
 
         def show(frames: int, size: int) -> None:
             show_progress(frames, f", {naturalsize(size)}")
 
-        growing = None
-        if not fetcher.all_here():
-            growing = stitcher.grow(inputs, film, fps=fps, frame_counts=frame_counts)
+        growing = None if fetcher.all_here() else stitcher.grow(inputs, film, **plan)
         if growing is not None:
             try:
                 with growing as grown:
@@ -327,10 +321,9 @@ def _stitch(
                 run_log().info("waiting for all chunks: %s", reason)
             else:
                 return grown.report
-        for _ in fetcher:
-            pass
+        fetcher.fetch_all()
         with watching(show), _must_write(film, type(stitcher).__name__):
-            report = stitcher.stitch(inputs, film, fps=fps, frame_counts=frame_counts)
+            report = stitcher.stitch(inputs, film, **plan)
         show(report.frames, report.size)
         return report
 
@@ -340,8 +333,7 @@ def _run_merge_command(
 ) -> None:
     command = state.job.merge_command or ""
     check_commands(adapter, [("the merge command", command)])
-    for _ in fetcher:
-        pass
+    fetcher.fetch_all()
     with nullcontext() if film is None else _must_write(film, "the merge command"):
         try:
             result = adapter.execute(WorkerJob(command=command, cwd=state.path, name="merge"))
@@ -361,13 +353,9 @@ def _must_write(film: Path, who: str) -> Iterator[None]:
 
     before = identity()
     yield
-    after = identity()
-    if not after:
+    if identity() in ((), before):
+        state = "is the old one, untouched" if path.exists() else "is not there"
         raise AssemblyError(
-            f"{who} ended without an error, but film {str(film)!r} is not there: leave output_file "
+            f"{who} ended without an error, but film {str(film)!r} {state}: leave output_file "
             "empty if a merge command writes another"
-        )
-    if after == before:
-        raise AssemblyError(
-            f"{who} ended without an error, but film {str(film)!r} is the old one, untouched"
         )

@@ -98,9 +98,11 @@ def load_adapter(given: Any, parameter: str = "adapter") -> WorkerAdapter:
     return _load(given, WorkerAdapter, parameter, "local-adapter/default")  # type: ignore[type-abstract]
 
 
-def load_stitcher(given: Any, parameter: str = "stitcher") -> VideoStitcher:
-    """Return the stitcher that a parameter names. Raises: SetupError."""
-    return _load(given, VideoStitcher, parameter, "remux-stitcher/default")  # type: ignore[type-abstract]
+def load_stitcher(given: Any) -> VideoStitcher | None:
+    """Return the stitcher that a parameter names, if it names one. Raises: SetupError."""
+    if given is None:
+        return None
+    return _load(given, VideoStitcher, "stitcher", "remux-stitcher/default")  # type: ignore[type-abstract]
 
 
 def load_storage(given: Any) -> ObjectStorageBlock | None:

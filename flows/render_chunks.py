@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+import prefect_renderfarm.flows.parameters as parameters
 from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.blocks.errors import JobError, StorageError, WorkStopped
 from prefect_renderfarm.blocks.media.model import Verify
@@ -17,20 +18,6 @@ from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.load import file_of
 from prefect_renderfarm.flows.jobs.spec import Chunk, RenderJob, is_key
-from prefect_renderfarm.flows.parameters import (
-    AdapterParameter,
-    Concurrency,
-    Count,
-    JobParameter,
-    OptionalFactor,
-    OptionalPath,
-    OptionalSeconds,
-    OptionalText,
-    Retries,
-    Seconds,
-    StorageParameter,
-    load_adapter,
-)
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
 from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
@@ -49,21 +36,21 @@ from prefect_renderfarm.flows.state.job_state import JobState, RunNotes, open_jo
 @flow(name="render-chunks", flow_run_name=batch_run_name, on_crashed=[end_with_run])
 @failing_in_a_line
 def render_chunks(
-    job: JobParameter,
+    job: parameters.JobParameter,
     chunk_ids: list[int] | None = None,
-    adapter: AdapterParameter = "local-adapter/default",
-    storage: StorageParameter = None,
-    job_dir: OptionalPath = None,
-    concurrency: Concurrency = None,
-    retries: Retries = 0,
-    retry_delay: Seconds = 1.0,
-    max_failures: Count = None,
-    timeout: OptionalSeconds = None,
-    slow_factor: OptionalFactor = 5.0,
+    adapter: parameters.AdapterParameter = "local-adapter/default",
+    storage: parameters.StorageParameter = None,
+    job_dir: parameters.OptionalPath = None,
+    concurrency: parameters.Concurrency = None,
+    retries: parameters.Retries = 0,
+    retry_delay: parameters.Seconds = 1.0,
+    max_failures: parameters.Count = None,
+    timeout: parameters.OptionalSeconds = None,
+    slow_factor: parameters.OptionalFactor = 5.0,
     slow_chunks: SlowChunks = SlowChunks.REPORT,
     force: bool = False,
     verify: Verify = Verify.PACKETS,
-    inputs: OptionalText = None,
+    inputs: parameters.OptionalText = None,
     fresh: bool = False,
 ) -> list[ChunkResult]:
     """Render some chunks of a job, and assemble nothing.
@@ -104,17 +91,17 @@ def render_chunks(
     telling = nullcontext() if inputs is None else _writing_failure(state, failures)
     with ending_in_order(with_job=inputs is not None), telling:
         chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
-        runner = load_adapter(adapter)
+        runner = parameters.load_adapter(adapter)
         check_adapter(runner, state)
         attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
         attempts.check(state.block)
         state.prepare(sent=state.block is not None and isinstance(job, str) and is_key(job.strip()))
         tag_run(state.job)
-        if inputs is not None and (reason := why_no_more_chunks(crashed=False)()):
+        if inputs is not None and (reason := why_no_more_chunks(True, crashed=False)()):
             raise WorkStopped(f"no chunk is begun: {reason}")
         lock: AbstractContextManager[JobLock | None] = using_chunks(state)
         if inputs is None:  # else render-job holds the lock
-            lock = job_lock(state, why_no_more_chunks())
+            lock = job_lock(state, why_no_more_chunks(with_job=False))
         with lock as held, job_slot(runner):
             if inputs is None:
                 state.identify(runner, file_of(job))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from prefect import flow, tags
 from prefect.states import Completed
 
+import prefect_renderfarm.flows.parameters as parameters
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
 from prefect_renderfarm.blocks.errors import JobError, SetupError, StorageError
 from prefect_renderfarm.blocks.runtime.prefect_api import find_deployment, run_log
@@ -21,24 +22,6 @@ from prefect_renderfarm.flows.jobs.load import file_of
 from prefect_renderfarm.flows.jobs.spec import RenderJob
 from prefect_renderfarm.flows.merge_job import film_link, film_path, merge_job, plan_assembly
 from prefect_renderfarm.flows.merging.merge_run import MergeRun, starting_ahead
-from prefect_renderfarm.flows.parameters import (
-    AdapterParameter,
-    Concurrency,
-    Count,
-    JobParameter,
-    OptionalAdapterParameter,
-    OptionalFactor,
-    OptionalPath,
-    OptionalSeconds,
-    OptionalText,
-    Retries,
-    Seconds,
-    StitcherParameter,
-    StorageParameter,
-    load_adapter,
-    load_stitcher,
-    reference,
-)
 from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
 from prefect_renderfarm.flows.rendering.chunk_renderer import plan_rendering
 from prefect_renderfarm.flows.rendering.preflight import (
@@ -65,23 +48,23 @@ _LEAST_CHUNK_TIMEOUT = 60.0
 @flow(name="render-job", flow_run_name=job_run_name("render"), on_crashed=[end_with_run])
 @failing_in_a_line
 def render_job(
-    job: JobParameter,
-    adapter: AdapterParameter = "local-adapter/default",
-    merge_adapter: OptionalAdapterParameter = None,
-    stitcher: StitcherParameter = None,
-    output_file: OptionalPath = None,
-    storage: StorageParameter = None,
-    job_dir: OptionalPath = None,
-    concurrency: Concurrency = None,
-    retries: Retries = 0,
-    retry_delay: Seconds = 1.0,
-    max_failures: Count = None,
-    timeout: OptionalSeconds = None,
-    slow_factor: OptionalFactor = 5.0,
+    job: parameters.JobParameter,
+    adapter: parameters.AdapterParameter = "local-adapter/default",
+    merge_adapter: parameters.OptionalAdapterParameter = None,
+    stitcher: parameters.StitcherParameter = None,
+    output_file: parameters.OptionalPath = None,
+    storage: parameters.StorageParameter = None,
+    job_dir: parameters.OptionalPath = None,
+    concurrency: parameters.Concurrency = None,
+    retries: parameters.Retries = 0,
+    retry_delay: parameters.Seconds = 1.0,
+    max_failures: parameters.Count = None,
+    timeout: parameters.OptionalSeconds = None,
+    slow_factor: parameters.OptionalFactor = 5.0,
     slow_chunks: SlowChunks = SlowChunks.AUTO,
     merge: bool = True,
-    merge_deployment: OptionalText = None,
-    merge_lead: Seconds = 30.0,
+    merge_deployment: parameters.OptionalText = None,
+    merge_lead: parameters.Seconds = 30.0,
     keep_chunks: bool = True,
     force: bool = False,
     make_folders: bool = False,
@@ -132,20 +115,20 @@ def render_job(
     # 1. Check: nothing is paid for yet.
     check_clock()
     attempts = Attempts(retries, retry_delay, max_failures, timeout, slow_factor, slow_chunks)
-    state, chosen, film, assembly, rules, merge_run = _check(
+    plan, rules, merge_run = _check(
         job, adapter, merge_adapter, stitcher, output_file, storage, job_dir, attempts,
         merge=merge, merge_deployment=merge_deployment, merge_lead=merge_lead,
         make_folders=make_folders,
     )  # fmt: skip
-    state.prepare(film=film)
+    state = plan.state
+    state.prepare(film=plan.film)
     tag_run(state.job)
-
     page = JobPage(state.job, state.thumbnails)
 
     with ending_in_order(), page.opened(), job_lock(state) as lock:
         # 2. Render what is not done yet.
-        state.identify(chosen.adapter, film, file_of(job))
-        width = concurrency or chosen.adapter.default_concurrency()
+        state.identify(plan.adapter, plan.film, file_of(job))
+        width = concurrency or plan.adapter.default_concurrency()
         run_log().info(
             "job %s: %d chunks, %d frames at %s a second, %d at a time, in %s",
             state.job.title, len(state.job.chunks), state.job.metadata.total_frames,
@@ -154,11 +137,11 @@ def render_job(
         started = time.monotonic()
         failures = Failures(max_failures)
         rendering = plan_rendering(
-            state, state.job.chunks, chosen.adapter, rules, attempts,
+            state, state.job.chunks, plan.adapter, rules, attempts,
             width=width, failures=failures, lock=lock, force=force, fresh=lock.first,
         )  # fmt: skip
         with (
-            job_slot(chosen.adapter),
+            job_slot(plan.adapter),
             page.showing(rendering.snapshot, lambda: rendering.eta().seconds_left(width)),
             starting_ahead(merge_run, rendering.eta, width, merge_lead),
         ):
@@ -167,34 +150,27 @@ def render_job(
 
         # 3. Assemble: here, or on another work pool.
         page.assembling()
-        merged: Any = MergeReport(assembly=assembly)
+        merged: Any = MergeReport(assembly=plan.assembly)
         if merge_run is not None:
             merged = merge_run.finish()
-        elif assembly.wanted:
+        elif plan.assembly.wanted:
             with tags(job_tag(state.job)):  # from its creation, so that it is found if it is killed
                 merged = merge_job(
-                    str(state.job_file), *chosen, output_file, state.block, state.path,
-                    inputs=state.inputs,
+                    str(state.job_file), plan.adapter, plan.merge_adapter, plan.stitcher,
+                    output_file, state.block, state.path, inputs=state.inputs,
                 )  # fmt: skip
 
         # 4. Report.
         report = RenderReport(
-            job=state.job.title,
-            key=state.job.key,
-            job_dir=state.path,
-            frames=sum(chunk.frame_count for chunk in chunks),
-            fps=str(state.job.metadata.rate),
-            chunks=tuple(chunks),
-            reused=tuple(sorted(rendering.reused)),
+            job=state.job.title, key=state.job.key, job_dir=state.path,
+            frames=state.job.metadata.total_frames, fps=str(state.job.metadata.rate),
+            chunks=tuple(chunks), reused=tuple(sorted(rendering.reused)),
             failed_attempts=failures.all,
-            assembly=merged.assembly,
-            film=merged.film,
-            stitch=merged.stitch,
-            render_seconds=rendered - started,
-            assembly_seconds=time.monotonic() - rendered,
+            assembly=merged.assembly, film=merged.film, stitch=merged.stitch,
+            render_seconds=rendered - started, assembly_seconds=time.monotonic() - rendered,
             rendered_at=max(chunk.published_at for chunk in chunks if chunk.published_at),
             assembled_at=merged.finished_at,
-        )
+        )  # fmt: skip
         try:  # the film is there: a storage that does not take the report fails no job
             retry(partial(state.save_report, report), "the report")
         except StorageError as error:
@@ -210,32 +186,28 @@ def render_job(
     return cast(RenderReport, Completed(message=summary, data=report))
 
 
-def check_job(**parameters: Any) -> RenderJob:
+def check_job(**given: Any) -> RenderJob:
     """Check a job as `render-job` does before it renders, and return it.
 
     Takes the parameters of `render_job`, and raises its errors.
     """
-    given = inspect.signature(render_job.fn).bind(**parameters)
-    given.apply_defaults()
-    options = render_job.validate_parameters(dict(given.arguments))
-    attempts = Attempts(**{each.name: options[each.name] for each in fields(Attempts)})
-    names = inspect.signature(_check).parameters.keys() - {"attempts"}
-    return _check(attempts=attempts, **{name: options[name] for name in names}).state.job
+    bound = inspect.signature(render_job.fn).bind(**given)
+    bound.apply_defaults()
+    options = render_job.validate_parameters(dict(bound.arguments))
+    attempts = Attempts(**{each.name: options.pop(each.name) for each in fields(Attempts)})
+    plan, _, _ = _check(attempts=attempts, **options)
+    return plan.state.job
 
 
-class _Chosen(NamedTuple):
+class _Plan(NamedTuple):
+    """Who renders a job, and who assembles it."""
+
+    state: JobState
     adapter: WorkerAdapter
     merge_adapter: WorkerAdapter | None
     stitcher: VideoStitcher | None
-
-
-class _Checked(NamedTuple):
-    state: JobState
-    chosen: _Chosen
     film: Path | None
     assembly: Assembly
-    rules: ChunkRules
-    merge_run: MergeRun | None
 
 
 def _check(
@@ -252,84 +224,85 @@ def _check(
     merge_deployment: str | None,
     merge_lead: float,
     make_folders: bool,
-) -> _Checked:
-    """Read the job and load the blocks; refuse what cannot become a film."""
+    **_: Any,
+) -> tuple[_Plan, ChunkRules, MergeRun | None]:
+    """Read the job and load the blocks; refuse what cannot become a film.
+
+    Returns also what the stitcher asks of chunks, and the run that assembles on another work pool;
+    it is not started yet.
+    """
     state = open_job(job, storage, job_dir)
-    chosen = _Chosen(
-        load_adapter(adapter),
-        None if merge_adapter is None else load_adapter(merge_adapter, "merge_adapter"),
-        None if stitcher is None else load_stitcher(stitcher),
-    )
+    runner = parameters.load_adapter(adapter)
+    merger = None
+    if merge_adapter is not None:
+        merger = parameters.load_adapter(merge_adapter, "merge_adapter")
+    assembler = parameters.load_stitcher(stitcher)
     film = film_path(state, output_file)
-    assembly = plan_assembly(state.job.merge_command, chosen.stitcher, film, merge)
-    rules = _check_assembly(state, chosen, film, assembly)
+    assembly = plan_assembly(state.job.merge_command, assembler, film, merge)
+    plan = _Plan(state, runner, merger, assembler, film, assembly)
+    rules = _check_assembly(plan)
     merge_run = None
     if assembly.wanted and merge_deployment is not None:
-        merge_run = _merge_run(merge_deployment, state, chosen, job_dir, output_file, merge_lead)
+        merge_run = _merge_run(merge_deployment, plan, job_dir, output_file, merge_lead)
     if film is not None and assembly.wanted and (state.block is None or merge_run is None):
         check_place(film, state.path, make_folders)  # else it is on another machine
     attempts.check(state.block)
-    check_adapter(chosen.adapter, state)
-    return _Checked(state, chosen, film, assembly, rules, merge_run)
+    check_adapter(runner, state)
+    return plan, rules, merge_run
 
 
-def _check_assembly(
-    state: JobState, chosen: _Chosen, film: Path | None, assembly: Assembly
-) -> ChunkRules:
+def _check_assembly(plan: _Plan) -> ChunkRules:
     """Refuse a film that cannot be made; return what its stitcher asks of chunks."""
-    if assembly is Assembly.MERGED:
-        merger = chosen.merge_adapter or chosen.adapter
+    state, film = plan.state, plan.film
+    if plan.assembly is Assembly.MERGED:
+        merger = plan.merge_adapter or plan.adapter
         if not merger.runs_commands:
             raise SetupError(
                 f"a {type(merger).__name__} runs no merge command: name a merge_adapter"
             )
         check_commands(merger, [("the merge command", state.job.merge_command or "")])
-    stitcher = chosen.stitcher
-    if film is None or assembly is not Assembly.STITCHED or stitcher is None:
+    if plan.assembly is not Assembly.STITCHED or film is None or plan.stitcher is None:
         return ChunkRules()
+    stitcher = plan.stitcher
     if (track := state.audio_track()) is not None:
         stitcher = stitcher.with_track(track)
-    files = [state.chunk_file(chunk) for chunk in state.job.chunks]
-    for chunk, file in zip(state.job.chunks, files, strict=True):
+    files = {chunk.id: state.chunk_file(chunk) for chunk in state.job.chunks}
+    for chunk in state.job.chunks:
         if chunk.output_file.endswith("/"):  # a folder of pictures, by which stitchers know them
-            file.mkdir(parents=True, exist_ok=True)
+            files[chunk.id].mkdir(parents=True, exist_ok=True)
     frames, rate = state.job.metadata.total_frames, state.job.metadata.rate
-    stitcher.check_output(film, files)
+    stitcher.check_output(film, list(files.values()))
     stitcher.check_length(film, frames, rate)
     stitcher.check_track(frames, rate)
-    for chunk, file in zip(state.job.chunks, files, strict=True):
+    for number, file in files.items():
         if file.resolve() == film.resolve():
             raise JobError(
-                f"output_file {str(film)!r} is also the file of chunk {chunk.id}: name another film"
+                f"output_file {str(film)!r} is also the file of chunk {number}: name another film"
             )
     return replace(stitcher.chunk_rules(), check_first=partial(stitcher.check_first_chunk, film))
 
 
 def _merge_run(
-    deployment: str,
-    state: JobState,
-    chosen: _Chosen,
-    job_dir: Path | None,
-    output_file: Path | None,
-    lead: float,
+    deployment: str, plan: _Plan, job_dir: Path | None, output_file: Path | None, lead: float
 ) -> MergeRun:
-    """Return the run that assembles on another work pool; it is not started yet."""
     find_deployment(deployment, "merge-job", "merge_deployment", "merge-job/local")
     check_room("merge_deployment", deployment)
+    state = plan.state
     if state.block is None:  # else the other machine has a folder of its own
-        job_dir, output_file = state.path, output_file and state.path / output_file
-    parameters = {
+        job_dir, output_file = state.path, plan.film
+    blocks = {
+        "adapter": plan.adapter,
+        "merge_adapter": plan.merge_adapter,
+        "stitcher": plan.stitcher,
+        "storage": state.block,
+    }
+    given = {
         "job": state.job.key if state.block else str(state.job_file),
-        "adapter": reference(chosen.adapter, "adapter"),
-        "merge_adapter": reference(chosen.merge_adapter, "merge_adapter"),
-        "stitcher": reference(chosen.stitcher, "stitcher"),
         "output_file": output_file and str(output_file),
-        "storage": reference(state.block, "storage"),
         "job_dir": job_dir and str(job_dir),
         "chunk_timeout": max(_LEAST_CHUNK_TIMEOUT, 4 * lead),
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return MergeRun(deployment, given, state)
+    } | {name: parameters.reference(block, name) for name, block in blocks.items()}
+    return MergeRun(deployment, {k: v for k, v in given.items() if v is not None}, state)
 
 
 def _delete_chunks(state: JobState, report: RenderReport) -> None:

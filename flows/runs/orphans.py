@@ -109,16 +109,15 @@ def _reason(run: FlowRun) -> str:
     return f"flow run {run.name!r}, to which it belonged, has died or was ended"
 
 
-def why_no_more_chunks(*, crashed: bool = True, own: bool = False) -> Callable[[], str | None]:
+def why_no_more_chunks(with_job: bool, *, crashed: bool = True) -> Callable[[], str | None]:
     """Return a function that says why no more chunks come for the current run, or are wanted.
 
-    That is if the run that started it is cancelled or has ended, or, with `own`, if itself is
-    cancelled. It returns None while they run, and while the server does not answer: chunks come
-    without a server, too. The server is asked once in 15 s. `crashed`: a parent that the server
-    calls crashed renders no more; it may be alive, and cut off from the server.
+    That is if the run, `with_job` also the one that started it, is cancelled or has ended. It
+    returns None while they run, and while the server does not answer: chunks come without a server,
+    too. The server is asked once in 15 s. `crashed`: a run that the server calls crashed counts; it
+    may be alive, and cut off from the server.
     """
-    itself = this_run.id if own and deployment.id is not None else None
-    ids = [run_id for run_id in (this_run.parent_flow_run_id, itself) if run_id is not None]
+    ids = _watched(with_job)
     log = run_log()
     # With the run's client; a new one would ask for a CSRF token each time.
     context = contextvars.copy_context()
@@ -154,23 +153,34 @@ def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
         yield
         return
     main = threading.main_thread().ident or 0
+    parent = os.getppid()
+    supervised = os.environ.get(_SUPERVISED) == "false"
+    ids = [] if supervised else _watched(with_job)
     reason = ""
 
-    def end(why: str) -> None:
+    def look() -> None:
         nonlocal reason
-        reason = why
-        run_log().error("%s: the run ends, too", why)
-        # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
-        signal.pthread_kill(main, signal.SIGTERM)
+        if reason:
+            return
+        if not supervised:
+            reason = _reason_to_end(ids)
+        elif os.getppid() != parent:
+            reason = "the worker that started this run is gone"
+            # Standard output and error are pipes that nobody reads any more, and rich, with which
+            # Prefect prints its log, ends the thread that meets a broken pipe.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        if reason:
+            run_log().error("%s: the run ends, too", reason)
+            # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
+            signal.pthread_kill(main, signal.SIGTERM)
 
-    supervised = os.environ.get(_SUPERVISED) == "false"
-    if supervised:
-        look, seconds = _worker_watch(end), _WORKER_POLL_SECONDS
-    else:
-        look, seconds = _state_watch(end, with_job), _ASK_SECONDS
+    seconds = _WORKER_POLL_SECONDS if supervised else _ASK_SECONDS
     try:
         # Outside the block the signal would end the run as Crashed: the watch ends before that.
-        with periodic(lambda: reason or look(), seconds, "watch on the run", wait=True):
+        with periodic(look, seconds, "watch on the run", wait=True):
             yield
     except TerminationSignal:
         if supervised or not reason:
@@ -186,46 +196,27 @@ def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
         raise RunCancelled(reason) from None
 
 
-def _worker_watch(end: Callable[[str], None]) -> Callable[[], None]:
-    parent = os.getppid()
-
-    def look() -> None:
-        if os.getppid() != parent:
-            # Standard output and error are pipes that nobody reads any more, and rich, with which
-            # Prefect prints its log, ends the thread that meets a broken pipe.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-            end("the worker that started this run is gone")
-
-    return look
-
-
-def _state_watch(end: Callable[[str], None], with_job: bool) -> Callable[[], None]:
-    ids = {this_run.id, this_run.parent_flow_run_id if with_job else None} - {None}
-
-    def look() -> None:
-        if reason := _reason_to_end(ids):
-            end(reason)
-
-    return look
+def _watched(with_job: bool) -> list[UUID]:
+    """Return the current run, if it is deployed, and `with_job` the one that started it."""
+    own = this_run.id if deployment.id is not None else None
+    ids = [own, this_run.parent_flow_run_id if with_job else None]
+    return [UUID(run_id) for run_id in ids if run_id is not None]
 
 
 def _own_reason_to_end() -> str:
     try:
-        return _reason_to_end([this_run.id])
+        return _reason_to_end(_watched(with_job=False))
     except Exception as error:
         run_log().warning("the server does not say whether the run was cancelled: %s", error)
         return ""
 
 
-def _reason_to_end(ids: Iterable[str], *, crashed: bool = False) -> str:
+def _reason_to_end(ids: Iterable[UUID], *, crashed: bool = False) -> str:
     """Return which of some runs is cancelled or has ended, and how; "" if none.
 
     One that the server calls crashed may be alive, and was cut off: it counts if `crashed` is set.
     """
-    for run in read_runs(UUID(str(run_id)) for run_id in ids).values():
+    for run in read_runs(ids).values():
         state = run.state or Scheduled()
         if state.is_cancelling() or (state.is_final() and (crashed or not state.is_crashed())):
             cancelled = state.is_cancelling() or state.is_cancelled()
