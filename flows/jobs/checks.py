@@ -122,11 +122,9 @@ def _key(file: _File) -> str:
 
 
 def _same(file: _File, other: _File) -> str:
-    if file.parts != other.parts:
-        return f"{file}, and {other}, which some file systems take for the same"
-    if file.field != other.field:
-        return f"{file}, and {other}, which is the same file"
-    return f"{file.owner} and {other.owner} write the same {file.field} {excerpt(file.name)}"
+    if (file.field, file.parts) == (other.field, other.parts):
+        return f"{file.owner} and {other.owner} write the same {file.field} {excerpt(file.name)}"
+    return f"{file}, and {other}, which some file systems take for the same"
 
 
 def _also_a_folder(file: _File, inner: _File) -> JobError:

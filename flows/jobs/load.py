@@ -126,18 +126,18 @@ def _validated(data: Any, name: str) -> RenderJob:
 def _read_file(path: Path, name: str) -> bytes:
     """Return what is in a file, but not in a pipe or a device, which have no end."""
     cannot = f"{name} cannot be read on the machine that runs the flow"
+    no_file = JobError(f"{cannot}: it is no file")
     try:
-        # Without waiting for a writer of a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
+        with open(  # without waiting for a writer of a pipe
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:
+            found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise JobError(f"{cannot}: it is no file")
+                raise no_file
             require_size(found.st_size, name)
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(MOST_BYTES + 1)  # it may grow meanwhile
-        finally:
-            os.close(descriptor)
+            data = file.read(MOST_BYTES + 1)  # it may grow meanwhile
+    except IsADirectoryError:
+        raise no_file from None
     except JobError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or half a character

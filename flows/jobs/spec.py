@@ -57,18 +57,27 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _or_none(text: str | None) -> str | None:
+    return text if text and text.strip() else None
+
+
 def _plain(text: str | None, most: int, what: str) -> str | None:
     """Refuse invisible characters, and more characters than `most`; an empty text is None."""
-    if text is None or not text.strip():
-        return None
-    if len(text) > most:
-        raise ValueError(f"the longest {what} has {most:,} characters")
-    require_plain(text)
+    if (text := _or_none(text)) is not None:
+        if len(text) > most:
+            raise ValueError(f"the longest {what} has {most:,} characters")
+        require_plain(text)
     return text
 
 
 _WholeNumber = Annotated[int, BeforeValidator(_whole)]
 _PositiveNumber = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+_Length = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_OptionalText = Annotated[str | None, AfterValidator(_or_none)]
+# Every log line, tag and title has it.
+_Name = Annotated[str | None, AfterValidator(partial(_plain, most=255, what="name"))]
+# As long as a browser's address line takes; presigned URLs of S3 have up to 2,000 characters.
+_Url = Annotated[str | None, AfterValidator(partial(_plain, most=8_000, what="URL"))]
 
 
 class _SpecModel(BaseModel):
@@ -94,12 +103,8 @@ class Chunk(_SpecModel):
     id: _WholeNumber = Field(description="Number of the chunk; the film is assembled by it.")
     start_frame: _WholeNumber = Field(description="First frame of the range.")
     frame_count: _WholeNumber = Field(description="Number of frames.")
-    output_file: str = Field(
-        description="The file that the command writes, relative to the job folder."
-    )
-    command: str = Field(
-        description="Command line that renders the range; run in the job folder, without a shell."
-    )
+    output_file: str = Field(description="The file that it writes, relative to the job folder.")
+    command: str = Field(description="Renders the range; run in the job folder, without a shell.")
 
     @property
     def end_frame(self) -> int:
@@ -111,14 +116,10 @@ class JobMetadata(_SpecModel):
     """Properties of the whole film."""
 
     total_frames: _PositiveNumber = Field(description="Number of frames of the film.")
-    fps: int | float | str = Field(
-        description="Frames a second: a number, or a fraction such as 30000/1001 as a string."
-    )
+    fps: int | float | str = Field(description="Frames a second: a number, or '30000/1001'.")
     width: _PositiveNumber | None = Field(default=None, description="Width in pixels.")
     height: _PositiveNumber | None = Field(default=None, description="Height in pixels.")
-    duration: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="Length in seconds."
-    )
+    duration: _Length | None = Field(default=None, description="Length in seconds.")
 
     @field_validator("fps", mode="plain")
     @classmethod
@@ -144,29 +145,22 @@ class RenderJob(_SpecModel):
             chunk and the fix.
     """
 
-    # Every log line, tag and title has it.
-    id: Annotated[str | None, AfterValidator(partial(_plain, most=255, what="name"))] = Field(
-        default=None, description="Name of the job."
-    )
-    # As long as a browser's address line takes; presigned URLs of S3 have up to 2,000 characters.
-    assets_url: Annotated[str | None, AfterValidator(partial(_plain, most=8_000, what="URL"))] = (
-        Field(
-            default=None,
-            description=(
-                "The job's input files, for workers that share no folder: a folder (a path or a "
-                "file:// URL), s3://bucket/prefix, or an archive at an https:// address."
-            ),
-        )
+    id: _Name = Field(default=None, description="Name of the job.")
+    assets_url: _Url = Field(
+        default=None,
+        description=(
+            "The job's input files, for workers that share no folder: a folder (a path or a "
+            "file:// URL), s3://bucket/prefix, or an archive at an https:// address."
+        ),
     )
     metadata: JobMetadata
     chunks: Annotated[tuple[Chunk, ...], FailFast()]
-    audio_track: Annotated[str | None, AfterValidator(lambda track: track or None)] = Field(
+    audio_track: _OptionalText = Field(
         default=None,
         description="A file with the audio of the whole film, relative to the job folder.",
     )
-    merge_command: str | None = Field(
-        default=None,
-        description="Command line that assembles the film; run in the job folder, without a shell.",
+    merge_command: _OptionalText = Field(
+        default=None, description="Assembles the film; run in the job folder, without a shell."
     )
 
     @property
@@ -184,14 +178,6 @@ class RenderJob(_SpecModel):
     def to_json(self) -> str:
         """Return the job spec as JSON."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
-
-    @field_validator("merge_command")
-    @classmethod
-    def _merge_command_can_be_run(cls, command: str | None) -> str | None:
-        if command is None or not command.strip():
-            return None
-        require_command(command, "the merge command")
-        return command
 
     @field_validator("chunks", mode="wrap")
     @classmethod
@@ -211,6 +197,8 @@ class RenderJob(_SpecModel):
         """Check the job as a whole: here, since pydantic calls a model validator twice."""
         check_each(self.chunks, self.audio_track)
         _check_ranges(self.chunks, self.metadata.total_frames)
+        if self.merge_command is not None:
+            require_command(self.merge_command, "the merge command")
         require_size(len(self.to_json().encode()), "the job spec")  # others have to read it
 
     def __init__(self, **data: Any) -> None:
