@@ -95,13 +95,21 @@ def clean_storage(
     found = _by_job(store)
     if job is not None and (job := job.strip()) not in found:
         raise JobError(f"job {job!r}: no such job was rendered through this storage")
+
+    def leftover(key: str, objects: Sequence[StoredObject], newest: datetime) -> Leftover:
+        old, age = newest < limit, (datetime.now(UTC) - newest) / timedelta(days=1)
+        return Leftover(
+            key=key, objects=len(objects), size=sum(item.size for item in objects),
+            age_days=max(age, 0.0), old=old, deleted=old and not dry_run,
+        )  # fmt: skip
+
     jobs: list[Leftover] = []
     doomed: set[str] = set()
     for key, objects in found.items():
         own = [item for item in objects if item.key.partition(f"{key}/")[2] not in _RECORDS]
         if own and job in (None, key):
             newest = max(item.modified for item in objects)
-            jobs.append(_leftover(key, own, newest, limit, dry_run))
+            jobs.append(leftover(key, own, newest))
             if jobs[-1].old:
                 doomed |= {item.key for item in own}
     candidates = [item for item in store.objects(ASSETS) if item.modified < limit]
@@ -124,7 +132,7 @@ def clean_storage(
     report = CleanReport(
         storage=store.name,
         jobs=tuple(sorted(jobs, key=lambda entry: -entry.age_days)),
-        assets=_leftover("assets", unused, newest, limit, dry_run),
+        assets=leftover("assets", unused, newest),
     )
     summary = _publish(report)
     return cast(CleanReport, Completed(message=summary, data=report))
@@ -145,17 +153,6 @@ def _input_files(store: ObjectStore, objects: Sequence[StoredObject]) -> set[str
     # Only lists of jobs, not a chunk of that name: the third part of its key has folders.
     lists = [item.key for item in objects if is_list(item.key.split("/", 2)[-1])]
     return {file.key for key in lists for file in read_list(store, key).files}
-
-
-def _leftover(
-    key: str, objects: Sequence[StoredObject], newest: datetime, limit: datetime, dry_run: bool
-) -> Leftover:
-    age_days = max((datetime.now(UTC) - newest) / timedelta(days=1), 0.0)
-    old = newest < limit
-    return Leftover(
-        key=key, objects=len(objects), size=sum(item.size for item in objects),
-        age_days=age_days, old=old, deleted=old and not dry_run,
-    )  # fmt: skip
 
 
 def _publish(report: CleanReport) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 from prefect import flow
 from prefect.context import FlowRunContext
@@ -24,11 +24,7 @@ from prefect_renderfarm.flows.rendering.preflight import check_adapter, job_slot
 from prefect_renderfarm.flows.runs.clock import check_clock
 from prefect_renderfarm.flows.runs.failure import failing_in_a_line
 from prefect_renderfarm.flows.runs.names import batch_run_name, tag_run
-from prefect_renderfarm.flows.runs.orphans import (
-    end_with_run,
-    ending_in_order,
-    why_no_more_chunks,
-)
+from prefect_renderfarm.flows.runs.orphans import end_with_run, ending_in_order, why_no_more_chunks
 from prefect_renderfarm.flows.state.job_lock import JobLock, job_lock, using_chunks
 from prefect_renderfarm.flows.state.job_state import JobState, RunNotes, open_job
 
@@ -87,9 +83,7 @@ def render_chunks(
     check_clock()
     state = open_job(job, storage, job_dir, rendered_before=True)
     failures = Failures(max_failures, lambda failed: _write(state, RunNotes(failed=tuple(failed))))
-    # What failed is read by the run that started this one, if one did.
-    telling = nullcontext() if inputs is None else _writing_failure(state, failures)
-    with ending_in_order(with_job=inputs is not None), telling:
+    with ending_in_order(with_job=inputs is not None), _writing_failure(state, failures, inputs):
         chunks = list(state.job.chunks) if chunk_ids is None else _chosen(state.job, chunk_ids)
         runner = parameters.load_adapter(adapter)
         check_adapter(runner, state)
@@ -144,9 +138,11 @@ def _write(state: JobState, notes: RunNotes) -> None:
 
 
 @contextmanager
-def _writing_failure(state: JobState, failures: Failures) -> Iterator[None]:
+def _writing_failure(state: JobState, failures: Failures, inputs: str | None) -> Iterator[None]:
+    """Inside the block, an error is written for the run that started this one, if one did."""
     try:
         yield
     except Exception as error:
-        _write(state, RunNotes(failed=failures.all, failure=WorkerFailure.of(error)))
+        if inputs is not None:
+            _write(state, RunNotes(failed=failures.all, failure=WorkerFailure.of(error)))
         raise

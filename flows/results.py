@@ -20,8 +20,8 @@ class Assembly(StrEnum):
     """How the chunks became a film, or why they did not."""
 
     STITCHED = "stitched"
-    MERGED = "merged"
-    SKIPPED = "skipped"
+    MERGED = "merged"  # by the merge command
+    SKIPPED = "skipped"  # neither is given
     OFF = "off"
 
     @property
@@ -46,7 +46,7 @@ class FailedAttempt(_Result):
 class MergeReport(_Result):
     """How a film was assembled."""
 
-    assembly: Assembly = Field(description="stitched, merged (by the merge command), or skipped.")
+    assembly: Assembly = Field(description="Who assembled, or why nobody did.")
     film: Path | None = Field(default=None, description="The film, if its path is known.")
     stitch: StitchReport | None = Field(default=None, description="The stitcher's own report.")
     seconds: float = Field(default=0.0, description="Duration of the assembly, in seconds.")
@@ -62,22 +62,12 @@ class RenderReport(_Result):
     frames: int = Field(description="Number of frames of all chunks.")
     fps: str = Field(description="Frames a second, as a fraction.")
     chunks: tuple[ChunkResult, ...] = Field(description="The chunks, in order of id.")
-    reused: tuple[int, ...] = Field(
-        default=(), description="Ids of the chunks that another run rendered."
-    )
-    failed_attempts: tuple[FailedAttempt, ...] = Field(
-        default=(), description="The failed attempts of this run."
-    )
-    assembly: Assembly = Field(
-        description="stitched, merged (by the merge command), skipped (neither is given), or off."
-    )
+    reused: tuple[int, ...] = Field(default=(), description="Ids of chunks of other runs.")
+    failed_attempts: tuple[FailedAttempt, ...] = Field(default=(), description="Of this run.")
+    assembly: Assembly = Field(description="Who assembled, or why nobody did.")
     film: Path | None = Field(default=None, description="The film, if its path is known.")
     stitch: StitchReport | None = Field(default=None, description="The stitcher's own report.")
-    render_seconds: float = Field(
-        description="Time from the first chunk's start to the last one's end, in seconds."
-    )
-    assembly_seconds: float = Field(
-        default=0.0, description="Time from the last chunk to the end of the assembly, in seconds."
-    )
+    render_seconds: float = Field(description="Seconds from the first chunk to the last one's end.")
+    assembly_seconds: float = Field(default=0.0, description="Seconds from there to the film.")
     rendered_at: datetime | None = Field(default=None, description="When the last chunk was done.")
     assembled_at: datetime | None = Field(default=None, description="When the film was complete.")

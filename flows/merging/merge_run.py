@@ -95,13 +95,20 @@ class MergeRun:
         """
         if self._run is None:
             return False
+        lost = ""
         try:
-            self._run = _read(self._run)
-            if self._never_began(self._run):
-                declare_crashed(self._run.id, "its worker took it, and never began it")
-                self._run = _read(self._run)
+            with get_client(sync_client=True) as client:
+                self._run = client.read_flow_run(self._run.id)
+            pending_since, self._pending_since = self._pending_since, None
+            if _state(self._run).is_pending():
+                self._pending_since = pending_since or time.monotonic()
+                if time.monotonic() - self._pending_since > _STARTING_SECONDS:
+                    lost = "its worker took it, and never began it"
+                    declare_crashed(self._run.id, lost)
         except ObjectNotFound:
-            self._run.state = Crashed(message="it was deleted on the server")
+            lost = "it was deleted on the server"
+        if lost:
+            self._run.state = Crashed(message=lost)
         state = _state(self._run)
         if state.is_crashed():
             self._lost += 1
@@ -113,14 +120,6 @@ class MergeRun:
         if replaced:
             self._run = None
         return not replaced
-
-    def _never_began(self, run: FlowRun) -> bool:
-        """Return whether a worker took the run so long ago that it will not begin any more."""
-        if not _state(run).is_pending():
-            self._pending_since = None
-            return False
-        self._pending_since = self._pending_since or time.monotonic()
-        return time.monotonic() - self._pending_since > _STARTING_SECONDS
 
     def finish(self) -> MergeReport:
         """Wait for the end of the assembly; all chunks are done now. Raises: AssemblyError."""
@@ -169,11 +168,6 @@ class MergeRun:
                 end_run(self._run.id, reason)
         except Exception as error:
             run_log().warning("a merge run may be left that could not be ended: %s", error)
-
-
-def _read(run: FlowRun) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(run.id)
 
 
 def _state(run: FlowRun) -> State[Any]:

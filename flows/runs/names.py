@@ -54,12 +54,10 @@ def _is_generated(name: str) -> bool:
 
 def batch_name(chunk_ids: Sequence[int], job: str) -> str:
     """Return a name for a run that renders some chunks of a job, such as `chunks 3-9 of film`."""
-    ranges: list[list[int]] = []
-    for number in sorted(chunk_ids):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
+    ids = set(chunk_ids)
+    firsts = sorted(number for number in ids if number - 1 not in ids)
+    lasts = sorted(number for number in ids if number + 1 not in ids)
+    ranges = zip(firsts, lasts, strict=True)
     named = [f"{first}-{last}" if first < last else f"{first}" for first, last in ranges]
     some = ", ".join(named[:_SHOWN_RANGES]) + (" …" if len(named) > _SHOWN_RANGES else "")
     return f"chunk{'s' if len(chunk_ids) > 1 else ''} {some} of {job}"

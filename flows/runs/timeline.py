@@ -29,15 +29,12 @@ class Bar:
 
 def bars_of(results: Iterable[ChunkResult], failed: Iterable[FailedAttempt]) -> list[Bar]:
     """Return the attempts whose time is known, by their start."""
+    ends = [(one.worker, one.published_at, one.seconds, False) for one in results]
+    ends += [(one.worker, one.ended_at, one.seconds, True) for one in failed]
     bars = [
-        Bar(one.worker, one.published_at - timedelta(seconds=one.seconds), one.published_at, False)
-        for one in results
-        if one.published_at is not None
-    ]
-    bars += [
-        Bar(one.worker, one.ended_at - timedelta(seconds=one.seconds), one.ended_at, True)
-        for one in failed
-        if one.ended_at is not None
+        Bar(worker, end - timedelta(seconds=seconds), end, is_failed)
+        for worker, end, seconds, is_failed in ends
+        if end is not None
     ]
     return sorted(bars, key=lambda bar: bar.start)
 
@@ -81,9 +78,10 @@ def _rows(bars: Iterable[Bar]) -> list[tuple[str, list[Bar]]]:
     workers: dict[str, list[list[Bar]]] = {}
     for bar in bars:
         own = workers.setdefault(bar.worker, [])
-        free = next((row for row in own if row[-1].end <= bar.start), None)
-        if free is None:
-            own.append([bar])
+        for row in own:
+            if row[-1].end <= bar.start:
+                row.append(bar)
+                break
         else:
-            free.append(bar)
+            own.append([bar])
     return [(worker, row) for worker, own in sorted(workers.items()) for row in own]

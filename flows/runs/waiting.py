@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
 from prefect.client.schemas.responses import FlowRunSlotSummary
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Scheduled
 
 from prefect_renderfarm.blocks.errors import SetupError
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
@@ -61,12 +62,12 @@ def check_room(parameter: str, deployment: str) -> None:
 
 def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
     """Return what a run waits for that has not begun, or was suspended, and what to do about it."""
-    pool, queue = run.work_pool_name, run.work_queue_name
+    pool, queue, state = run.work_pool_name, run.work_queue_name, run.state or Scheduled()
     if pool is None:
         return "it is on no work pool"
-    if run.state is not None and run.state.is_paused():
+    if state.is_paused():
         return "a person has suspended it: resume it on its page in the UI"
-    if run.state is not None and run.state.is_pending():
+    if state.is_pending():
         return f"a worker of work pool {pool!r} has taken it, and it has not started yet"
     try:
         found = client.read_work_pool(pool)
@@ -86,7 +87,7 @@ def why_waiting(client: SyncPrefectClient, run: FlowRun) -> str:
                 f"{limit.of} has a concurrency limit of {limit.slots}, and its slots are held by "
                 f"{held or 'runs that end just now'}: wait, or {limit.fix}"
             )
-    if run.state is not None and run.state.name == "AwaitingConcurrencySlot":
+    if state.name == "AwaitingConcurrencySlot":
         return "other runs hold the slots of its deployment's concurrency limit"
     if found.status == WorkPoolStatus.NOT_READY:
         return f"no worker of work pool {pool!r} is up: `prefect worker start --pool {pool}`"
@@ -102,28 +103,24 @@ def telling_why_runs_wait() -> Callable[[Iterable[FlowRun]], None]:
     warn = once_a_minute(run_log().warning)
 
     def tell(runs: Iterable[FlowRun]) -> None:
-        waiting = [run for run in runs if _is_waiting(run)]
         now = time.monotonic()
-        for run in waiting:
-            since.setdefault(run.id, now)
-        late = [run for run in waiting if now - since[run.id] > _LONG_SECONDS]
+        waiting = [run for run in runs if _is_waiting(run)]
+        late = [run for run in waiting if now - since.setdefault(run.id, now) > _LONG_SECONDS]
         if late:
-            warn(lambda: _told(late[0], now - since[late[0].id], len(late) - 1))
+            warn(lambda: told(late[0], now, len(late) - 1))
+
+    def told(run: FlowRun, now: float, others: int) -> str:
+        with get_client(sync_client=True) as client:
+            why = why_waiting(client, run)
+        more = f", and so do {others} others" if others else ""
+        return f"run {run.name!r} has been waiting for {about(now - since[run.id])}{more}: {why}"
 
     return tell
 
 
-def _told(run: FlowRun, seconds: float, others: int) -> str:
-    with get_client(sync_client=True) as client:
-        why = why_waiting(client, run)
-    more = f", and so do {others} others" if others else ""
-    return f"run {run.name!r} has been waiting for {about(seconds)}{more}: {why}"
-
-
 def _is_waiting(run: FlowRun) -> bool:
-    if run.state is None or run.state.is_paused():
-        return True
-    return run.start_time is None and not run.state.is_final()
+    state = run.state or Scheduled()
+    return state.is_paused() or (run.start_time is None and not state.is_final())
 
 
 def _limits(
