@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,28 +64,27 @@ class _File(NamedTuple):
         return [part for part in self.name.split("/") if part not in ("", ".")]
 
 
-class JobFiles:
-    """The files of one job, each of which is a different file on any file system."""
+def require_apart(named: Iterable[tuple[str, str, str]]) -> None:
+    """Refuse a file that is invalid, or that some file system takes for another or its folder.
 
-    def __init__(self) -> None:
-        self._files: dict[str, _File] = {}
-        self._folders: dict[str, _File] = {}
-
-    def add(self, owner: str, field: str, name: str) -> None:
-        """Add a file. Raises JobError if it is invalid, or conflicts with an earlier one."""
-        file = _File(owner, field, name)
-        key = _key(file)
-        if (other := self._files.get(key)) is not None:
-            raise JobError(f"{_same(file, other)}: give each its own")
-        if (inner := self._folders.get(key)) is not None:
-            raise _also_a_folder(file, inner)
-        self._files[key] = file
-        folder = key.rpartition("/")[0]
-        while folder and folder not in self._folders:
-            if (other := self._files.get(folder)) is not None:
-                raise _also_a_folder(other, file)
-            self._folders[folder] = file
-            folder = folder.rpartition("/")[0]
+    Each is given by who has it, in which field, and its name. Raises: JobError.
+    """
+    files = [_File(*each) for each in named]
+    # A file whose name is a folder's, too, is right before the first file in that folder.
+    keys = sorted((_key(file).replace("/", "\0"), place) for place, file in enumerate(files))
+    for (key, place), (next_key, next_place) in itertools.pairwise(keys):
+        file, after = files[place], files[next_place]
+        if next_key.startswith(f"{key}\0"):
+            raise JobError(
+                f"{file}, which is also a folder, because {after}: a file cannot be in another "
+                "one, name another file"
+            )
+        if next_key == key:
+            same = f"{after}, and {file}, which some file systems take for the same"
+            if (file.field, file.parts) == (after.field, after.parts):
+                what = f"{after.field} {excerpt(after.name)}"
+                same = f"{after.owner} and {file.owner} write the same {what}"
+            raise JobError(f"{same}: give each its own")
 
 
 def _key(file: _File) -> str:
@@ -119,19 +120,6 @@ def _key(file: _File) -> str:
     if key == RECORDS or key.startswith(f"{RECORDS}/"):
         raise JobError(f"{file}: {RECORDS} is where the job's records are, use another folder")
     return key
-
-
-def _same(file: _File, other: _File) -> str:
-    if (file.field, file.parts) == (other.field, other.parts):
-        return f"{file.owner} and {other.owner} write the same {file.field} {excerpt(file.name)}"
-    return f"{file}, and {other}, which some file systems take for the same"
-
-
-def _also_a_folder(file: _File, inner: _File) -> JobError:
-    return JobError(
-        f"{file}, which is also a folder, because {inner}: a file cannot be in another one, name "
-        "another file"
-    )
 
 
 def relative_path_message(parameter: str, value: str) -> str:

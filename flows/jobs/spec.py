@@ -31,7 +31,7 @@ from prefect_renderfarm.blocks.errors import JobError
 from prefect_renderfarm.blocks.http.url_rules import public_part
 from prefect_renderfarm.blocks.media.frame_grid import parse_fps
 from prefect_renderfarm.blocks.runtime.text import excerpt, one_line
-from prefect_renderfarm.flows.jobs.checks import JobFiles, require_command, require_plain
+from prefect_renderfarm.flows.jobs.checks import require_apart, require_command, require_plain
 
 # 100,000 chunks with commands of 500 characters take 65 MB.
 MOST_BYTES = 100_000_000
@@ -223,17 +223,10 @@ def is_key(text: str) -> bool:
 
 
 def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
-    """Check every chunk, and that no file of the job conflicts with another.
-
-    The chunks are in order of id. The JobError names the first chunk that is wrong.
-    """
-    files = JobFiles()
-    previous: int | None = None
+    """Check every chunk, and that no file of the job conflicts with another. Raises: JobError."""
+    files = []
     for chunk in chunks:
         name = f"chunk {chunk.id}"
-        if chunk.id == previous:
-            raise JobError(f"{name} is there twice: give every chunk an id of its own")
-        previous = chunk.id
         if chunk.id < 0:
             raise JobError(f"{name} has a negative id: ids count from 0")
         if chunk.frame_count < 1:
@@ -241,14 +234,17 @@ def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
         if not chunk.command.strip():
             raise JobError(f"{name} has an empty command: give the command that renders it")
         require_command(chunk.command, name)
-        files.add(name, "outputFile", chunk.output_file)
+        files.append((name, "outputFile", chunk.output_file))
     if audio_track is not None:
-        files.add("the job", "audioTrack", audio_track)
+        files.append(("the job", "audioTrack", audio_track))
+    require_apart(files)
 
 
 def _check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
-    """Check that frame ranges follow each other and make up the film. Raises: JobError."""
+    """Check that frame ranges, in order of id, make up the film. Raises: JobError."""
     for previous, chunk in itertools.pairwise(chunks):
+        if chunk.id == previous.id:
+            raise JobError(f"chunk {chunk.id} is there twice: give every chunk an id of its own")
         if chunk.start_frame != (end := previous.end_frame):
             what = "leaves a gap after" if chunk.start_frame > end else "overlaps"
             raise JobError(
