@@ -11,12 +11,10 @@ from prefect_aws.s3 import S3Bucket
 from pydantic import (
     BeforeValidator,
     Field,
-    GetJsonSchemaHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from pydantic_core import CoreSchema
 
 from prefect_renderfarm.blocks.adapters.aws_lambda import AwsLambdaAdapter
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
@@ -47,21 +45,9 @@ def _as_given(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return value if given else handler(value)
 
 
-class _Optional:
-    """Shows the dropdown of an optional block first, not a choice "None" without a dropdown.
-
-    The UI's form opens at the first choice that takes the default, null. So only the choice of a
-    name takes null.
-    """
-
-    def __get_pydantic_json_schema__(
-        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        choices = handler(core_schema)["anyOf"]
-        blocks = [choice for choice in choices if "$ref" in choice]
-        name = [choice for choice in choices if "$ref" not in choice]
-        return {"anyOf": [*blocks, {"title": "name", "anyOf": name}]}
-
+# The UI's form opens at the first choice that takes the default, null. So only the choice of a name
+# takes null: the dropdown of blocks comes first, and not a choice "None" without a dropdown.
+_Name = Annotated[str | None, Field(title="name")]
 
 if TYPE_CHECKING:  # Python may pass a block of the user's own class
     JobParameter = RenderJob | RenderReport | str | dict[str, Any]
@@ -73,9 +59,9 @@ else:
     _given = WrapValidator(_as_given)
     JobParameter = Annotated[str | dict[str, Any], _given]
     AdapterParameter = Annotated[_Adapters | str, _given]
-    OptionalAdapterParameter = Annotated[_Adapters | str | None, _given, _Optional()]
-    StitcherParameter = Annotated[_Stitchers | str | None, _given, _Optional()]
-    StorageParameter = Annotated[S3Bucket | str | None, _given, _Optional()]
+    OptionalAdapterParameter = Annotated[_Adapters | _Name, _given]
+    StitcherParameter = Annotated[_Stitchers | _Name, _given]
+    StorageParameter = Annotated[S3Bucket | _Name, _given]
 _empty_is_none = BeforeValidator(lambda value: None if value == "" else value)
 OptionalPath = Annotated[Path | None, _empty_is_none]
 OptionalText = Annotated[str | None, _empty_is_none]
