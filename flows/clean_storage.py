@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from prefect_renderfarm.blocks.assets.inputs import ASSETS, is_list, read_list
 from prefect_renderfarm.blocks.errors import JobError, SetupError
@@ -27,10 +27,8 @@ from prefect_renderfarm.flows.runs.report import only_logged
 _RECORDS = frozenset({"job.json", "report.json", "merge.json"})
 
 
-class Leftover(BaseModel):
+class Leftover(BaseModel, frozen=True):
     """What one job left in the storage, or input files that no job names."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str = Field(description="The job's key, or `assets`.")
     objects: int = Field(description="Number of objects, beside the job's spec and reports.")
@@ -40,10 +38,8 @@ class Leftover(BaseModel):
     deleted: bool = Field(default=False, description="Whether it was deleted.")
 
 
-class CleanReport(BaseModel):
+class CleanReport(BaseModel, frozen=True):
     """What jobs left in a storage."""
-
-    model_config = ConfigDict(frozen=True)
 
     storage: str = Field(description="The storage.")
     jobs: tuple[Leftover, ...] = Field(description="What jobs left, the oldest first.")

@@ -36,7 +36,6 @@ from prefect_renderfarm.blocks.media.image_sequence import has_number
 from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import StitchReport, VideoStitcher, watching
-from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.merging.merge_run import RELEASED
 from prefect_renderfarm.flows.rendering.preflight import check_commands
@@ -224,7 +223,7 @@ class ChunkFetcher:
         self._state = state
         self._timeout = timeout
         self._why_not = why_not
-        self._checked: dict[int, ChunkResult] = {}
+        self._checked: set[int] = set()
         self._stop = threading.Event()
 
     def all_here(self) -> bool:
@@ -237,7 +236,7 @@ class ChunkFetcher:
                 raise
             return False
 
-    def __iter__(self) -> Iterator[ChunkResult]:
+    def __iter__(self) -> Iterator[Chunk]:
         """Give the chunks in the order of the film; the next are fetched and checked meanwhile.
 
         Raises: AssemblyError, if a file is not what was rendered; RenderStopped, if the next chunk
@@ -250,9 +249,9 @@ class ChunkFetcher:
             try:
                 coming = deque(itertools.islice(left, width))
                 while coming:
-                    result = coming.popleft().result()
+                    chunk = coming.popleft().result()
                     coming.extend(itertools.islice(left, 1))
-                    yield result
+                    yield chunk
             finally:
                 self._stop.set()
         # Whoever reads that a job has crashed or was cancelled is not to find its film later.
@@ -264,15 +263,16 @@ class ChunkFetcher:
         for _ in self:
             pass
 
-    def _next(self, chunk: Chunk) -> ChunkResult:
+    def _next(self, chunk: Chunk) -> Chunk:
         if chunk.id not in self._checked:
             self._wait(chunk)
             fetch = partial(self._state.fetch_chunk, chunk)
             try:
-                self._checked[chunk.id] = retry(fetch, f"chunk {chunk.id}", sleep=self._sleep)
+                retry(fetch, f"chunk {chunk.id}", sleep=self._sleep)
             except StorageError as error:
                 raise AssemblyError(f"chunk {chunk.id}: {error}") from None
-        return self._checked[chunk.id]
+            self._checked.add(chunk.id)
+        return chunk
 
     def _wait(self, chunk: Chunk) -> None:
         poll_seconds = _POLL_SECONDS if self._state.block is None else _STORAGE_POLL_SECONDS

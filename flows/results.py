@@ -6,14 +6,10 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from prefect_renderfarm.blocks.stitchers.base import StitchReport
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
-
-
-class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class Assembly(StrEnum):
@@ -30,7 +26,7 @@ class Assembly(StrEnum):
         return self in (Assembly.STITCHED, Assembly.MERGED)
 
 
-class FailedAttempt(_Result):
+class FailedAttempt(BaseModel, frozen=True):
     """An attempt at a chunk that failed."""
 
     chunk: int = Field(description="Id of the chunk.")
@@ -43,7 +39,7 @@ class FailedAttempt(_Result):
     ended_at: datetime | None = Field(default=None, description="When it failed.")
 
 
-class MergeReport(_Result):
+class MergeReport(BaseModel, frozen=True):
     """How a film was assembled."""
 
     assembly: Assembly = Field(description="Who assembled, or why nobody did.")
@@ -53,7 +49,7 @@ class MergeReport(_Result):
     finished_at: datetime | None = Field(default=None, description="When the film was complete.")
 
 
-class RenderReport(_Result):
+class RenderReport(BaseModel, frozen=True):
     """The result of a job."""
 
     job: str = Field(description="Name of the job.")

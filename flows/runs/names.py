@@ -72,22 +72,18 @@ def batch_run_name() -> str:
 
 def job_label(job: Any) -> str:
     """Return a short name for a `job` parameter before it is read: its id, or its file's name."""
-    name: Any = None
     if isinstance(job, str) and job[:100].lstrip().startswith("{"):
         try:
             job = parse_spec(job)
         except JobError:
             return "job"  # the flow raises the error
+    name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
     if isinstance(job, str):
         text = job[:_READ_CHARACTERS]
         path = PurePath(public_part(text))
-        name = path.stem
-        if is_key(text):
-            name = text.rpartition("-")[0]
-        elif RECORDS in path.parts:  # a job folder's record: …/<name>-<hash>/job.json
-            name = path.parent.name.rpartition("-")[0]
-    else:
-        name = job.get("id") if isinstance(job, dict) else getattr(job, "id", None)
+        # The record of a job is …/<its key>/job.json, and a key ends with a hash.
+        key = text if is_key(text) else path.parent.name if RECORDS in path.parts else ""
+        name = key.rpartition("-")[0] if key else path.stem
     return (one_line(name, _SHOWN_CHARACTERS) if isinstance(name, str) else "") or "job"
 
 

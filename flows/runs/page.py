@@ -44,6 +44,11 @@ _ASSEMBLY = {
     Assembly.SKIPPED: "Not assembled: the job has no merge command, and no stitcher was chosen",
     Assembly.OFF: "Not assembled: `merge` is off, and the chunks are the result",
 }
+_AGAIN = "Run the job again: the chunks that are done are not rendered a second time."
+_ASSEMBLE_AGAIN = (
+    "The chunks stay. Correct what is wrong, and assemble them again: `renderfarm assemble`, or "
+    "run the job again."
+)
 
 
 @dataclass(frozen=True)
@@ -196,19 +201,12 @@ class JobPage:
             lines += ["Command:", "", *_code(commands[failed.chunk][: 4 * _MOST_CHARACTERS]), ""]
         if output:
             lines += ["The end of its output:", "", *_code(output), ""]
+        advice = _AGAIN
         if isinstance(error, AssemblyError):
-            lines.append(
-                "The chunks stay. Correct what is wrong, and assemble them again: "
-                "`renderfarm assemble`, or run the job again."
-            )
+            advice = _ASSEMBLE_AGAIN
         elif isinstance(error, WorkerError):
-            lines.append(f"Correct the command or its input. {_AGAIN}")
-        else:
-            lines.append(_AGAIN)
-        return [*lines, "", *self._progress(now)]
-
-
-_AGAIN = "Run the job again: the chunks that are done are not rendered a second time."
+            advice = f"Correct the command or its input. {_AGAIN}"
+        return [*lines, advice, "", *self._progress(now)]
 
 
 def page_markdown(
