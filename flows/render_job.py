@@ -290,19 +290,18 @@ def _merge_run(
     state = plan.state
     if state.block is None:  # else the other machine has a folder of its own
         job_dir, output_file = state.path, plan.film
-    blocks = {
-        "adapter": plan.adapter,
-        "merge_adapter": plan.merge_adapter,
-        "stitcher": plan.stitcher,
-        "storage": state.block,
-    }
     given = {
         "job": state.job.key if state.block else str(state.job_file),
+        "adapter": parameters.reference(plan.adapter, "adapter"),
+        "merge_adapter": parameters.reference(plan.merge_adapter, "merge_adapter"),
+        "stitcher": parameters.reference(plan.stitcher, "stitcher"),
         "output_file": output_file and str(output_file),
+        "storage": parameters.reference(state.block, "storage"),
         "job_dir": job_dir and str(job_dir),
         "chunk_timeout": max(_LEAST_CHUNK_TIMEOUT, 4 * lead),
-    } | {name: parameters.reference(block, name) for name, block in blocks.items()}
-    return MergeRun(deployment, {k: v for k, v in given.items() if v is not None}, state)
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    return MergeRun(deployment, known, state)
 
 
 def _delete_chunks(state: JobState, report: RenderReport) -> None:

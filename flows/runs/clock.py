@@ -16,7 +16,6 @@ from prefect_renderfarm.blocks.runtime.prefect_api import run_log, this_worker
 _MOST_SECONDS_BEHIND = 45.0
 # The second automation waits 600 s for the first heartbeat, from the server's own time on.
 _MOST_SECONDS_AHEAD = 500.0
-_WORTH_A_WARNING = 45.0
 
 
 def check_clock() -> None:
@@ -43,5 +42,5 @@ def check_clock() -> None:
     message = f"the clock of worker {this_worker()} is {which} the server's: correct it (NTP)"
     if not -_MOST_SECONDS_BEHIND <= ahead <= _MOST_SECONDS_AHEAD:
         raise WorkerLost(f"{message}, or the server takes its runs for lost")
-    if ahead > _WORTH_A_WARNING:
+    if ahead > _MOST_SECONDS_BEHIND:  # as much is worth a warning
         run_log().warning("%s", message)
