@@ -14,7 +14,6 @@ from humanize import naturalsize
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from slugify import slugify
 
@@ -65,7 +64,7 @@ class Snapshot:
 class JobPage:
     """The artifact `renderfarm-<job id>` of the current flow run.
 
-    Without a flow run nothing is shown. What the server does not take is only logged.
+    What the server does not take is only logged.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class JobPage:
         self._images: dict[int, bytes] = {}
         self._look: Callable[[], Snapshot] = Snapshot
         self._artifact: Any = None
-        self._in_run = FlowRunContext.get() is not None
         self._key = f"renderfarm-{slugify(job.title, max_length=60) or 'job'}"
         self._told: defaultdict[str, set[Any]] = defaultdict(set)
 
@@ -117,7 +115,7 @@ class JobPage:
     def finish(self, report: RenderReport, link: str | None = None) -> None:
         """Show what the job came to, and where the film is; `link` is its URL, for a day."""
         with only_logged("show the job on the run's page"):
-            if link is not None and self._in_run:
+            if link is not None:
                 text = f"{self._job.title}: the film, for 24 hours"
                 key = self._key.replace("renderfarm-", "renderfarm-film-", 1)
                 call_sync(create_link_artifact, key=key, link=link, link_text=text)
@@ -136,8 +134,6 @@ class JobPage:
         seconds_left: float | None = None,
     ) -> None:
         """Show the job as it is now; `lines` stand first, by default its progress."""
-        if not self._in_run:
-            return
         with only_logged("show the job on the run's page"):
             now = self._look()
             self._tell_news(now)
@@ -157,12 +153,11 @@ class JobPage:
 
     def _tell(self, event: str, **payload: Any) -> None:
         """Emit an event of the job, to which an automation may react."""
-        if self._in_run:
-            resource = {
-                "prefect.resource.id": f"renderfarm.job.{self._job.key}",
-                "prefect.resource.name": self._job.title,
-            }
-            emit_event(f"renderfarm.{event}", resource, payload=payload)
+        resource = {
+            "prefect.resource.id": f"renderfarm.job.{self._job.key}",
+            "prefect.resource.name": self._job.title,
+        }
+        emit_event(f"renderfarm.{event}", resource, payload=payload)
 
     def _tell_news(self, now: Snapshot) -> None:
         """Emit an event for each attempt that failed and each chunk that is slow, 20 at most."""
