@@ -92,66 +92,68 @@ def worker_name(environment: Mapping[str, str]) -> str:
 
 
 class Worker:
-    """Answers requests; all its methods run in one event loop. `name` is its name in reports."""
+    """Answers requests until SIGTERM; its methods but `serve` run in one event loop."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self.settings = settings
-        self.name = name
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = worker_name(os.environ)
         self._adapter = LocalAdapter(
             timeout=settings.timeout, grace=settings.grace, programs=settings.programs
         )
-        self._running: set[threading.Event] = set()
-        self._ending = False
+        self._running = 0
+        routes = [
+            Route("/", self._work, methods=["POST"]),
+            Route("/health", self._health),
+            Route("/live", self._live),
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes), host=settings.host, port=settings.port, log_level="info",
+            server_header=False, timeout_graceful_shutdown=int(settings.grace + _MARGIN_SECONDS),
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
 
-    def end(self) -> None:
-        """Accept no more payloads, and end what runs."""
-        self._ending = True
-        for stop in self._running:
-            stop.set()
+    def serve(self) -> None:
+        """Serve until SIGTERM; end what runs, and send its answer."""
+        LOG.info("worker %s listens on port %d", self._name, self._settings.port)
+        self._server.run()
 
-    async def work(self, request: Request) -> Response:
+    async def _work(self, request: Request) -> Response:
         """Do what a payload asks for."""
         self._authorize(request)
-        body = await self._body(request)
-        try:
-            payload = json.loads(body)
-        except ValueError:
-            raise HTTPException(400, "the payload is no JSON") from None
-        if not isinstance(payload, dict):
-            raise HTTPException(400, "the payload is no JSON object")
-        if self._ending:
+        payload = await self._payload(request)
+        if self._server.should_exit:
             raise HTTPException(503, "this worker is ending")
-        if len(self._running) >= self.settings.concurrency:
+        if self._running >= self._settings.concurrency:
             raise HTTPException(429, "this worker is busy", {"Retry-After": _RETRY_SECONDS})
-        stop = threading.Event()
-        self._running.add(stop)
+        self._running += 1
         try:
-            answer = await self._answer(request, payload, stop)
+            answer = await self._answer(request, payload)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         finally:
-            self._running.discard(stop)
+            self._running -= 1
         return JSONResponse(answer.model_dump(mode="json"))
 
-    async def health(self, request: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
         """Confirm that the caller may send payloads."""
         self._authorize(request)
-        return JSONResponse({"worker": self.name, "running": len(self._running)})
+        return JSONResponse({"worker": self._name, "running": self._running})
 
-    async def live(self, _request: Request) -> Response:
+    async def _live(self, _request: Request) -> Response:
         """Confirm that the worker runs."""
-        return JSONResponse({"live": True}, status_code=503 if self._ending else 200)
+        return JSONResponse({"live": True}, status_code=503 if self._server.should_exit else 200)
 
-    async def _answer(
-        self, request: Request, payload: Mapping[str, Any], stop: threading.Event
-    ) -> WorkerAnswer:
-        """Run a payload in a thread; end it when the caller has hung up."""
+    async def _answer(self, request: Request, payload: Mapping[str, Any]) -> WorkerAnswer:
+        """Run a payload in a thread; end it when this worker ends, or the caller has hung up."""
+        stop = threading.Event()
         work = asyncio.create_task(
-            asyncio.to_thread(answer_payload, payload, self._adapter, self.name, stop)
+            asyncio.to_thread(answer_payload, payload, self._adapter, self._name, stop)
         )
         try:
             while not (await asyncio.wait({work}, timeout=_POLL_SECONDS))[0]:
-                if not stop.is_set() and await request.is_disconnected():
+                if self._server.should_exit:
+                    stop.set()
+                elif not stop.is_set() and await request.is_disconnected():
                     LOG.warning("the caller hung up: its command is ended")
                     stop.set()
             answer = work.result()
@@ -160,38 +162,40 @@ class Worker:
         if answer.failure is not None and answer.failure.kind == "WorkStopped":
             # Only this worker stops; the job goes on with another attempt.
             failure = WorkerFailure(
-                kind="WorkerLost", message=f"worker {self.name} was stopped, or lost its caller"
+                kind="WorkerLost", message=f"worker {self._name} was stopped, or lost its caller"
             )
             return answer.model_copy(update={"failure": failure})
         return answer
 
     def _authorize(self, request: Request) -> None:
         """Refuse callers without the token, in constant time."""
-        if not self.settings.token:
+        if not self._settings.token:
             return
-        header = self.settings.token_header
+        header = self._settings.token_header
         given = request.headers.get(header or "Authorization", "")
         if header is None:
             scheme, _, given = given.partition(" ")
             given = given.strip() if scheme.lower() == "bearer" else ""
-        if not hmac.compare_digest(given.encode(), self.settings.token.encode()):
+        if not hmac.compare_digest(given.encode(), self._settings.token.encode()):
             raise HTTPException(401, "wrong token", {"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, request: Request) -> bytes:
+    async def _payload(self, request: Request) -> dict[str, Any]:
         """Read a payload, up to the limit."""
-        length = request.headers.get("Content-Length", "0")
-        too_large = HTTPException(413, f"more than {self.settings.body_limit} bytes")
-        if length.isdecimal() and int(length) > self.settings.body_limit:
-            raise too_large
-        body = bytearray()
+        body, limit = bytearray(), self._settings.body_limit
+        payload = None
         try:
             async for part in request.stream():
                 body += part
-                if len(body) > self.settings.body_limit:
-                    raise too_large
+                if len(body) > limit:
+                    raise HTTPException(413, f"more than {limit} bytes")
+            payload = json.loads(body)
         except ClientDisconnect:
             raise HTTPException(400, "the payload is cut off") from None
-        return bytes(body)
+        except ValueError:
+            pass
+        if not isinstance(payload, dict):
+            raise HTTPException(400, "the payload is no JSON object")
+        return payload
 
 
 def without_query(record: logging.LogRecord) -> bool:
@@ -206,19 +210,6 @@ def without_query(record: logging.LogRecord) -> bool:
     return True
 
 
-class Server(uvicorn.Server):
-    """Ends commands before it waits for their requests; uvicorn's lifespan ends only after them."""
-
-    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
-        super().__init__(config)
-        self._worker = worker
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what runs, send the answers, stop."""
-        self._worker.end()
-        await super().shutdown(sockets)
-
-
 def main() -> None:
     """Serve until SIGTERM."""
     try:
@@ -229,22 +220,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     load_prefect_collections()  # takes seconds: now, and not in the first chunk
     logging.getLogger("uvicorn.access").addFilter(without_query)
-    worker = Worker(settings, worker_name(os.environ))
-    routes = [
-        Route("/", worker.work, methods=["POST"]),
-        Route("/health", worker.health),
-        Route("/live", worker.live),
-    ]
-    config = uvicorn.Config(
-        Starlette(routes=routes),
-        host=settings.host,
-        port=settings.port,
-        log_level="info",
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.grace + _MARGIN_SECONDS),
-    )
-    LOG.info("worker %s listens on port %d", worker.name, settings.port)
-    Server(config, worker).run()
+    Worker(settings).serve()
 
 
 if __name__ == "__main__":
