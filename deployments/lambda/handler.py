@@ -20,7 +20,7 @@ MARGIN, MAX_MARGIN_SECONDS = 0.15, 20.0
 _INSTANCE_CHARACTERS = 8
 
 
-def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+def handler(event: Any, context: Any) -> dict[str, Any]:
     """Do what a payload of `AwsLambdaAdapter` asks for; return the answer, ready for JSON.
 
     The payload is `event`; see `prefect_renderfarm.blocks.adapters.remote`. ValueError means that
@@ -32,8 +32,10 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     # SIGTERM, then SIGKILL, have to end within the margin.
     programs = listed_programs(os.environ.get(PROGRAMS_VARIABLE, ""))
     adapter = LocalAdapter(timeout=limit, grace=margin / 4, programs=programs)
-    answer = answer_payload(_within(event, limit), adapter, worker_name(context))
-    return answer.model_dump(mode="json")
+    command = event.get("command") if isinstance(event, dict) else None
+    if isinstance(command, dict) and isinstance(command.get("timeout"), int | float):
+        event = event | {"command": command | {"timeout": min(command["timeout"], limit)}}
+    return answer_payload(event, adapter, worker_name(context)).model_dump(mode="json")
 
 
 def worker_name(context: Any) -> str:
@@ -43,11 +45,3 @@ def worker_name(context: Any) -> str:
     """
     stream = str(context.log_stream_name or context.aws_request_id)
     return f"{context.function_name}/{stream.rpartition(']')[2][:_INSTANCE_CHARACTERS]}"
-
-
-def _within(event: Any, limit: float) -> Any:
-    """Return the payload, its command's time limit no longer than the function's."""
-    command = event.get("command") if isinstance(event, dict) else None
-    if not isinstance(command, dict) or not isinstance(command.get("timeout"), int | float):
-        return event
-    return event | {"command": command | {"timeout": min(command["timeout"], limit)}}
