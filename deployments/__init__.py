@@ -7,7 +7,7 @@
     pools/*.json         base job templates, for `prefect work-pool create --base-job-template`
     docker/ http/ lambda/  images, and workers that render chunks elsewhere
     kubernetes/          rights, and values for the Helm chart of Prefect's worker
-    demo/                a job with a renderer of its own
+    demo/                a film whose chunks ffmpeg alone renders
 """
 
 from pathlib import Path

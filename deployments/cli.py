@@ -6,20 +6,17 @@ this folder, or in one above it; without that, the server of Prefect's current p
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
 import re
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,10 +27,11 @@ from cyclopts import App, Parameter
 from prefect_renderfarm.deployments.farm import POOLS, Farm, no_answer
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 STATE = Path(".farm")
 # Between two looks at a run: a twentieth of how long they have been going on.
@@ -45,13 +43,17 @@ _PAGE = 200  # the server returns at most this many items
 # Words of a command that a shell takes as they are; the braces are the template's.
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./{}\[\]-]+")
 
-app = App(name="renderfarm", help=__doc__.partition("\n")[0])
+app = App(
+    name="renderfarm", help=__doc__.partition("\n")[0], default_parameter=Parameter(negative="")
+)
 StateFolder = Annotated[Path, Parameter(help="The folder of the farm's state.")]
-JsonLines = Annotated[bool, Parameter(name="--json", negative="")]
 
 
-class Refused(Exception):
+class Refused(SystemExit):
     """What a command cannot do, in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"renderfarm: {reason}")
 
 
 @app.command
@@ -64,7 +66,7 @@ def up(*, port: int | None = None, api_url: str | None = None, state: StateFolde
         state: The folder of the farm's state.
     """
     farm = Farm(state)
-    farm.up(port=port, api_url=api_url, tell=partial(print, flush=True))
+    farm.up(port=port, api_url=api_url)
     print(f"UI:  {farm.api_url.removesuffix('/api')}")
     print("`renderfarm` finds this farm from here. For `prefect`:")
     print(f"  export PREFECT_API_URL={farm.api_url}")
@@ -90,7 +92,7 @@ def status(*, state: StateFolder = STATE) -> int:
 @app.command
 def plan(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    output: Annotated[Path, Parameter(alias="-o")],
     frames: int | None = None,
     fps: str | None = None,
     chunks: int | None = None,
@@ -98,7 +100,7 @@ def plan(
     start_frame: int | None = None,
     chunk_file: str | None = None,
     id: str | None = None,  # noqa: A002 -- the job's id
-    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+    from_: Path | None = None,
 ) -> None:
     """Write a job file: cut a film into chunks that one command template renders.
 
@@ -133,7 +135,6 @@ def plan(
         if name not in found:
             raise Refused(f"the plan has no {name}: give {option}")
     try:
-        inspect.signature(plan_job).bind(**found)
         job = plan_job(**found)
     except (JobError, TypeError) as error:
         raise Refused(str(error)) from None
@@ -162,38 +163,41 @@ def _word(word: str) -> str:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a run is given beside its job; blocks by `type/name`, or by a short name."""
+    """What a run is given beside its job; blocks by `type/name`, or by a short name.
 
-    output: Annotated[str | None, Parameter(name=["--output", "-o"], help="The film.")] = None
-    adapter: Annotated[
-        str | None, Parameter(help="Where chunks run: local-adapter/default, or `local`.")
-    ] = None
-    stitcher: Annotated[
-        str | None, Parameter(help="What assembles: remux-stitcher/default, or `remux`.")
-    ] = None
-    storage: Annotated[
-        str | None, Parameter(help="What carries chunks between machines: s3-bucket/farm.")
-    ] = None
-    merge_adapter: Annotated[str | None, Parameter(help="Where the merge command runs.")] = None
-    set_: Annotated[
-        list[str] | None,
-        Parameter(name="--set", negative="", help="Another parameter: --set retries=2."),
-    ] = None
+    Attributes:
+        output: The film.
+        adapter: Where chunks run: local-adapter/default, or `local`.
+        stitcher: What assembles: remux-stitcher/default, or `remux`.
+        storage: What carries chunks between machines: s3-bucket/farm.
+        merge_adapter: Where the merge command runs.
+        set_: Another parameter: --set retries=2.
+    """
+
+    output: Annotated[str | None, Parameter(alias="-o")] = None
+    adapter: str | None = None
+    stitcher: str | None = None
+    storage: str | None = None
+    merge_adapter: str | None = None
+    set_: list[str] | None = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """How a run is followed."""
+    """How a run is followed.
 
-    detach: Annotated[bool, Parameter(negative="", help="Return once the run is submitted.")] = (
-        False
-    )
-    json_: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON lines.")] = False
+    Attributes:
+        detach: Return once the run is submitted.
+        json_: Print JSON lines.
+    """
+
+    detach: bool = False
+    json_: bool = False
 
 
 @app.command
-def check(job: str, *, choices: Choices = Choices()) -> int:
+def check(job: str, *, choices: Choices = Choices()) -> None:
     """Check a job as a run does before it renders, without a run.
 
     Args:
@@ -203,15 +207,10 @@ def check(job: str, *, choices: Choices = Choices()) -> int:
     with _server() as client:
         parameters = _parameters(client, job, choices)
         # Behind the choice of the server, which Prefect reads when it is imported.
-        from prefect_renderfarm.blocks.errors import RenderFarmError
         from prefect_renderfarm.flows.render_job import check_job
 
-        try:
-            found = check_job(**parameters)
-        except RenderFarmError as error:
-            raise Refused(str(error)) from None
+        found = check_job(**parameters)
     print(f"right: {len(found.chunks)} chunks, {found.metadata.total_frames} frames")
-    return 0
 
 
 @app.command
@@ -260,10 +259,10 @@ def assemble(
 def deploy(
     *,
     pool: str | None = None,
-    type_: Annotated[str, Parameter(name="--type")] = "process",
-    variable: Annotated[list[str] | None, Parameter(negative="")] = None,
+    type_: str = "process",
+    variable: list[str] | None = None,
     notify: str | None = None,
-) -> int:
+) -> None:
     """Deploy to a server: blocks, work pools, deployments, automations. Again without harm.
 
     Args:
@@ -274,22 +273,17 @@ def deploy(
             ready, of jobs that failed, and of slow chunks.
     """
     with _server():
-        from prefect_renderfarm.blocks.errors import SetupError
-        from prefect_renderfarm.deployments.deploy import Target
-        from prefect_renderfarm.deployments.deploy import deploy as deploy_to
+        import prefect_renderfarm.deployments.deploy as deploying
 
-        try:
-            pools = deploy_to(Target(pool, type_, _pairs("--variable", variable), notify), print)
-        except SetupError as error:
-            raise Refused(str(error)) from None
+        target = deploying.Target(pool, type_, _pairs("--variable", variable), notify)
+        pools = deploying.deploy(target)
     print("Start the workers, where they are to run:")
     for name, kind in pools.items():
         print(f"  prefect worker start --pool {name} --type {kind}")
-    return 0
 
 
 @app.command
-def jobs(*, limit: int = 20, json_: JsonLines = False) -> int:
+def jobs(*, limit: int = 20, json_: bool = False) -> None:
     """List the latest runs of jobs: state, start, and what they came to.
 
     Args:
@@ -297,13 +291,11 @@ def jobs(*, limit: int = 20, json_: JsonLines = False) -> int:
         json_: Print JSON lines.
     """
     with _server() as client:
-        for run in _runs_of(client, limit, flow_name="render-job"):
-            _tell_run(run, as_json=json_)
-    return 0
+        _list_runs(client, json_, limit, flow={"name": {"any_": ["render-job"]}}, run={})
 
 
 @app.command
-def show(job: str, *, storage: str | None = None, json_: JsonLines = False) -> int:
+def show(job: str, *, storage: str | None = None, json_: bool = False) -> None:
     """Show what is there of a job: chunks, films, runs.
 
     Args:
@@ -314,17 +306,12 @@ def show(job: str, *, storage: str | None = None, json_: JsonLines = False) -> i
     with _server() as client:
         name = job
         if Path(job).exists() or storage is not None:
-            from prefect_renderfarm.blocks.errors import RenderFarmError
             from prefect_renderfarm.flows.state.job_state import open_job
 
             place = None if storage is None else _block(client, "storage", storage)
-            try:
-                state = open_job(_place(job) if place is None else job, place, None,
-                                 rendered_before=True)  # fmt: skip
-                done = state.objects.manifests(chunk.id for chunk in state.job.chunks)
-                films = state.films()
-            except RenderFarmError as error:
-                raise Refused(str(error)) from None
+            named = _place(job) if place is None else job
+            state = open_job(named, place, None, rendered_before=True)
+            done = state.objects.manifests(chunk.id for chunk in state.job.chunks)
             name = state.job.title
             frames = sum(result.frame_count for result in done.values())
             size = sum(result.size for result in done.values())
@@ -332,12 +319,10 @@ def show(job: str, *, storage: str | None = None, json_: JsonLines = False) -> i
                 "key": state.job.key,
                 "chunks": f"{len(done)} of {len(state.job.chunks)} done, "
                 f"{frames} of {state.job.metadata.total_frames} frames, {size:,} bytes",
-                "films": ", ".join(map(str, films)) or "none",
+                "films": ", ".join(map(str, state.films())) or "none",
             }
             print(json.dumps(lines) if json_ else "\n".join(f"{k}: {v}" for k, v in lines.items()))
-        for run in _runs_of(client, 20, tag=f"job:{name}"):
-            _tell_run(run, as_json=json_)
-    return 0
+        _list_runs(client, json_, 20, flow={}, run={"tags": {"all_": [f"job:{name}"]}})
 
 
 @app.command
@@ -346,7 +331,7 @@ def clean(
     *,
     job: str | None = None,
     older_than_days: float = 30.0,
-    delete: Annotated[bool, Parameter(negative="")] = False,
+    delete: bool = False,
     deployment: str = "clean-storage/local",
     following: Following = Following(),
 ) -> int:
@@ -368,45 +353,42 @@ def clean(
         return _run(client, deployment, parameters, following)
 
 
-def _runs_of(
-    client: SyncPrefectClient, limit: int, *, flow_name: str | None = None, tag: str | None = None
-) -> list[FlowRun]:
-    """Return the latest runs of a flow, or those with a tag, the last one first."""
+def _list_runs(
+    client: SyncPrefectClient, as_json: bool, limit: int, flow: dict[str, Any], run: dict[str, Any]
+) -> None:
+    """Print the latest runs that filters let through, the last one first."""
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
-    by_flow = {"name": {"any_": [flow_name]}} if flow_name else {}
-    by_run = {"tags": {"all_": [tag]}} if tag else {}
-    return client.read_flow_runs(
-        flow_filter=FlowFilter.model_validate(by_flow),
-        flow_run_filter=FlowRunFilter.model_validate(by_run),
+    runs = client.read_flow_runs(
+        flow_filter=FlowFilter.model_validate(flow),
+        flow_run_filter=FlowRunFilter.model_validate(run),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=limit,
     )  # fmt: skip
-
-
-def _tell_run(run: FlowRun, *, as_json: bool) -> None:
-    began = run.start_time or run.expected_start_time
-    state, message = str(run.state_name), _message(run)
-    if as_json:
-        print(json.dumps({"run": run.name, "id": str(run.id), "state": state,
-                          "began": str(began), "message": message}))  # fmt: skip
-        return
-    when = f"{began:%Y-%m-%d %H:%M:%S}" if began else ""
-    print(f"{state:<10} {when:<19} {run.name}  {' '.join(message.split())}".rstrip())
+    for each in runs:
+        began = each.start_time or each.expected_start_time
+        state, line = str(each.state_name), _message(each)
+        if not as_json:
+            when = f"{began:%Y-%m-%d %H:%M:%S}" if began else ""
+            line = f"{state:<10} {when:<19} {each.name}  {' '.join(line.split())}".rstrip()
+        _tell(as_json, line, run=each.name, id=str(each.id), state=state, began=str(began))
 
 
 def _message(run: FlowRun) -> str:
     return _PREFIX.sub("", (run.state.message if run.state else None) or "")
 
 
+def _tell(as_json: bool, line: str, **more: Any) -> None:
+    """Print a line; as JSON, with what else is known."""
+    print(json.dumps({"message": line, **more}) if as_json else line, flush=True)
+
+
 @contextmanager
 def _server() -> Iterator[SyncPrefectClient]:
     """Give a client of the server to use."""
     if "PREFECT_API_URL" not in os.environ:
-        folders = [Path.cwd(), *Path.cwd().parents]
-        known = (folder / STATE for folder in folders)
-        state = next((each for each in known if (each / "address.json").exists()), None)
-        if state is not None and (farm := Farm(state)).running():
+        farms = (Farm(folder / STATE) for folder in (Path.cwd(), *Path.cwd().parents))
+        if farm := next(filter(Farm.running, farms), None):
             os.environ.update(farm.environment())
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
@@ -420,7 +402,14 @@ def _server() -> Iterator[SyncPrefectClient]:
             client.count_flow_runs()  # which asks for the user, as a health check does not
         except (httpx.HTTPError, OSError) as error:
             raise Refused(no_answer(url, error)) from None
-        yield client
+        try:
+            yield client
+        except Exception as error:
+            from prefect_renderfarm.blocks.errors import RenderFarmError
+
+            if isinstance(error, RenderFarmError):
+                raise Refused(str(error)) from None
+            raise
 
 
 def _parameters(client: SyncPrefectClient, job: str, choices: Choices) -> dict[str, Any]:
@@ -429,16 +418,13 @@ def _parameters(client: SyncPrefectClient, job: str, choices: Choices) -> dict[s
     if not (is_key or Path(job).is_absolute() or "://" in job or Path(job).exists()):
         raise Refused(f"job {job!r}: there is no such file in {str(Path.cwd())!r}")
     found: dict[str, Any] = {"job": job if is_key else _place(job)}
-    stitcher = choices.stitcher
+    found["stitcher"] = None  # and not the deployment's
     if choices.output is not None:
         found["output_file"] = _place(choices.output)
-        if stitcher is None and not _has_merge_command(job):
-            stitcher = "remux"
-    found["stitcher"] = None  # and not the deployment's
-    blocks = {"adapter": choices.adapter, "stitcher": stitcher, "storage": choices.storage,
-              "merge_adapter": choices.merge_adapter}  # fmt: skip
-    for name, value in blocks.items():
-        if value is not None:
+        if choices.stitcher is None and not _has_merge_command(job):
+            choices = replace(choices, stitcher="remux")
+    for name in ("adapter", "stitcher", "storage", "merge_adapter"):
+        if (value := getattr(choices, name)) is not None:
             found[name] = _block(client, name, value)
     more = _pairs("--set", choices.set_)
     return found | {name.replace("-", "_"): value for name, value in more.items()}
@@ -472,22 +458,23 @@ def _has_merge_command(job: str) -> bool:
 
 def _block(client: SyncPrefectClient, parameter: str, name: str) -> str:
     """Return a saved block as `type/name`, by that, or by a short name that is clear."""
-    kind = parameter.rpartition("_")[2]
-    known: set[tuple[str, str]] = set()
-    offset = 0
-    while page := client.read_block_documents(limit=_PAGE, offset=offset):
-        offset += len(page)
-        known |= {(one.block_type.slug, one.name) for one in page if one.block_type and one.name}
-    usable = sorted(each for each in known if kind == "storage" or each[0].endswith(f"-{kind}"))
-    if tuple(name.split("/", 1)) in known:
+    known: list[str] = []
+    while page := client.read_block_documents(limit=_PAGE, offset=len(known)):
+        known += [f"{one.block_type.slug if one.block_type else ''}/{one.name}" for one in page]
+    if name in known:
         return name
-    by_type = [each for each in usable if each[0] in (name, f"{name}-{kind}")]
-    matches = [each for each in by_type if each[1] == "default"] or by_type
-    matches = matches or [each for each in usable if each[1] == name]
+    kind = parameter.rpartition("_")[2]
+    types = (name, f"{name}-{kind}")
+    usable = sorted(each for each in known if kind == "storage" or f"-{kind}/" in each)
+    matches = (
+        [each for each in usable if each in [f"{type_}/default" for type_ in types]]
+        or [each for each in usable if each.partition("/")[0] in types]
+        or [each for each in usable if each.endswith(f"/{name}")]
+    )
     if len(matches) == 1:
-        return "/".join(matches[0])
-    shown = ", ".join("/".join(each) for each in matches or usable) or "none"
+        return matches[0]
     what = "more than one block" if matches else "no block"
+    shown = ", ".join(matches or usable) or "none"
     raise Refused(f"{parameter} {name!r}: {what} has this name; saved are: {shown}")
 
 
@@ -510,163 +497,129 @@ def _run(
         run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     except PrefectHTTPStatusError as error:
         raise Refused(f"the server takes no such run: {error.response.text}") from None
-    display = _Display(client, run, as_json=following.json_)
+    page = f"{str(client.api_url).rstrip('/').removesuffix('/api')}/runs/flow-run/{run.id}"
     if following.detach:
-        display.tell(f"submitted: {run.name}, {display.page}", id=str(run.id))
+        _tell(following.json_, f"submitted: {run.name}, {page}", id=str(run.id))
         return 0
-    with _cancelling(run, display):
-        run = display.follow()
-    return display.end(run)
+    return _Display(client, run, page, following.json_).follow()
 
 
-@contextmanager
-def _cancelling(run: FlowRun, display: _Display) -> Iterator[None]:
-    """Cancel the run at the first Ctrl-C; leave at once at the second."""
-    from prefect_renderfarm.blocks.runtime.prefect_api import end_run
-
-    def cancel(*_: object) -> None:
-        signal.signal(signal.SIGINT, leave)
-        display.tell("cancelling; Ctrl-C again leaves at once")
-        end = threading.Thread(target=end_run, args=[run.id, "cancelled by Ctrl-C"], daemon=True)
-        end.start()
-
-    def leave(*_: object) -> None:
-        display.tell(f"left: the server still cancels the run; see {display.page}")
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, cancel)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
+@dataclass
 class _Display:
     """Shows a run: one line that changes in a terminal, else a line now and then."""
 
-    def __init__(self, client: SyncPrefectClient, run: FlowRun, *, as_json: bool) -> None:
+    client: SyncPrefectClient
+    run: FlowRun
+    page: str
+    as_json: bool
+    told: set[UUID] = field(default_factory=set)  # log entries
+    since: datetime | None = None  # the last one
+    merges: set[UUID] = field(default_factory=set)  # runs that the run has started
+
+    def follow(self) -> int:
+        """Show the run until it has ended, and return the exit code.
+
+        The first Ctrl-C cancels the run, the second leaves at once.
+        """
         from rich.console import Console
-
-        self._client = client
-        self._run = run
-        self._json = as_json
-        self._console = Console(soft_wrap=True, highlight=False)
-        self._live = self._console.is_terminal and not as_json
-        self._seen: set[UUID] = set()
-        self._children: dict[UUID, str] = {}
-        self._since: Any = None  # of the last log entry
-        ui = str(client.api_url).rstrip("/").removesuffix("/api")
-        self.page = f"{ui}/runs/flow-run/{run.id}"
-
-    def tell(self, line: str, **more: Any) -> None:
-        """Print a line of its own."""
-        if self._json:
-            print(json.dumps({"message": line, **more}), flush=True)
-        else:
-            self._console.print(line, markup=False)
-
-    def follow(self) -> FlowRun:
-        """Show the run until it has ended, and return it."""
         from rich.live import Live
         from rich.text import Text
 
+        from prefect_renderfarm.blocks.runtime.prefect_api import end_run
         from prefect_renderfarm.blocks.runtime.run_events import run_events
 
+        def cancel(*_: object) -> None:
+            signal.signal(signal.SIGINT, leave)
+            _tell(self.as_json, "cancelling; Ctrl-C again leaves at once")
+            reason = "cancelled by Ctrl-C"
+            threading.Thread(target=end_run, args=[self.run.id, reason], daemon=True).start()
+
+        def leave(*_: object) -> None:
+            _tell(self.as_json, f"left: the server still cancels the run; see {self.page}")
+            os._exit(130)
+
+        signal.signal(signal.SIGINT, cancel)
+        console = Console(soft_wrap=True, highlight=False)
         shown, shown_at, began = "", 0.0, time.monotonic()
-        live_line = Live(console=self._console, auto_refresh=False, transient=True)
-        with live_line as live, run_events(run=self._run.id) as wait:
+        live_line = Live(console=console, auto_refresh=False, transient=True)
+        with live_line as live, run_events(run=self.run.id) as wait:
             while True:
-                run, now = self._look()
-                if self._live:
+                now = self._look()
+                if console.is_terminal and not self.as_json:
                     live.update(Text(now), refresh=True)
                 elif now != shown and time.monotonic() - shown_at >= _PLAIN_SECONDS:
-                    self.tell(now, state=run.state_name)
+                    _tell(self.as_json, now, state=self.run.state_name)
                     shown, shown_at = now, time.monotonic()
-                if run.state is not None and run.state.is_final():
-                    return run
+                if self.run.state is not None and self.run.state.is_final():
+                    break
                 age = time.monotonic() - began
                 wait(min(max(age / 20, _LEAST_SECONDS), _MOST_SECONDS))
+        return self._end(self.run.state)
 
-    def _look(self) -> tuple[FlowRun, str]:
-        """Return the run as it is now, and the line that says so; tell its new warnings."""
+    def _look(self) -> str:
+        """Return the line that says what the run does now; tell its new warnings."""
         from prefect_renderfarm.blocks.runtime.prefect_api import is_away
 
         try:
-            self._run = self._client.read_flow_run(self._run.id)
-            for line in self._warnings():
-                self.tell(line)
-            return self._run, self._line(self._run)
+            self.run = self.client.read_flow_run(self.run.id)
+            self._tell_warnings()
+            return self._line()
         except Exception as error:
             if not is_away(error):
                 raise
-            return self._run, "the server does not answer; the run goes on without it"
+            return "the server does not answer; the run goes on without it"
 
-    def end(self, run: FlowRun) -> int:
+    def _end(self, state: State) -> int:
         """Say how the run ended, and return the exit code."""
-        assert run.state is not None  # noqa: S101 -- it is final
-        message = _message(run)
-        if run.state.is_completed():
-            self.tell(message or "done", state="COMPLETED", run=str(run.id))
+        message, run = _message(self.run), str(self.run.id)
+        if state.is_completed():
+            _tell(self.as_json, message or "done", state="COMPLETED", run=run)
             return 0
-        word = "cancelled" if run.state.is_cancelled() else "failed"
-        self.tell(f"{word}: {message}", state=str(run.state_type), run=str(run.id))
-        self.tell(f"see {self.page}")
-        return 130 if run.state.is_cancelled() else 1
+        word, code = ("cancelled", 130) if state.is_cancelled() else ("failed", 1)
+        _tell(self.as_json, f"{word}: {message}", state=str(state.type), run=run)
+        _tell(self.as_json, f"see {self.page}")
+        return code
 
-    def _line(self, run: FlowRun) -> str:
-        """Return what a run does now, in a line."""
+    def _line(self) -> str:
+        """Return what the run does now, in a line."""
         from prefect_renderfarm.flows.runs.waiting import why_waiting
 
+        run = self.run
         seconds = run.total_run_time.total_seconds() or run.estimated_run_time.total_seconds()
         parts = [f"{run.name}: {str(run.state_name).lower()}"]
         if run.start_time is None and run.state is not None and not run.state.is_final():
-            parts.append(why_waiting(self._client, run))
+            parts.append(why_waiting(self.client, run))
         if run.state is not None and run.state.is_running():
             parts += [f"{seconds:.0f} s", *self._progress()]
         return ", ".join(parts)
 
     def _progress(self) -> list[str]:
         """Return the progress of the run and of those it has started."""
-        from prefect.client.schemas.filters import (
-            ArtifactFilter,
-            ArtifactFilterFlowRunId,
-            ArtifactFilterType,
-            FlowRunFilter,
-            FlowRunFilterParentFlowRunId,
-        )
+        from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 
-        mine = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._run.id]))
-        for child in self._client.read_flow_runs(flow_run_filter=mine):
-            if child.name.startswith("merge"):
-                self._children[child.id] = child.name
-        artifacts = self._client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[self._run.id, *self._children]),
-                type=ArtifactFilterType(any_=["progress"]),
-            )
-        )
-        return [str(each.description) for each in reversed(artifacts) if each.description]
+        mine = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [self.run.id]}})
+        children = self.client.read_flow_runs(flow_run_filter=mine)
+        self.merges.update(child.id for child in children if child.name.startswith("merge"))
+        wanted = {
+            "flow_run_id": {"any_": [self.run.id, *self.merges]}, "type": {"any_": ["progress"]}
+        }  # fmt: skip
+        found = self.client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted))
+        return [str(each.description) for each in reversed(found) if each.description]
 
-    def _warnings(self) -> list[str]:
-        """Return the warnings that the run has logged since the last call."""
-        from prefect.client.schemas.filters import (
-            LogFilter,
-            LogFilterFlowRunId,
-            LogFilterLevel,
-            LogFilterTimestamp,
-        )
+    def _tell_warnings(self) -> None:
+        """Tell the warnings that the run has logged since the last call."""
+        from prefect.client.schemas.filters import LogFilter
 
-        logs = self._client.read_logs(
-            LogFilter(
-                flow_run_id=LogFilterFlowRunId(any_=[self._run.id, *self._children]),
-                level=LogFilterLevel(ge_=logging.WARNING, le_=logging.WARNING),
-                timestamp=LogFilterTimestamp(after_=self._since),
-            )
-        )
-        new = [log for log in logs if log.id not in self._seen]
-        self._seen.update(log.id for log in new)
-        self._since = max((log.timestamp for log in new), default=self._since)
-        return [f"{log.timestamp:%H:%M:%S} {log.message}" for log in new]
+        wanted = {
+            "flow_run_id": {"any_": [self.run.id, *self.merges]},
+            "level": {"ge_": logging.WARNING, "le_": logging.WARNING},
+            "timestamp": {"after_": self.since},
+        }
+        for log in self.client.read_logs(LogFilter.model_validate(wanted)):
+            if log.id not in self.told:
+                self.told.add(log.id)
+                self.since = log.timestamp
+                _tell(self.as_json, f"{log.timestamp:%H:%M:%S} {log.message}")
 
 
 def main() -> None:
@@ -674,11 +627,9 @@ def main() -> None:
     # Prefect would tell of its telemetry among the lines of each command.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
-        result = app(result_action="return_value")
-    except Refused as error:
-        print(f"renderfarm: {error}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(result if isinstance(result, int) else 0)
+        app()
+    except BrokenPipeError:  # nobody reads the lines any more, such as `head`
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ parameters of deployments, blocks, pools, and automations that are switched off.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,37 +20,29 @@ from prefect.client.schemas.actions import (
     DeploymentUpdate,
     WorkPoolCreate,
 )
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
+from prefect.schedules import Schedule
 from prefect.utilities.callables import parameter_schema
 
-from prefect_renderfarm.blocks import (
-    AwsLambdaAdapter,
-    FfmpegStitcher,
-    HttpAdapter,
-    LocalAdapter,
-    RemuxStitcher,
-    WorkPoolAdapter,
-)
+import prefect_renderfarm.blocks as blocks
 from prefect_renderfarm.blocks.errors import SetupError
 from prefect_renderfarm.blocks.runtime.prefect_api import call_sync
 from prefect_renderfarm.deployments import FILES
 
 BLOCKS = (
-    LocalAdapter, AwsLambdaAdapter, HttpAdapter, WorkPoolAdapter, RemuxStitcher, FfmpegStitcher,
+    blocks.LocalAdapter, blocks.AwsLambdaAdapter, blocks.HttpAdapter, blocks.WorkPoolAdapter,
+    blocks.RemuxStitcher, blocks.FfmpegStitcher,
 )  # fmt: skip
 # One of each kind under the name `default`, and one to show a choice.
-SAMPLES = {
-    "default": (LocalAdapter(), RemuxStitcher(), FfmpegStitcher()),
-    "lossless-sound": (RemuxStitcher(audio_codec="flac", faststart=True),),
+SAMPLES: dict[str, tuple[Any, ...]] = {
+    "default": (blocks.LocalAdapter(), blocks.RemuxStitcher(), blocks.FfmpegStitcher()),
+    "lossless-sound": (blocks.RemuxStitcher(audio_codec="flac", faststart=True),),
 }
 # What everybody fills in, in the UI's form; what only some need comes behind.
 _FIRST = ("job", "output_file", "stitcher", "adapter", "storage", "retries", "concurrency")
-_BLOCKS_OF_FORM = ("adapter", "stitcher")
-_CHUNKS, _COORDINATOR, _LOCAL = "render-chunks", "cloud", "local"
+_COORDINATOR, _LOCAL = "cloud", "local"
 
 
 @dataclass(frozen=True)
@@ -65,8 +56,8 @@ class Target:
     folder: Path | None = None  # of a farm on this machine: its pools work there
 
 
-def deploy(target: Target, tell: Callable[[str], None]) -> dict[str, str]:
-    """Deploy to the server of the current profile; say what is done. Raises: SetupError.
+def deploy(target: Target) -> dict[str, str]:
+    """Deploy to the server of the current profile; print what is done. Raises: SetupError.
 
     Return the work pools that need workers, with their types.
     """
@@ -75,23 +66,18 @@ def deploy(target: Target, tell: Callable[[str], None]) -> dict[str, str]:
         pools.setdefault(_COORDINATOR, "process")
     with get_client(sync_client=True) as client:
         for name, kind in pools.items():
-            tell(f"work pool {name}: {_create_pool(client, name, kind, target.folder)}")
+            print(f"work pool {name}: {_create_pool(client, name, kind, target.folder)}")
         for block in BLOCKS:
             call_sync(block.register_type_and_schema)
-        tell(f"blocks: {len(BLOCKS)} types, {_save_samples(target)} new samples")
-        flows: dict[str, Any] = {}
+        print(f"blocks: {len(BLOCKS)} types, {_save_samples(target)} new samples")
         for wanted in _read("prefect.yaml")["deployments"]:
-            path = wanted["entrypoint"]
-            flows[path] = flows.get(path) or load_flow_from_entrypoint(path)
-            flow = flows[path]
+            flow: Any = load_flow_from_entrypoint(wanted["entrypoint"])
             name = f"{flow.name}/{wanted['name']}"
-            tell(f"deployment {name}: {_deploy(client, flow, wanted, target)}")
-        named = _automations(client, target.notify)
-        for automation in named:
-            if client.read_automations_by_name(automation["name"]):
-                continue
-            client.create_automation(AutomationCore.model_validate(automation))
-            tell(f"automation {automation['name']}: created")
+            print(f"deployment {name}: {_deploy(client, flow, name, wanted, target)}")
+        for automation in _automations(client, target.notify):
+            if not client.read_automations_by_name(automation["name"]):
+                client.create_automation(AutomationCore.model_validate(automation))
+                print(f"automation {automation['name']}: created")
     return pools
 
 
@@ -113,11 +99,9 @@ def _create_pool(client: SyncPrefectClient, name: str, kind: str, folder: Path |
     if file.exists():
         template = json.loads(file.read_text(encoding="utf-8"))
     else:
-        known = {
-            each["type"]: each["default_base_job_configuration"]
-            for package in client.read_worker_metadata().values()
-            for each in package.values()
-        }
+        packages = client.read_worker_metadata().values()
+        workers = [worker for package in packages for worker in package.values()]
+        known = {each["type"]: each["default_base_job_configuration"] for each in workers}
         if kind not in known:
             raise SetupError(f"--type {kind}: this server knows {', '.join(sorted(known))}")
         template = known[kind]
@@ -132,37 +116,35 @@ def _create_pool(client: SyncPrefectClient, name: str, kind: str, folder: Path |
 
 def _save_samples(target: Target) -> int:
     """Save the samples that are not there; return how many. A person may have edited others."""
-    wanted: list[tuple[str, Any]] = [
-        (name, block) for name, blocks in SAMPLES.items() for block in blocks
-    ]
+    wanted = [(name, block) for name, samples in SAMPLES.items() for block in samples]
     if target.pool is not None and target.kind != "process":
-        wanted.append((target.pool, WorkPoolAdapter(deployment=f"{_CHUNKS}/{_COORDINATOR}")))
+        wanted.append((target.pool, blocks.WorkPoolAdapter()))
     new = 0
     for name, block in wanted:
-        try:
-            call_sync(type(block).load, name)
-        except RuntimeError:  # one of another version of this package
-            continue
-        except ValueError:
+        with suppress(ValueError):  # the name is taken
             call_sync(block.save, name)
             new += 1
     return new
 
 
-def _deploy(client: SyncPrefectClient, flow: Any, wanted: dict[str, Any], target: Target) -> str:
+def _deploy(
+    client: SyncPrefectClient, flow: Any, name: str, wanted: dict[str, Any], target: Target
+) -> str:
     """Create a deployment, or bring an old one up to date as far as the code has changed."""
     pool, variables = wanted["work_pool"]["name"], dict(wanted["work_pool"]["job_variables"])
-    found = _find(client, f"{flow.name}/{wanted['name']}")
-    renders = pool == _COORDINATOR and (target.kind == "process" or flow.name == _CHUNKS)
+    found = None
+    with suppress(ObjectNotFound):
+        found = client.read_deployment_by_name(name)
+    renders = pool == _COORDINATOR and (target.kind == "process" or flow.name == "render-chunks")
     if renders and target.pool is not None:
         pool = target.pool
     elif found is not None and found.work_pool_name is not None:
         pool = found.work_pool_name
     more = target.variables if renders else {}
     schema = parameter_schema(flow).model_dump_for_openapi()
-    for name, field_of_form in schema["properties"].items():
-        if name in _FIRST:  # the UI's form has the order of these numbers
-            field_of_form["position"] = _FIRST.index(name) - len(_FIRST)
+    for position, parameter in enumerate(_FIRST, -len(_FIRST)):
+        if parameter in schema["properties"]:  # the UI's form has the order of these numbers
+            schema["properties"][parameter]["position"] = position
     fields = {
         "version": version("prefect-renderfarm"),
         "description": wanted["description"],
@@ -171,14 +153,17 @@ def _deploy(client: SyncPrefectClient, flow: Any, wanted: dict[str, Any], target
         "pull_steps": [],
         "work_pool_name": pool,
     }
+    # A reference to a saved block, which the form shows as the one that is chosen.
     parameters = {
-        name: _block_of_form(client, value) if name in _BLOCKS_OF_FORM else value
-        for name, value in wanted.get("parameters", {}).items()
-    }
+        parameter: {"$ref": {"block_document_id": _block_id(client, value)}}
+        if parameter in ("adapter", "stitcher") else value
+        for parameter, value in wanted.get("parameters", {}).items()
+    }  # fmt: skip
     if found is None:
+        schedules = [Schedule(**each) for each in wanted.get("schedules", [])]
         client.create_deployment(
             client.create_flow(flow), wanted["name"], tags=wanted["tags"], parameters=parameters,
-            schedules=list(map(_schedule, wanted.get("schedules", []))),
+            schedules=list(map(DeploymentScheduleCreate.from_schedule, schedules)),
             job_variables=variables | more, **fields,
         )  # fmt: skip
         return f"created, on work pool {pool}"
@@ -194,24 +179,10 @@ def _deploy(client: SyncPrefectClient, flow: Any, wanted: dict[str, Any], target
     return f"is there, on work pool {pool}"
 
 
-def _block_of_form(client: SyncPrefectClient, name: str) -> Any:
-    """Return a reference to a saved block, which the form shows as the one that is chosen."""
+def _block_id(client: SyncPrefectClient, name: str) -> str:
+    """Return the id of a saved block. Raises: ObjectNotFound."""
     slug, _, document = name.partition("/")
-    found = client.read_block_document_by_name(document, slug)
-    return {"$ref": {"block_document_id": str(found.id)}}
-
-
-def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    with suppress(ObjectNotFound):
-        return client.read_deployment_by_name(name)
-    return None
-
-
-def _schedule(wanted: dict[str, Any]) -> DeploymentScheduleCreate:
-    return DeploymentScheduleCreate(
-        schedule=CronSchedule(cron=wanted["cron"], timezone=wanted["timezone"]),
-        active=wanted["active"], slug=wanted["slug"], parameters=wanted["parameters"],
-    )  # fmt: skip
+    return str(client.read_block_document_by_name(document, slug).id)
 
 
 def _automations(client: SyncPrefectClient, notify: str | None) -> list[dict[str, Any]]:
@@ -220,22 +191,20 @@ def _automations(client: SyncPrefectClient, notify: str | None) -> list[dict[str
     wanted: list[dict[str, Any]] = data["automations"]
     if notify is None:
         return wanted
-    slug, _, name = notify.partition("/")
     try:
-        document = client.read_block_document_by_name(name, slug)
+        block = _block_id(client, notify)
     except ObjectNotFound:
         raise SetupError(
             f"--notify {notify}: no such block is saved on the server: name one as type/name, such "
             "as slack-webhook/ops (`prefect block ls`)"
         ) from None
-    recipes: list[dict[str, Any]] = data["notifications"]
-    for recipe in recipes:
+    for recipe in data["notifications"]:
         text = recipe.pop("text")
-        own: dict[str, str] = {"type": "call-webhook", "payload": json.dumps({"text": text})}
-        if slug != "webhook":
-            own = {"type": "send-notification", "subject": recipe["description"], "body": text}
-        recipe["actions"] = [own | {"block_document_id": str(document.id)}]
-    return [*wanted, *recipes]
+        action = {"type": "send-notification", "subject": recipe["description"], "body": text}
+        if notify.startswith("webhook/"):
+            action = {"type": "call-webhook", "payload": json.dumps({"text": text})}
+        wanted.append(recipe | {"actions": [action | {"block_document_id": block}]})
+    return wanted
 
 
 if __name__ == "__main__":
@@ -245,4 +214,4 @@ if __name__ == "__main__":
     with get_client(sync_client=True) as server:
         while server.api_healthcheck() is not None:  # it starts beside this process
             time.sleep(0.2)
-    deploy(Target(folder=Path(sys.argv[1])), print)
+    deploy(Target(folder=Path(sys.argv[1])))

@@ -48,7 +48,6 @@ class Farm:
 
     def __init__(self, state: Path) -> None:
         self.state = state.absolute()
-        self._tell: Callable[[str], object] = lambda _: None
         self._processes = ProcessFile(self.state / "processes.json")
         self._address = self.state / "address.json"
 
@@ -75,12 +74,11 @@ class Farm:
     def environment(self) -> dict[str, str]:
         """Return the environment in which `prefect` commands use this farm."""
         own_server = self._processes.find("server") is not None
+        reaching = _REACHING if own_server else (*_REACHING, _KEY)
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("PREFECT_")
-            or name in _REACHING
-            or (name == _KEY and not own_server)
+            if not name.startswith("PREFECT_") or name in reaching
         }
         if own_server and (user := os.environ.get(_SERVER_USER)):
             kept[_USER] = user
@@ -95,16 +93,9 @@ class Farm:
             "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         }
 
-    def up(
-        self,
-        *,
-        port: int | None = None,
-        api_url: str | None = None,
-        tell: Callable[[str], object] = lambda _: None,
-    ) -> None:
-        """Start what is not running, and save blocks and deployments; say what is awaited."""
+    def up(self, *, port: int | None = None, api_url: str | None = None) -> None:
+        """Start what is not running, save blocks and deployments, and print what is awaited."""
         self.state.mkdir(parents=True, exist_ok=True)
-        self._tell = tell
         if api_url:
             try:
                 # A cheap question that asks for the user, as a health check does not.
@@ -112,13 +103,11 @@ class Farm:
             except (httpx.HTTPError, OSError) as error:
                 raise SystemExit(no_answer(api_url, error)) from None
             self._write_address(api_url)
-        else:
-            if not self._processes.find("server"):
-                self._start_server(_free_port(port))
+        elif not self._processes.find("server"):
+            self._start_server(_free_port(port))
         # In a process of its own, which imports Prefect while the server starts.
-        log = self.state / "deploy.log"
         command = [sys.executable, "-m", "prefect_renderfarm.deployments.deploy", str(self.state)]
-        with log.open("wb") as output, subprocess.Popen(
+        with (self.state / "deploy.log").open("wb") as output, subprocess.Popen(
             command, cwd=self.state, env=self.environment(), stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT,
         ) as deploying:  # fmt: skip
@@ -132,7 +121,7 @@ class Farm:
             finally:
                 deploying.kill()  # it would wait for ever for a server that did not start
         for pool in POOLS:
-            self._wait(f"worker-{pool}", partial(self._is_ready, pool))
+            self._wait(f"worker-{pool}", partial(self._has_pool, pool, "READY"))
 
     def down(self) -> list[str]:
         """Stop exactly what `up` started; return the names of what was running."""
@@ -157,7 +146,7 @@ class Farm:
             name: value for name, value in os.environ.items() if name.startswith("PREFECT_SERVER_")
         }
         command = [*_SERVER, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        self._start("server", self.state, command, variables)
+        self._processes.start("server", command, self.state, self.environment() | variables)
 
     def _start_worker(self, pool: str) -> None:
         name = f"worker-{pool}"
@@ -170,23 +159,14 @@ class Farm:
         }
         command = [*PREFECT, "worker", "start", "--pool", pool, "--type", "process",
                    "--name", f"{pool}-1", "--install-policy", "never"]  # fmt: skip
-        self._start(name, self.state / pool, command, variables)
+        environment = self.environment() | variables
+        worker = self._processes.start(name, command, self.state / pool, environment)
+        worker.nice(_WORKER_NICENESS)
 
-    def _start(
-        self, name: str, folder: Path, command: list[str], variables: dict[str, str]
-    ) -> None:
-        log, environment = self.state / f"{name}.log", self.environment() | variables
-        self._processes.start(name, command, cwd=folder, log=log, environment=environment)
-        process = self._processes.find(name)
-        if name != "server" and process is not None:
-            process.nice(_WORKER_NICENESS)
-
-    def _has_pool(self, pool: str) -> bool:
-        return _ask(f"{self.api_url}/work_pools/{pool}") is not None
-
-    def _is_ready(self, pool: str) -> bool:
+    def _has_pool(self, pool: str, status: str | None = None) -> bool:
+        """Return whether a pool is there, in a status if one is named."""
         found = _ask(f"{self.api_url}/work_pools/{pool}")
-        return found is not None and found["status"] == "READY"
+        return found is not None and status in (None, found["status"])
 
     def _wait(
         self, what: str, ready: Callable[[], bool], deploying: subprocess.Popen[bytes] | None = None
@@ -202,9 +182,9 @@ class Farm:
                 raise SystemExit(f"{what} did not start; the end of {log}:\n{last}")
             if now - told > _TELL_SECONDS:
                 told = now
-                self._tell(f"waiting for {what}: {now - began:.0f} s")
+                print(f"waiting for {what}: {now - began:.0f} s", flush=True)
             time.sleep(0.2)
-        self._tell(f"{what}: ready")
+        print(f"{what}: ready", flush=True)
 
 
 class ProcessFile:
@@ -227,25 +207,25 @@ class ProcessFile:
         return None
 
     def start(
-        self, name: str, arguments: list[str], *, cwd: Path, log: Path, environment: dict[str, str]
-    ) -> None:
-        """Start a process in a session of its own; its output is appended to a log file."""
+        self, name: str, arguments: list[str], cwd: Path, environment: dict[str, str]
+    ) -> psutil.Process:
+        """Start a process in a session of its own; its output is appended to `NAME.log`."""
         cwd.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            process = subprocess.Popen(
+        with self._path.with_name(f"{name}.log").open("ab") as output:
+            process = psutil.Popen(
                 arguments, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        started = psutil.Process(process.pid).create_time()
+        started = process.create_time()
         self._path.write_text(json.dumps(self._read() | {name: (process.pid, started)}, indent=1))
+        return process
 
     def stop_all(self) -> list[str]:
         """End all processes and their children; return the names of those that were running.
 
         The processes get SIGTERM, the last that was started first, and SIGKILL after 15 s.
         """
-        names = reversed(self._read())
-        running = {name: process for name in names if (process := self.find(name))}
+        running = {name: process for name in reversed(self._read()) if (process := self.find(name))}
         roots = list(running.values())
         trees = [*roots, *_children(roots)]
         for root in roots:
@@ -261,11 +241,7 @@ class ProcessFile:
         return list(running)
 
     def _read(self) -> dict[str, tuple[int, float]]:
-        try:
-            data = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-        return {name: (pid, started) for name, (pid, started) in data.items()}
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
 
 
 def _children(roots: Sequence[psutil.Process]) -> list[psutil.Process]:
@@ -279,12 +255,7 @@ def _children(roots: Sequence[psutil.Process]) -> list[psutil.Process]:
 def _free_port(wanted: int | None) -> int:
     """Return the wanted port; if none is wanted, Prefect's usual one, or else any free one."""
     for port in (_DEFAULT_PORT, 0) if wanted is None else (wanted,):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as probe:
             return int(probe.getsockname()[1])
     raise SystemExit(f"port {wanted} is in use: name another, or none")
 

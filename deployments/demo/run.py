@@ -1,4 +1,4 @@
-"""Render the demo film through a farm of two work pools, and check the film.
+"""Render the demo film through a farm of two work pools.
 
     python -m prefect_renderfarm.deployments.demo.run
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
-from av import open as open_media
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.sorting import FlowRunSort
 
 from prefect_renderfarm.blocks.processes.programs import find_ffmpeg
-from prefect_renderfarm.deployments.farm import PREFECT, Farm
+from prefect_renderfarm.deployments.farm import Farm
 from prefect_renderfarm.flows import RenderJob, plan_job
 
 FRAMES, FPS, CHUNKS, RATE = 240, 24, 10, 48_000
@@ -53,39 +53,6 @@ def demo_job() -> RenderJob:
     )
 
 
-def submit(farm: Farm, job_file: Path, film: Path) -> None:
-    """Submit the job on the command line, wait for its end, print who ran its two flows."""
-    parameters = {
-        "job": job_file,
-        "adapter": "local-adapter/default",
-        "stitcher": "remux-stitcher/lossless-sound",
-        "output_file": film,
-        "merge_deployment": "merge-job/local",
-    }
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-    command = [*PREFECT, "deployment", "run", "render-job/cloud", *words, "--watch"]
-    print("$ prefect", *command[3:], flush=True)
-    done = subprocess.run(command, env=farm.environment(), check=False)
-    if done.returncode != 0 or not film.exists():
-        raise SystemExit(f"the demo failed: see {farm.state / 'worker-cloud.log'}")
-    with SyncPrefectClient(farm.api_url) as client:
-        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
-    for run in reversed(runs):
-        worker, state = run.labels.get("prefect.worker.name"), run.state and run.state.name
-        print(f"{run.name}: {state}, by worker {worker} of work pool {run.work_pool_name}")
-
-
-def check_film(film: Path) -> None:
-    """Decode the film and count its frames and samples."""
-    with open_media(str(film)) as media:
-        frames = sum(1 for _ in media.decode(video=0))
-        media.seek(0)
-        samples = sum(frame.samples for frame in media.decode(audio=0))
-    if (frames, samples) != (FRAMES, FRAMES * RATE // FPS):
-        raise SystemExit(f"the film has {frames} frames and {samples} samples: something is wrong")
-    print(f"{frames} frames, {samples} samples, {film.stat().st_size:,} bytes")
-
-
 def main() -> None:
     """Run the demo."""
     folder, film = Path("out/demo").absolute(), Path("out/demo.mp4").absolute()
@@ -93,6 +60,7 @@ def main() -> None:
     film.unlink(missing_ok=True)
     job_file = folder / "demo.json"
     job_file.write_text(demo_job().to_json(), encoding="utf-8")
+    words = ["render", str(job_file), "-o", str(film), "--stitcher", "lossless-sound"]
     farm = Farm(Path(".farm"))
     started_here = not farm.running()
     try:
@@ -100,12 +68,18 @@ def main() -> None:
             print("starting a farm: server, two work pools, two workers …", flush=True)
             farm.up()
         print(f"UI: {farm.api_url.removesuffix('/api')}", flush=True)
-        submit(farm, job_file, film)
+        print("$ renderfarm", *words, flush=True)
+        command = [sys.executable, "-m", "prefect_renderfarm.deployments.cli", *words]
+        if subprocess.run(command, env=farm.environment(), check=False).returncode != 0:
+            raise SystemExit(f"the demo failed: see {farm.state / 'worker-cloud.log'}")
+        with SyncPrefectClient(farm.api_url) as client:
+            runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=2)
     finally:
         if started_here:
             farm.down()
-    check_film(film)
-    print(f"film: {film.relative_to(Path.cwd())}")
+    for run in reversed(runs):
+        worker, state = run.labels.get("prefect.worker.name"), run.state and run.state.name
+        print(f"{run.name}: {state}, by worker {worker} of work pool {run.work_pool_name}")
 
 
 if __name__ == "__main__":

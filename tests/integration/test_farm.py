@@ -86,10 +86,9 @@ def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
     """What was started is ended with its children; what was not is left alone."""
     processes = ProcessFile(tmp_path / "processes.json")
     bystander = psutil.Popen(SLEEP)
-    log = tmp_path / "log"
+    log = tmp_path / "tree.log"
     try:
-        environment = dict(os.environ)
-        processes.start("tree", PARENT, cwd=tmp_path, log=log, environment=environment)
+        processes.start("tree", PARENT, tmp_path, dict(os.environ))
         wait_for(lambda: log.read_text().strip() != "")
         parent = processes.find("tree")
         assert parent is not None
