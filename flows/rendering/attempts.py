@@ -8,6 +8,7 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -107,14 +108,12 @@ class Failures:
 
     def __post_init__(self) -> None:
         self._all: list[FailedAttempt] = []
-        self._known: set[tuple[int, str, str]] = set()
         self._lock = threading.Lock()
 
     @property
     def all(self) -> tuple[FailedAttempt, ...]:
         """The failed attempts, in the order in which they failed."""
-        with self._lock:
-            return tuple(self._all)
+        return tuple(self._all)
 
     def add(self, chunk: int, attempt: int, seconds: float, error: Exception) -> None:
         """Record a failed attempt. Raises: RepeatedFault, TooManyFailures."""
@@ -126,9 +125,9 @@ class Failures:
             chunk=chunk, attempt=attempt, seconds=seconds, kind=kind, message=message,
             worker=worker, output=output[-_KEPT_CHARACTERS:], ended_at=datetime.now(UTC),
         )  # fmt: skip
+        fault = (chunk, kind, message)
         with self._lock:
-            repeated = (chunk, kind, message) in self._known
-            self._known.add((chunk, kind, message))
+            repeated = any((one.chunk, one.kind, one.message) == fault for one in self._all)
             self._all.append(failed)
             if len(self._all) > _KEPT_OUTPUTS:  # a report of thousands would have 2 kB of each
                 old = self._all[-1 - _KEPT_OUTPUTS]
@@ -141,8 +140,7 @@ class Failures:
 
     def take(self, others: Iterable[FailedAttempt]) -> None:
         """Record failed attempts of a run that this one has started."""
-        with self._lock:
-            self._all.extend(others)
+        self._all.extend(others)
 
     def check(self) -> None:
         """Raise TooManyFailures if the job has had more failed attempts than it may have."""
@@ -201,12 +199,10 @@ class RunningAttempt:
     known_as_slow: bool = False
 
     def __post_init__(self) -> None:
-        self._stop = threading.Event()
+        self._stop, self._second_stop = threading.Event(), threading.Event()
         self._started = time.monotonic()
         self._why = ""
-        self._second: threading.Thread | None = None
-        self._second_stop = threading.Event()
-        self._second_result: ChunkResult | None = None
+        self._second: Future[ChunkResult] | None = None
         self._context = contextvars.copy_context()  # made here, where the run's logger is known
 
     @property
@@ -224,10 +220,8 @@ class RunningAttempt:
             stopped = isinstance(error, WorkStopped)
             if stopped and self._job_stop.is_set():
                 raise
-            if self._second is not None:
-                self._second.join()
-                if self._second_result is not None:
-                    return self._second_result
+            if self._second is not None and self._second.exception() is None:
+                return self._second.result()
             if stopped:
                 raise CommandTimeout(f"chunk {self.chunk.id}: {self._why}") from None
             raise
@@ -246,15 +240,16 @@ class RunningAttempt:
 
     def duplicate(self) -> None:
         """Begin a second attempt at the chunk; the first to be done counts."""
+        self._second = Future()
         run, name = self._context.run, f"second attempt at chunk {self.chunk.id}"
-        self._second = threading.Thread(
-            target=run, args=(self._run_second,), name=name, daemon=True
-        )
-        self._second.start()
+        threading.Thread(
+            target=run, args=(self._run_second, self._second), name=name, daemon=True
+        ).start()
 
-    def _run_second(self) -> None:
+    def _run_second(self, second: Future[ChunkResult]) -> None:
         try:
-            self._second_result = self._run(self.chunk, self._second_stop)
-        except Exception:  # the first one goes on, and says how it ends
-            return
-        self._stop.set()
+            second.set_result(self._run(self.chunk, self._second_stop))
+        except BaseException as error:  # the first one goes on, and says how it ends
+            second.set_exception(error)
+        else:
+            self._stop.set()

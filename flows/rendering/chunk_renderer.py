@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from prefect import task
@@ -48,19 +46,11 @@ from prefect_renderfarm.flows.rendering.attempts import (
     Failures,
     RunningAttempt,
     SlowChunks,
-    Timings,
     worth_another_attempt,
 )
+from prefect_renderfarm.flows.rendering.base import Rendering, done_line
 from prefect_renderfarm.flows.rendering.pool import ChunkRuns
-from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
-from prefect_renderfarm.flows.runs.page import Snapshot
-from prefect_renderfarm.flows.runs.report import showing_progress
-from prefect_renderfarm.flows.state.finished import (
-    Consistency,
-    Eta,
-    finished_chunks,
-    progress_note,
-)
+from prefect_renderfarm.flows.state.finished import finished_chunks
 from prefect_renderfarm.flows.state.job_lock import JobLock
 from prefect_renderfarm.flows.state.job_state import JobState
 
@@ -83,7 +73,7 @@ def plan_rendering(
     lock: JobLock | None,
     force: bool,
     fresh: bool,
-) -> ChunkRenderer | ChunkRuns:
+) -> Rendering:
     """Return what renders the chunks that are not done: by task runs here, or by flow runs.
 
     The job's inputs digest must be known. `fresh`: no other run can have rendered a chunk.
@@ -91,50 +81,25 @@ def plan_rendering(
     done = {}
     if lock is not None or not fresh:  # who has started this run has looked
         done = finished_chunks(state, chunks, rules, force=force, others=lock is not None)
-    if isinstance(adapter, WorkPoolAdapter):
-        most = min(adapter.max_runs, math.ceil(width / adapter.chunks_at_once))
-        known = DoneChunks(state, chunks, rules, attempts.retries, done)
-        return ChunkRuns(known, adapter, attempts, failures, most, fresh)
-    return ChunkRenderer(
-        state, adapter, rules, attempts, done, failures, lock, chunks, width, fresh
-    )
+    kind: type[Rendering] = ChunkRuns if isinstance(adapter, WorkPoolAdapter) else ChunkRenderer
+    return kind(state, adapter, rules, attempts, done, failures, chunks, width, lock, fresh)
 
 
-@dataclass(eq=False)
-class ChunkRenderer:
-    """Renders chunks of one job, `width` at once; safe to use from several threads."""
-
-    state: JobState
-    adapter: WorkerAdapter
-    rules: ChunkRules = ChunkRules()  # noqa: RUF009 -- frozen
-    attempts: Attempts = Attempts()  # noqa: RUF009 -- frozen
-    done: dict[int, ChunkResult] = field(default_factory=dict)  # at first those of earlier runs
-    failures: Failures = field(default_factory=Failures)
-    lock: JobLock | None = None  # the job lock; None: the run that started this one holds it
-    chunks: Sequence[Chunk] = ()
-    width: int = 1
-    fresh: bool = False  # no other run can have rendered one of the chunks
-    failure: Exception | None = field(default=None, init=False)  # why the job is given up
+class ChunkRenderer(Rendering):
+    """Renders chunks by task runs in threads here; safe to use from several threads."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.failure: Exception | None = None  # why the job is given up
         self._stop = threading.Event()
         self._running: dict[int, RunningAttempt] = {}
-        self._slow: dict[int, str] = {}  # in what a chunk is, or was, slow
-        self.reused = frozenset(self.done)
         self._key = self.state.job.key  # it takes the whole spec
-        self._asked: set[int] = set()  # chunks that were begun, by their ids
-        self._own_times = Timings()
-        self._seconds = [result.seconds for result in self.done.values()]
         self._reader = ChunkReader(self.rules.verify)
         self._indices = {chunk.id: index for index, chunk in enumerate(self.state.job.chunks)}
-        self._consistency = Consistency(self.rules, self.done.values())
 
     def render_all(self) -> list[ChunkResult]:
-        """Render the chunks that are not done by task runs; return all in their order.
-
-        When the last attempt at one fails, the rest is stopped and its error raised.
-        """
-        left = [chunk for chunk in self.chunks if chunk.id not in self.done]
+        """See `Rendering`."""
+        left = self.left
         # The run that started this one has others, whose task runs count, too.
         whole = left if self.lock else self.state.job.chunks
         if len(whole) <= MAX_TASK_RUNS:
@@ -142,11 +107,9 @@ class ChunkRenderer:
         else:  # as many as run at once; each takes the next chunk that is left when it is free
             rest, count = iter(left), min(self.width, MAX_TASK_RUNS, len(left))
             batches = [ChunkBatch(f"chunks, {n + 1} of {count}", rest, self) for n in range(count)]
-        note = partial(progress_note, self.eta, self.width)
-        progress = showing_progress(len(self.chunks), "chunks rendered", note)
         pool: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=self.width)
         # Leaving the pool waits for what runs in it: so stop that first, whatever the reason.
-        with pool as runner, progress as show, self.working():
+        with pool as runner, self._showing_progress() as show, self.working():
             futures: Any = runner.map(render_chunk, {"batch": batches})
             for future in as_completed(list(futures)):
                 future.wait()  # only then is its state the final one, not the server's latest
@@ -189,17 +152,6 @@ class ChunkRenderer:
             if self._stop.wait(pause):
                 raise WorkStopped(f"chunk {chunk.id}: not tried again, because its job was stopped")
 
-    def eta(self) -> Eta:
-        """Return when the rendering will be done."""
-        running = self._ages()
-        waiting = len(self.state.job.chunks) - len(self._seconds) - len(running)
-        return Eta(self._seconds, list(running.values()), waiting)
-
-    def snapshot(self) -> Snapshot:
-        """Return how far the rendering is; from any thread."""
-        done, running = dict(self.done), self._ages()
-        return Snapshot(done, self.reused, running, self.failures.all, dict(self._slow))
-
     def _ages(self) -> dict[int, float]:
         return {number: attempt.age for number, attempt in list(self._running.items())}
 
@@ -209,9 +161,7 @@ class ChunkRenderer:
         if self.lock is not None:
             self.lock.ensure(self._stop)
         result = self._published(chunk) or self._attempt(chunk, number)
-        self.done[chunk.id] = result = result.slim()
-        self._own_times.add(result)
-        self._seconds.append(result.seconds)
+        self._count(result)
         self._consistency.check_film()  # here, so that no chunk is rendered in vain
         return result
 
@@ -219,12 +169,12 @@ class ChunkRenderer:
         attempt = RunningAttempt(chunk, self._run, self._stop)
         self._running[chunk.id] = attempt
         try:
-            self._clear(chunk)
+            self.state.drop_chunk(chunk)
             try:
                 result = attempt.run()
                 self._require_fit(chunk, result)
             except BaseException:
-                self._clear(chunk)
+                self.state.drop_chunk(chunk)
                 raise
         except Exception as error:
             self.failures.add(chunk.id, number, attempt.age, error)
@@ -253,15 +203,22 @@ class ChunkRenderer:
 
     def _run(self, chunk: Chunk, stop: threading.Event) -> ChunkResult:
         """Run a chunk's command and have its file checked, here or by a worker with the storage."""
+        plan = PlannedChunk(
+            chunk_id=chunk.id, identity=self.state.identity(chunk), start_frame=chunk.start_frame,
+            frame_count=chunk.frame_count, output_file=chunk.output_file,
+            fps=str(self.state.job.metadata.rate), thumbnail=self.state.shows(chunk),
+        )  # fmt: skip
         if (block := self.state.block) is None:
-            done, cost = self._run_in_job_folder(chunk, stop)
+            done, cost = self._run_in_job_folder(chunk, plan, stop)
         else:
-            done, cost = self._run_through_storage(chunk, block, stop)
+            done, cost = self._run_through_storage(chunk, plan, block, stop)
         return done.model_copy(
             update={"billed_seconds": cost.billed_seconds, "memory_mb": cost.memory_mb}
         )
 
-    def _run_in_job_folder(self, chunk: Chunk, stop: threading.Event) -> _Rendered:
+    def _run_in_job_folder(
+        self, chunk: Chunk, plan: PlannedChunk, stop: threading.Event
+    ) -> _Rendered:
         started = time.monotonic()
         name = f"chunk {chunk.id}"
         result = self.adapter.execute(
@@ -271,39 +228,31 @@ class ChunkRenderer:
             )
         )  # fmt: skip
         result.require_success(name)
-        plan, path = self._plan(chunk), self.state.chunk_file(chunk)
+        path = self.state.chunk_file(chunk)
         return measure(plan, path, self._reader, result.worker, started), result
 
-    def _plan(self, chunk: Chunk) -> PlannedChunk:
-        return PlannedChunk(
-            chunk_id=chunk.id, identity=self.state.identity(chunk), start_frame=chunk.start_frame,
-            frame_count=chunk.frame_count, output_file=chunk.output_file,
-            fps=str(self.state.job.metadata.rate), thumbnail=self.state.shows(chunk),
-        )  # fmt: skip
-
     def _run_through_storage(
-        self, chunk: Chunk, block: ObjectStorageBlock, stop: threading.Event
+        self, chunk: Chunk, plan: PlannedChunk, block: ObjectStorageBlock, stop: threading.Event
     ) -> _Rendered:
         name, job = f"chunk {chunk.id}", self.state.job
         request = ChunkRequest(
-            **self._plan(chunk).model_dump(), job=job.title, key=self._key,
-            index=self._indices[chunk.id], command=chunk.command, verify=self.rules.verify,
-            timeout=self.attempts.timeout, storage=StorageAddress.of(block),
-            assets=self.state.assets, fresh=self._is_fresh(chunk),
+            **plan.model_dump(), job=job.title, key=self._key, index=self._indices[chunk.id],
+            command=chunk.command, verify=self.rules.verify, timeout=self.attempts.timeout,
+            storage=StorageAddress.of(block), assets=self.state.assets,
+            fresh=self._begin([chunk.id]),
         )  # fmt: skip
         cost = WorkerResult(exit_code=0)
         try:
             cost = self.adapter.render(request, block, stop)
             cost.require_success(name)
+            done = parse_manifest(cost.manifest)
         except (WorkerError, StorageError) as error:
             done = None if isinstance(error, FatalWorkerError) else self.state.manifest(chunk)
             if done is None:
                 raise
             run_log().warning("%s: done, though its answer was lost: %s", name, error)
-        else:
-            done = parse_manifest(cost.manifest)
-            if done is None or (done.id, done.identity) != (chunk.id, request.identity):
-                done = self.state.manifest(chunk)
+        if done is None or (done.id, done.identity) != (chunk.id, request.identity):
+            done = self.state.manifest(chunk)
         if done is None:
             raise ChunkFileError(
                 f"{name}: its worker says that it is done, but its manifest is not in the "
@@ -311,38 +260,15 @@ class ChunkRenderer:
             )
         return done, cost
 
-    def _is_fresh(self, chunk: Chunk) -> bool:
-        """Return whether nobody can have rendered a chunk: this is the first attempt at it."""
-        fresh = self.fresh and chunk.id not in self._asked
-        self._asked.add(chunk.id)
-        return fresh and (self.lock is None or self.lock.first)
-
-    def _clear(self, chunk: Chunk) -> None:
-        """Leave nothing half-written in a shared folder; a storage holds whole chunks only."""
-        if self.state.block is None:
-            self.state.drop_chunk(chunk)
-
-    def _require_fit(self, chunk: Chunk, result: ChunkResult) -> None:
-        """Refuse a chunk whose file does not fit the others; it no longer counts as done."""
-        try:
-            self._consistency.check(result)
-        except ChunkFileError:
-            try:
-                self.state.forget_chunks([chunk])
-            except StorageError as error:
-                run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
-            raise
-
     def _stop_all(self) -> None:
         self._stop.set()
         for attempt in list(self._running.values()):
             attempt.stop()
 
     def _look_for_slow_chunks(self) -> None:
-        times = self._own_times
         for attempt in list(self._running.values()):
             chunk = attempt.chunk
-            slow = self.attempts.slowness(chunk.frame_count, attempt.age, times)
+            slow = self.attempts.slowness(chunk.frame_count, attempt.age, self.own_times)
             if slow is None or attempt.known_as_slow:
                 continue
             attempt.known_as_slow = True
@@ -391,11 +317,7 @@ class ChunkBatch:
         logged_at = -math.inf
         try:
             for chunk in self.chunks:
-                result = self.renderer.render(chunk)
-                lines.append(
-                    f"chunk {chunk.id}: frames {chunk.start_frame}-{chunk.end_frame - 1} done in "
-                    f"{result.seconds:.1f} s, {result.size:,} bytes"
-                )
+                lines.append(done_line(chunk, self.renderer.render(chunk)))
                 if time.monotonic() - logged_at >= _SECONDS_BETWEEN_ENTRIES:
                     run_log().info("%s", "\n".join(lines))
                     lines.clear()

@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Scheduled
@@ -23,6 +22,7 @@ from prefect.states import Scheduled
 from prefect_renderfarm.blocks.adapters.remote import WorkerFailure
 from prefect_renderfarm.blocks.adapters.work_pool import WorkPoolAdapter
 from prefect_renderfarm.blocks.errors import (
+    ChunkFileError,
     SetupError,
     StorageError,
     StorageRefused,
@@ -42,18 +42,12 @@ from prefect_renderfarm.blocks.runtime.run_events import run_events
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.parameters import reference
-from prefect_renderfarm.flows.rendering.attempts import (
-    Attempts,
-    Failures,
-    SlowChunks,
-)
-from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue, DoneChunks
+from prefect_renderfarm.flows.rendering.attempts import SlowChunks
+from prefect_renderfarm.flows.rendering.base import Rendering, done_line
+from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue
 from prefect_renderfarm.flows.runs.failure import failure_of
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
-from prefect_renderfarm.flows.runs.page import Snapshot
-from prefect_renderfarm.flows.runs.report import showing_progress
 from prefect_renderfarm.flows.runs.waiting import telling_why_runs_wait
-from prefect_renderfarm.flows.state.finished import Eta, progress_note
 from prefect_renderfarm.flows.state.job_state import RunNotes
 
 # How often the server is asked how the runs are, where it does not tell by itself.
@@ -100,12 +94,6 @@ class BatchRun:
         return self.run.state or Scheduled()
 
     @property
-    def begun(self) -> bool:
-        """Whether a worker has taken the run."""
-        started = self.run.start_time is not None
-        return started or self.state.is_pending() or self.state.is_running()
-
-    @property
     def silence(self) -> float:
         """Seconds since the run began, or since the last one of its chunks was done."""
         return time.monotonic() - self._news_at
@@ -142,35 +130,32 @@ class BatchRun:
             declare_crashed(self.run.id, reason)
 
 
-@dataclass(eq=False)
-class ChunkRuns:
-    """Renders chunks of one job by flow runs, `width` at once, each with these attempts at a chunk.
+class ChunkRuns(Rendering):
+    """Renders chunks by flow runs on a work pool.
 
     A storage that is not saved is refused with SetupError: other machines could not load it.
     """
 
-    done: DoneChunks
     adapter: WorkPoolAdapter
-    attempts: Attempts
-    failures: Failures
-    width: int
-    fresh: bool = False  # no earlier run can have rendered one of the chunks
 
     def __post_init__(self) -> None:
-        self.state, self.chunks, self.reused = self.done.state, self.done.chunks, self.done.reused
+        super().__post_init__()
         state, adapter = self.state, self.adapter
-        given: dict[str, Any] = {"inputs": state.inputs, "verify": self.done.rules.verify.value}
-        given |= {"adapter": adapter.worker_adapter, "concurrency": adapter.chunks_at_once}
+        self._parameters = self.attempts.parameters() | {
+            "inputs": state.inputs, "verify": self.rules.verify.value,
+            "adapter": adapter.worker_adapter, "concurrency": adapter.chunks_at_once,
+        }  # fmt: skip
         if state.block is None:
-            given |= {"job": str(state.job_file), "job_dir": str(state.path)}
+            self._parameters |= {"job": str(state.job_file), "job_dir": str(state.path)}
         else:
-            given |= {"job": state.job.key, "storage": reference(state.block, "storage") or ""}
-        self._parameters = self.attempts.parameters() | given
+            storage = reference(state.block, "storage")
+            self._parameters |= {"job": state.job.key, "storage": storage}
+        self._most = min(adapter.max_runs, math.ceil(self.width / adapter.chunks_at_once))
+        self.width = self._most * adapter.chunks_at_once
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
-        self._queue = ChunkQueue(self.done.left, adapter.chunks_per_run, target, self.width)
+        self._queue = ChunkQueue(self.left, adapter.chunks_per_run, target, self._most)
         self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
         self._runs: list[BatchRun] = []
-        self._given: set[int] = set()  # chunks that a run was given, by their ids
         self._copied: set[int] = set()  # chunks that were given out while a slow run had them
         self._requests = 0  # for news of runs that go on
         self._start_seconds = math.inf  # the shortest start of a run
@@ -181,20 +166,7 @@ class ChunkRuns:
         self._wait_for_event: Callable[[float], bool] = lambda _: False
         self._ask_at = 0.0
 
-    def eta(self) -> Eta:
-        """Return when the rendering will be done; from any thread."""
-        finished, running = self.done.times.chunks, self._ages()
-        return Eta(
-            finished, list(running.values()), len(self.chunks) - len(finished) - len(running)
-        )
-
-    def snapshot(self) -> Snapshot:
-        """Return how far the rendering is; from any thread."""
-        done, running = dict(self.done.results), self._ages()
-        return Snapshot(done, self.reused, running, self.failures.all)
-
     def _ages(self) -> dict[int, float]:
-        """Return the seconds since the chunks under way have begun, by id."""
         ages: dict[int, float] = {}
         for run in list(self._runs):
             if run.state.is_running():
@@ -203,20 +175,16 @@ class ChunkRuns:
         return ages
 
     def render_all(self) -> list[ChunkResult]:
-        """Render the chunks that are not done by runs of the deployment; return all in their order.
-
-        When the last attempt at a chunk fails, the other runs are ended and its error raised.
-        """
-        note = partial(progress_note, self.eta, self.width * self.adapter.chunks_at_once)
-        progress = showing_progress(len(self.chunks), "chunks rendered", note)
-        with progress as show, run_events(tag=job_tag(self.state.job)) as self._wait_for_event:
+        """See `Rendering`."""
+        progress, events = self._showing_progress(), run_events(tag=job_tag(self.state.job))
+        with progress as show, events as self._wait_for_event:
             try:
                 self._look()
-                while len(self.done.results) < len(self.chunks):
+                while len(self.done) < len(self.chunks):
                     self._give_out()
                     time.sleep(self.adapter.poll_seconds)
                     self._look()
-                    show(len(self.done.results))
+                    show(len(self.done))
             except BaseException as error:
                 self._end_all()
                 if isinstance(error, Exception):
@@ -228,10 +196,8 @@ class ChunkRuns:
         # A manifest in a storage was written by a worker that knows of one attempt only.
         failed = Counter(attempt.chunk for attempt in self.failures.all)
         results = []
-        for chunk in self.chunks:
-            result = self.done.results[chunk.id]
-            attempts = max(result.attempts, 1 + failed[chunk.id])
-            attempts += self.lost[chunk.id] + self.done.refused[chunk.id]
+        for number, result in ((chunk.id, self.done[chunk.id]) for chunk in self.chunks):
+            attempts = max(result.attempts, 1 + failed[number]) + self.lost[number]
             if attempts != result.attempts:
                 result = result.model_copy(update={"attempts": attempts})
             results.append(result)
@@ -241,10 +207,12 @@ class ChunkRuns:
 
     def _look(self) -> None:
         """See how the runs are and what is done; take back what runs did not do."""
-        states = self._states()
-        for run in self._runs:
-            run.update(states.get(run.run.id))
-            self._start_seconds = min(self._start_seconds, run.start_seconds or math.inf)
+        if self._wait_for_event(0) or time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _ASK_SECONDS
+            try:
+                self._update_runs()
+            except Exception as error:  # what is done is found without the server, too
+                self._warn("the server does not say how the runs are: %s", error)
         notes = {run: self._notes(run) for run in self._runs if run.state.is_final()}
         # After the states: the last chunk of a run that has ended is among them.
         told = [result for each in notes.values() for result in each.done]
@@ -271,8 +239,8 @@ class ChunkRuns:
 
     def _due(self) -> list[BatchRun]:
         """Return runs that go on and may have done a chunk, as many as requests may be spent on."""
-        most = _FIRST_REQUESTS + _NEWS_REQUESTS * len(self.done.results) - self._requests
-        usual = self.done.times.frame if self.done.times.chunks else 0.0
+        most = _FIRST_REQUESTS + _NEWS_REQUESTS * len(self.done) - self._requests
+        usual = self.times.frame if self.times.chunks else 0.0
         due = [
             run
             for run in self._runs
@@ -285,37 +253,67 @@ class ChunkRuns:
         return due
 
     def _see(self, runs: Sequence[BatchRun], told: Sequence[ChunkResult] = ()) -> bool:
-        """See which chunks of some runs are done; return False if the storage does not say."""
-        before = len(self.done.results)
+        """See which chunks of some runs are done; return False if the storage does not say.
+
+        What a run has told of them is not read again.
+        """
+        chunks = [chunk for run in runs for chunk in run.chunks]
+        left = {chunk.id: chunk for chunk in chunks if chunk.id not in self.done}
+        new = [one for one in told if one.id in left]
+        known = {one.id: one for one in new if one.identity == self.state.identity(left[one.id])}
+        before = len(self.done)
+        lines: list[str] = []
+        settled: set[int] = set()
         try:
-            misfits = self.done.look((chunk for run in runs for chunk in run.chunks), told)
+            there = self.state.done(left[number] for number in left.keys() - known.keys())
+            for chunk in left.values():
+                result = known.get(chunk.id)
+                if chunk.id in there:
+                    result = self.state.manifest(chunk)
+                if result is None:
+                    continue
+                try:
+                    self._require_fit(chunk, result)
+                except ChunkFileError as error:
+                    settled.add(chunk.id)
+                    self._queue.give_back([chunk])
+                    self._count_misfit(result, error)
+                else:
+                    settled.add(chunk.id)
+                    self._count(result)
+                    lines.append(done_line(chunk, result))
         except StorageRefused:
             raise
         except StorageError as error:
             self._warn("the storage does not say what is done: %s", error)
             return False
-        self._requests += max(0, len(self.done.results) - before - len(told))
-        done: Collection[int] = self.done.results
-        if misfits:
-            done = {chunk.id for chunk in misfits}.union(done)
-        if misfits or len(self.done.results) > before:
-            for run in self._runs:
-                run.update(None, done)
+        finally:
+            if lines:  # one entry: the server needs longer for many than short chunks take
+                run_log().info("%s", "\n".join(lines))
+            if settled:
+                for run in self._runs:
+                    run.update(None, settled)
+        self._requests += max(0, len(self.done) - before - len(told))
+        self._consistency.check_film()
         for run in runs:
             run.next_look = _PATIENCE_FACTOR * run.silence
-        self._queue.give_back(misfits)
         return True
 
-    def _states(self) -> dict[UUID, FlowRun]:
-        now = time.monotonic()
-        if not self._wait_for_event(0) and now < self._ask_at:
-            return {}
-        self._ask_at = now + _ASK_SECONDS
-        try:
-            return read_runs(run.run.id for run in self._runs)
-        except Exception as error:  # what is done is found without the server, too
-            self._warn("the server does not say how the runs are: %s", error)
-            return {}
+    def _count_misfit(self, result: ChunkResult, error: ChunkFileError) -> None:
+        """Count an attempt whose file does not fit the others; raise if it was the last one."""
+        error.worker = result.worker
+        number = 1 + sum(failed.chunk == result.id for failed in self.failures.all)
+        self.failures.add(result.id, number, result.seconds, error)
+        if number > self.attempts.retries:
+            raise error
+        run_log().warning("%s; it is rendered again", error)
+
+    def _update_runs(self) -> None:
+        """Ask the server how the runs are."""
+        states = read_runs(run.run.id for run in self._runs)
+        for run in self._runs:
+            run.update(states.get(run.run.id))
+            self._start_seconds = min(self._start_seconds, run.start_seconds or math.inf)
 
     def _notes(self, run: BatchRun) -> RunNotes:
         """Return what a run has told; if that cannot be read, it counts as lost."""
@@ -365,36 +363,39 @@ class ChunkRuns:
 
     def _watch(self, run: BatchRun) -> None:
         """Notice a run of which nothing is heard any more."""
-        if not run.begun:
-            return
-        longest = self.done.times.longest or None
-        limit = self.adapter.lost_seconds(longest, starting=not run.state.is_running())
+        running = run.state.is_running()
+        if run.run.start_time is None and not running and not run.state.is_pending():
+            return  # no worker has taken it
+        limit = self.adapter.lost_seconds(self.times.longest or None, starting=not running)
+        if limit is not None and run.silence > limit and not run.lost:
+            self._see([run])
         try:
             if not run.chunks:  # it reports, or still renders what another run did, too
                 if run.duplicated and run.silence > _REPORTING_SECONDS:
                     run.end(_DONE_ELSEWHERE)
-            elif limit is not None and self._is_silent(run, limit):
+            elif limit is not None and run.silence > limit:
                 run.give_up(f"none of its chunks was done for {limit:.0f} s")
         except Exception as error:
             self._warn("a run cannot be ended: %s", error)
-
-    def _is_silent(self, run: BatchRun, seconds: float) -> bool:
-        """Return whether a run was silent for some time, its manifests looked for."""
-        if run.silence > seconds and not run.lost:
-            self._see([run])
-        return run.silence > seconds
 
     # What to do next
 
     def _give_out(self) -> None:
         times = None
-        if len(self.done.times.chunks) >= self.width:  # else the quick ones are most of them
-            times = self.done.times.frame
+        if len(self.times.chunks) >= self._most:  # else the quick ones are most of them
+            times = self.times.frame
         alone = [run for run in self._runs if not run.replaced]
-        ending = [run for run in alone if self._ends_soon(run, times)]
-        ending = ending[: max(0, 2 * self.width - len(self._runs))]
+        ending = [
+            run
+            for run in alone
+            if times is not None
+            and run.seconds_left(times, self.adapter.chunks_at_once)
+            < self._start_seconds
+            < math.inf
+        ]  # that end before their successors have started
+        ending = ending[: max(0, 2 * self._most - len(self._runs))]
         frames = sum(run.frames_left for run in self._runs)
-        for before in [*ending, *[None] * (self.width - len(alone))]:
+        for before in [*ending, *[None] * (self._most - len(alone))]:
             if before is None and not self._queue and (slow := self._slow_run()):
                 slow.duplicated = True
                 run_log().info("run %r is slow: its chunks are given out once more", slow.run.name)
@@ -403,18 +404,11 @@ class ChunkRuns:
             if self._queue:
                 own = before.frames_left if before else 0
                 batch = self._queue.next_batch(times, frames, own)
-                if left := [chunk for chunk in batch if chunk.id not in self.done.results]:
+                if left := [chunk for chunk in batch if chunk.id not in self.done]:
                     self._start(left)
                     frames += sum(chunk.frame_count for chunk in left)
                     if before:
                         before.replaced = True
-
-    def _ends_soon(self, run: BatchRun, frame_seconds: float | None) -> bool:
-        """Return whether a run ends within the time that its successor takes to start."""
-        if frame_seconds is None:
-            return False
-        left = run.seconds_left(frame_seconds, self.adapter.chunks_at_once)
-        return left < self._start_seconds < math.inf
 
     def _slow_run(self) -> BatchRun | None:
         """Return the run that is longest at a slow chunk, if slow chunks are duplicated."""
@@ -425,7 +419,7 @@ class ChunkRuns:
         def is_slow(run: BatchRun) -> bool:
             if not (run.state.is_running() and run.chunks) or run.duplicated or run.lost:
                 return False
-            frames, times = run.chunks[0].frame_count, self.done.own_times
+            frames, times = run.chunks[0].frame_count, self.own_times
             return self.attempts.slowness(frames, run.silence, times) is not None
 
         for run in sorted(filter(is_slow, self._runs), key=lambda run: -run.silence):
@@ -437,9 +431,7 @@ class ChunkRuns:
     def _start(self, chunks: Sequence[Chunk]) -> None:
         """Have the server start a run, once, though its answers may be lost."""
         job, ids, key = self.state.job, [chunk.id for chunk in chunks], uuid4().hex
-        fresh = self.fresh and self._given.isdisjoint(ids)
-        given = self._parameters | {"chunk_ids": ids, "fresh": fresh}
-        self._given.update(ids)
+        given = self._parameters | {"chunk_ids": ids, "fresh": self._begin(ids)}
 
         def ask() -> BatchRun:
             run = start_run(
@@ -466,13 +458,12 @@ class ChunkRuns:
     def _wait_for_ends(self) -> None:
         """Wait for a limited time; an error beside the one that ends the job would help nobody."""
         deadline = time.monotonic() + _LAST_WAIT_SECONDS
-        runs = self._runs
         with suppress(Exception):
-            while time.monotonic() < deadline and not all(run.state.is_final() for run in runs):
+            while time.monotonic() < deadline:
+                if all(run.state.is_final() for run in self._runs):
+                    return
                 self._wait_for_event(_ASK_SECONDS / 2)
-                states = read_runs(run.run.id for run in runs)
-                for run in runs:
-                    run.update(states.get(run.run.id))
+                self._update_runs()
 
     def _warn(self, message: str, *arguments: object) -> None:
         """Log a warning of each kind once."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,14 +14,11 @@ from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows.jobs.spec import Chunk
-from prefect_renderfarm.flows.runs.report import about
 from prefect_renderfarm.flows.state.job_state import JobState
 
 _ASKED_AT_ONCE = 8
 # More reasons than these are not read; how many there are is said in any case.
 _REASONS_TOLD = 20
-# Beyond this the order in which chunks are given out makes no difference to the estimate.
-_MANY = 1000
 
 
 class Consistency:
@@ -120,18 +116,7 @@ class Eta:
             return None
         each = fmean(self.finished)
         left = [max(each - age, 0.0) for age in self.running]
-        if self.waiting > _MANY:
-            return (sum(left) + self.waiting * each) / width
-        ends = left + [0.0] * (width - len(left))
-        heapq.heapify(ends)
-        for _ in range(self.waiting):
-            heapq.heapreplace(ends, ends[0] + each)
-        return max(ends)
-
-
-def progress_note(eta: Callable[[], Eta], width: int) -> str:
-    """Return what a progress bar says beside the number of finished chunks."""
-    now = eta()
-    left = now.seconds_left(width)
-    note = f", {len(now.running):,} running" if now.running else ""
-    return note + (f", about {about(left)} left" if left else "")
+        ends = sorted([*left, *[0.0] * (width - len(left))])  # of the chunks in each place
+        # No place ends more than a chunk after another: they take the rest in turn.
+        rounds, last = divmod(max(self.waiting, 0) - 1, len(ends))
+        return ends[last] + each * (rounds + 1)

@@ -302,10 +302,11 @@ class JobState:
         self.objects.forget({chunk.id: self.identity(chunk) for chunk in chunks})
 
     def drop_chunk(self, chunk: Chunk) -> None:
-        """Remove a chunk's manifest, then its file or its images."""
-        self.forget_chunks([chunk])
-        remove(self.chunk_file(chunk))
-        self._make_folder(chunk)
+        """Leave nothing half-written in a shared folder; a storage holds whole chunks only."""
+        if self.block is None:
+            self.forget_chunks([chunk])
+            remove(self.chunk_file(chunk))
+            self._make_folder(chunk)
 
     def _make_folder(self, chunk: Chunk) -> None:
         """Make the folder that a chunk is written into; an output `frames/1/` is one itself."""

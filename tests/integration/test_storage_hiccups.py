@@ -18,6 +18,7 @@ from tenacity import stop_after_attempt, wait_fixed
 
 from prefect_renderfarm.blocks import (
     AssemblyError,
+    ChunkFileError,
     JobError,
     RenderFarmError,
     SetupError,
@@ -26,15 +27,15 @@ from prefect_renderfarm.blocks import (
     WorkerLost,
     WorkPoolAdapter,
 )
+from prefect_renderfarm.blocks.errors import RepeatedFault
 from prefect_renderfarm.blocks.runtime import repeat as retrying
 from prefect_renderfarm.blocks.storage.bucket import BucketStore
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.blocks.storage.objects import FolderStore
 from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.merge_job import ChunkFetcher
-from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
+from prefect_renderfarm.flows.rendering.attempts import Attempts
 from prefect_renderfarm.flows.rendering.pool import _LEAST_LOST, BatchRun, ChunkRuns
-from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
 from prefect_renderfarm.flows.state.job_state import JobState
 
 AWAY = StorageError("storage 'x' does not answer")
@@ -154,7 +155,7 @@ def failed_run(folder: JobState, **labels: str) -> BatchRun:
     """Return a run of all chunks that has failed."""
     run: Any = SimpleNamespace(
         id=uuid4(), name="chunks", work_pool_name="p", infrastructure_pid="c:" + 64 * "a",
-        state=Failed(message="no route to the storage"), labels=labels,
+        state=Failed(message="no route to the storage"), state_type=None, labels=labels,
     )  # fmt: skip
     return BatchRun(run, list(folder.job.chunks))
 
@@ -168,8 +169,7 @@ def test_unread_error_counts_as_a_lost_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(FolderStore, "read", read)
     folder = away(tmp_path)
     run = failed_run(folder)
-    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
-    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(), Failures(), 1)
+    runs = ChunkRuns(folder, WorkPoolAdapter(), SAME, chunks=folder.job.chunks)
     runs.count_loss(run, runs._notes(run))
     assert runs.lost == {0: 1}
     for _ in range(_LEAST_LOST - 1):
@@ -182,8 +182,7 @@ def test_run_without_a_word_counts_as_lost(tmp_path: Path) -> None:
     """A failed run that wrote no error could not reach the storage: others do its chunks."""
     folder = away(tmp_path)
     run = failed_run(folder)
-    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
-    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(retries=3), Failures(), 1)
+    runs = ChunkRuns(folder, WorkPoolAdapter(), attempts=Attempts(retries=3))
     for _ in range(3):
         runs.count_loss(run, runs._notes(run))
     assert runs.lost == {0: 3}
@@ -197,8 +196,7 @@ def test_run_that_can_only_label_itself(tmp_path: Path, error: type[RenderFarmEr
     """What would end another run, too, ends the job, though it is not in the storage."""
     folder = away(tmp_path)
     run = failed_run(folder, **{"renderfarm.error": error.__name__})
-    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
-    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(retries=3), Failures(), 1)
+    runs = ChunkRuns(folder, WorkPoolAdapter(), attempts=Attempts(retries=3))
     with pytest.raises(error, match=r"^no route to the storage$"):
         runs.count_loss(run, runs._notes(run))
     for lost in ("StorageError", "WorkerLost", "KeyError"):
@@ -212,8 +210,7 @@ def test_run_that_never_began(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     folder = away(tmp_path)
     run = failed_run(folder)
     run.run.state, run.run.start_time = Crashed(message="exit code 1"), None
-    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
-    runs = ChunkRuns(done, WorkPoolAdapter(), Attempts(), Failures(), 1)
+    runs = ChunkRuns(folder, WorkPoolAdapter(), SAME, chunks=folder.job.chunks)
     runs.count_loss(run, runs._notes(run))
     told = "exit code 1 (it never began: what it printed is in the log of its pool's worker)"
     assert told in caplog.text
@@ -226,11 +223,23 @@ def test_what_is_done_is_logged_though_the_next_manifest_is_not_read(
     folder = away(tmp_path, AWAY)
     render(folder, 0, 1)
     folder.troubled = 1
-    done = DoneChunks(folder, folder.job.chunks, SAME, 0, {})
-    with pytest.raises(StorageError), caplog.at_level("INFO"):
-        done.look(folder.job.chunks)
-    assert set(done.results) == {0}
+    runs = ChunkRuns(folder, WorkPoolAdapter(), SAME, chunks=folder.job.chunks)
+    runs._runs = [failed_run(folder)]
+    with caplog.at_level("INFO"):
+        assert not runs._see(runs._runs)
+    assert set(runs.done) == {0}
     assert "chunk 0: frames 0-" in caplog.text
+    assert "the storage does not say what is done: storage 'x' does not answer" in caplog.text
+
+
+def pool_of(folder: JobState, retries: int) -> ChunkRuns:
+    """Return a run that has all chunks of a job, and who waits for it."""
+    attempts = Attempts(retries=retries)
+    runs = ChunkRuns(folder, WorkPoolAdapter(), SAME, attempts, chunks=folder.job.chunks)
+    runs._runs = [failed_run(folder)]
+    while runs._queue:
+        runs._queue.next_batch(None, 0)
+    return runs
 
 
 def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> None:
@@ -238,9 +247,30 @@ def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> 
     folder = away(tmp_path, AWAY, job=one_with_sound())
     render(folder, 0, 1, 2)
     folder.troubled = 2
-    done = DoneChunks(folder, folder.job.chunks, SAME, 1, {})
-    with pytest.raises(StorageError):
-        done.look(folder.job.chunks)
-    assert [chunk.id for chunk in done.look(folder.job.chunks)] == [1]
-    assert done.look(folder.job.chunks) == []
-    assert set(done.results) == {0, 2}
+    runs = pool_of(folder, 1)
+    assert not runs._see(runs._runs)
+    assert [chunk.id for chunk in runs._queue.next_batch(None, 0)] == [1]
+    assert [chunk.id for chunk in runs._runs[0].chunks] == [2]
+    assert runs._see(runs._runs)
+    assert not runs._queue
+    assert set(runs.done) == {0, 2}
+    assert [(one.chunk, one.attempt, one.kind) for one in runs.failures.all] == [
+        (1, 1, "ChunkFileError")
+    ]
+
+
+def test_misfit_of_the_last_attempt_ends_the_job(tmp_path: Path) -> None:
+    """A chunk that does not fit the others has as many attempts as any other fault."""
+    folder = away(tmp_path, job=one_with_sound())
+    render(folder, 0, 1, 2)
+    runs = pool_of(folder, 0)
+    with pytest.raises(ChunkFileError, match=r"chunk 1: .* differs from that of chunk 0"):
+        runs._see(runs._runs)
+    assert folder.done(folder.job.chunks) == {0, 2}
+    render(folder, 1)
+    runs = pool_of(folder, 5)
+    runs._see(runs._runs)
+    render(folder, 1)
+    runs._runs = [failed_run(folder)]
+    with pytest.raises(RepeatedFault, match="for the second time"):
+        runs._see(runs._runs)

@@ -38,8 +38,7 @@ from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
 from prefect_renderfarm.flows import RenderJob, plan_job
 from prefect_renderfarm.flows.rendering import pool
-from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures, SlowChunks
-from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
+from prefect_renderfarm.flows.rendering.attempts import Attempts, SlowChunks
 from prefect_renderfarm.flows.state.job_state import JobState
 
 Parameters = ParamSpec("Parameters")
@@ -384,8 +383,10 @@ def render_by_pool(
     machines = VirtualPool(Clock(), storage, state, times, width)
     machines.stand_in(replace)
     attempts = Attempts(retries=5, slow_factor=5.0, slow_chunks=slow)
-    known = DoneChunks(state, state.job.chunks, ChunkRules(uniform=True), attempts.retries, {})
-    runs = pool.ChunkRuns(known, WorkPoolAdapter(), attempts, Failures(), width, fresh=True)
+    runs = pool.ChunkRuns(
+        state, WorkPoolAdapter(max_runs=width), ChunkRules(uniform=True), attempts,
+        chunks=state.job.chunks, width=width, fresh=True,
+    )  # fmt: skip
     return machines, runs.render_all()
 
 

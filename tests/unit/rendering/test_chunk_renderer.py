@@ -117,7 +117,7 @@ def test_a_slow_chunk_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     how = Attempts(slow_factor=2.0, slow_chunks=SlowChunks.END)
     renderer = ChunkRenderer(prepared(tmp_path, job), Hanging(), attempts=how)
     for _ in range(3):
-        renderer._own_times.add(RESULT)
+        renderer.own_times.add(RESULT)
     with (
         renderer.working(),
         pytest.raises(CommandTimeout, match=r"^chunk 0: ended after .*2 times as long"),

@@ -16,9 +16,7 @@ from shared_jobs import SAME, prepared, render
 
 from prefect_renderfarm.blocks import WorkPoolAdapter
 from prefect_renderfarm.flows.jobs.spec import Chunk
-from prefect_renderfarm.flows.rendering.attempts import Attempts, Failures
 from prefect_renderfarm.flows.rendering.pool import BatchRun, ChunkRuns
-from prefect_renderfarm.flows.rendering.pool_chunks import DoneChunks
 
 
 def test_time_that_a_run_still_needs() -> None:
@@ -55,9 +53,8 @@ def runs(tmp_path: Path) -> ChunkRuns:
     render(state, 0)
     first = state.manifest(state.job.chunks[0])
     known = {n: first.model_copy(update={"id": n, "seconds": 10.0}) for n in (0, 11)}
-    done = DoneChunks(state, state.job.chunks, SAME, 0, known)
     adapter = WorkPoolAdapter(chunks_per_run=2)
-    return ChunkRuns(done, adapter, Attempts(), Failures(), 2)
+    return ChunkRuns(state, adapter, SAME, done=known, chunks=state.job.chunks, width=2)
 
 
 def started(runs: ChunkRuns, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:

@@ -17,7 +17,11 @@ from prefect_renderfarm.flows.state.finished import Eta
         (Eta([10], [4, 7], 1), 2, 13),  # begins where the first place is free
         (Eta([10], [4, 7], 3), 2, 23),
         (Eta([10], [], 3), 2, 20),
-        (Eta([10], [5], 2000), 10, 2000.5),
+        (Eta([10], [5], 2000), 10, 2005),
+        (Eta([10], [5], 1999), 10, 2000),
+        (Eta([10], [2, 5, 9], 2), 3, 15),
+        (Eta([10], [0, 5, 9], 4), 2, 21),
+        (Eta([10], [4, 7], -1), 2, 6),  # one that has ended just now
     ],
 )
 def test_seconds_left(eta: Eta, width: int, seconds: float | None) -> None:
