@@ -189,9 +189,8 @@ class ChunkRenderer(Rendering):
 
     def _published(self, chunk: Chunk) -> ChunkResult | None:
         """Return what another run did while this one was halted, if it is whole and fits."""
-        if self.state.block is not None:
-            return None  # the worker looks itself
-        result = self.state.manifest(chunk)
+        # Through a storage the worker looks itself.
+        result = self.state.manifest(chunk) if self.state.block is None else None
         if result is None or self.state.faults([result]):
             return None
         try:

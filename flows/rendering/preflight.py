@@ -86,27 +86,23 @@ def job_slot(adapter: WorkerAdapter) -> Iterator[None]:
     it says once a minute for whom.
     """
     limit = adapter.shared_limit()
+    with ExitStack() as held:
 
-    def take() -> ExitStack:
-        with ExitStack() as stack:
+        def take() -> None:
             # By default a strict limit ends a job when the server is away at a renewal.
             slot = concurrency(
                 limit or "", strict=True, timeout_seconds=_TELL_SECONDS,
                 lease_duration=_LEASE_SECONDS, raise_on_lease_renewal_failure=False,
             )  # fmt: skip
-            stack.enter_context(slot)
-            return stack.pop_all()
+            held.enter_context(slot)
 
-    while limit is not None:
-        try:
-            held = retry(take, f"a slot of limit {limit!r}", seconds=SERVER_AWAY_SECONDS)
-        except TimeoutError:
-            run_log().warning("waiting for a slot of limit %r: %s", limit, _slots_of(limit))
-            continue
-        with held:
-            yield
-        return
-    yield
+        while limit is not None:
+            try:
+                retry(take, f"a slot of limit {limit!r}", seconds=SERVER_AWAY_SECONDS)
+                break
+            except TimeoutError:
+                run_log().warning("waiting for a slot of limit %r: %s", limit, _slots_of(limit))
+        yield
 
 
 def _slots_of(limit: str) -> str:

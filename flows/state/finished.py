@@ -88,13 +88,15 @@ def finished_chunks(
     consistency.check_film()
     kept = {number: result for number, result in found.items() if number not in reasons}
     state.forget_chunks(chunk for chunk in chunks if chunk.id in reasons)
-    log = run_log()
-    for number in sorted(reasons)[:_REASONS_TOLD]:
-        log.info("chunk %s is rendered again: %s", number, reasons[number])
+    told = [f"chunk {n} is rendered again: {reasons[n]}" for n in sorted(reasons)[:_REASONS_TOLD]]
     if len(reasons) > _REASONS_TOLD:
-        log.info("so are %d more chunks", len(reasons) - _REASONS_TOLD)
+        told.append(f"so are {len(reasons) - _REASONS_TOLD} more chunks")
+    if told:
+        run_log().info("%s", "\n".join(told))
     if kept:
-        log.info("%d of %d chunks are done already, by an earlier run", len(kept), len(chunks))
+        run_log().info(
+            "%d of %d chunks are done already, by an earlier run", len(kept), len(chunks)
+        )
     return kept
 
 

@@ -285,15 +285,12 @@ class StorageLock(JobLock):
         self.first = number == 0
         self.previous = record if record and not record.released else None
         with suppress(StorageError, SetupError):
-            jobs.delete(_NAME.format(old) for old in self._numbers() if old < number)
+            jobs.delete(name for name in jobs.names(_LOCK) if name < _NAME.format(number))
         return None
 
-    def _numbers(self) -> list[int]:
-        stems = [Path(name).stem for name in self._state.objects.names(_LOCK)]
-        return [int(stem) for stem in stems if stem.isdecimal()]
-
     def _highest(self) -> int:
-        return max(self._numbers(), default=0)
+        stems = [Path(name).stem for name in self._state.objects.names(_LOCK)]
+        return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
     def _is_dead(self, number: int, record: LockRecord) -> bool:
         """Return whether a holder has ended, or has been silent for too long."""

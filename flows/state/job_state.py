@@ -54,14 +54,7 @@ from prefect_renderfarm.flows.parameters import load_storage
 from prefect_renderfarm.flows.results import FailedAttempt, MergeReport, RenderReport
 from prefect_renderfarm.flows.state.identity import chunk_identity, inputs_digest
 
-_MOST_THUMBNAILS = 48
-
-
-def shown_chunks(job: RenderJob) -> frozenset[int]:
-    """Return the ids of the chunks that a contact sheet shows: 48 at most, evenly spread."""
-    count = len(job.chunks)
-    most = min(count, _MOST_THUMBNAILS)
-    return frozenset(job.chunks[number * count // most].id for number in range(most))
+_MOST_THUMBNAILS = 48  # of the contact sheet, evenly spread
 
 
 class RunNotes(BaseModel, frozen=True):
@@ -96,7 +89,9 @@ class JobState:
         track = Path(job.audio_track or "none").name
         self._track_copy = self.records / "track" / track
         self._track_key = f"{self.objects.root}/track/{track}"
-        self._shown = shown_chunks(job)
+        count = len(job.chunks)
+        most = min(count, _MOST_THUMBNAILS)
+        self._shown = frozenset(job.chunks[number * count // most].id for number in range(most))
         self.inputs = ""  # the digest; empty: chunks with any cache key count as done
         self._retry_known = True
 
