@@ -44,7 +44,7 @@ from prefect_renderfarm.flows.jobs.spec import Chunk
 from prefect_renderfarm.flows.parameters import reference
 from prefect_renderfarm.flows.rendering.attempts import SlowChunks
 from prefect_renderfarm.flows.rendering.base import Rendering, done_line
-from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue
+from prefect_renderfarm.flows.rendering.chunk_queue import ChunkQueue
 from prefect_renderfarm.flows.runs.failure import failure_of
 from prefect_renderfarm.flows.runs.names import batch_name, job_tag
 from prefect_renderfarm.flows.runs.waiting import telling_why_runs_wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs import small_job
 
-from prefect_renderfarm.flows.rendering.pool_chunks import ChunkQueue
+from prefect_renderfarm.flows.rendering.chunk_queue import ChunkQueue
 from prefect_renderfarm.flows.runs.names import batch_name
 
 
