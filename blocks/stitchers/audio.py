@@ -336,10 +336,15 @@ class EncodedAudio(FilmAudio):
             self._decoded.write(self._constant(missing, self._last))
             self._write()
 
+    def _planes(self, frame: Any) -> Sequence[Any]:
+        """Return where a frame's samples are; of eight planar channels PyAV gives one plane more."""
+        planes: Sequence[Any] = frame.planes[: len(self._silence)]
+        return planes
+
     def _constant(self, samples: int, sample: Sequence[bytes]) -> Any:
         """Return audio of one sample, given by its bytes in each plane."""
         frame: Any = av.AudioFrame(*self._format, samples)
-        for plane, each in zip(frame.planes, sample, strict=True):
+        for plane, each in zip(self._planes(frame), sample, strict=True):
             plane.update((each * samples).ljust(plane.buffer_size, b"\0"))
         frame.sample_rate = self.rate
         return frame
@@ -351,9 +356,9 @@ class EncodedAudio(FilmAudio):
     def _write(self) -> None:
         while (ready := min(self._decoded.samples, self.due - self.written, _PACKET_SAMPLES)) > 0:
             frame: Any = self._decoded.read(ready)
-            width = len(self._silence[0])
+            width, planes = len(self._silence[0]), self._planes(frame)
             end = ready * width
-            self._last = [bytes(memoryview(plane)[end - width : end]) for plane in frame.planes]
+            self._last = [bytes(memoryview(plane)[end - width : end]) for plane in planes]
             frame.pts, frame.time_base = self.written, Fraction(1, self.rate)
             self.written += ready
             self._output.mux(self.stream.encode(frame))

@@ -210,6 +210,21 @@ def test_channels_in_an_order_of_their_own(
         make().stitch([plain], tmp_path / "film.mov", fps=FPS)
 
 
+@pytest.mark.parametrize("seconds", [FRAMES / FPS, FRAMES / FPS - 0.0005])
+def test_eight_planes(make: Callable[..., VideoStitcher], seconds: float, tmp_path: Path) -> None:
+    """Of eight planar channels, for which PyAV gives nine planes, all are kept, and extended."""
+    pan = "pan=7.1|" + "|".join(f"c{number}=c0" for number in range(8))
+    eight = ("-af", pan, "-c:a", "aac", "-b:a", "768k")
+    chunks = write_chunks(tmp_path, ".mov", *eight, seconds=seconds, count=2)
+    film = tmp_path / "film.mp4"
+    report = make(audio="encode").stitch(chunks, film, fps=FPS)
+    assert report.audio_samples == 2 * DUE
+    with av.open(str(film)) as container:
+        assert layout_of(next(container.decode(audio=0))) == "7.1"
+    loud = np.abs(heard(film)[SETTLED : DUE - SETTLED].astype(int))
+    assert loud.max() > 10_000
+
+
 # Channels of the chunks; film; the codec to encode with; what happens, by its words.
 LAYOUTS = [
     ("2.1", "film.mkv", None, "the layout 2.1 of its audio's channels"),
