@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -538,11 +538,14 @@ class _Display:
             _tell(self.as_json, f"left: the server still cancels the run; see {self.page}")
             os._exit(130)
 
-        signal.signal(signal.SIGINT, cancel)
+        before = signal.signal(signal.SIGINT, cancel)
         console = Console(soft_wrap=True, highlight=False)
         shown, shown_at, began = "", 0.0, time.monotonic()
         live_line = Live(console=console, auto_refresh=False, transient=True)
-        with live_line as live, run_events(run=self.run.id) as wait:
+        with ExitStack() as stack:
+            stack.callback(signal.signal, signal.SIGINT, before)
+            live = stack.enter_context(live_line)
+            wait = stack.enter_context(run_events(run=self.run.id))
             while True:
                 now = self._look()
                 if console.is_terminal and not self.as_json:

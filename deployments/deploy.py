@@ -25,6 +25,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
 
 import prefect_renderfarm.blocks as blocks
 from prefect_renderfarm.blocks.errors import SetupError
@@ -121,9 +122,16 @@ def _save_samples(target: Target) -> int:
         wanted.append((target.pool, blocks.WorkPoolAdapter()))
     new = 0
     for name, block in wanted:
-        with suppress(ValueError):  # the name is taken
+        try:
             call_sync(block.save, name)
-            new += 1
+        except ValidationError:
+            raise SetupError(
+                f"--pool {name}: its block cannot have that name: give the pool one of lowercase "
+                "letters, digits and dashes"
+            ) from None
+        except ValueError:  # the name is taken
+            continue
+        new += 1
     return new
 
 

@@ -103,6 +103,7 @@ class AssetCache:
                     pass
                 if not path.exists():
                     get(path)
+                break
         # The time of access says what was used last; that of the content stays.
         with suppress(FileNotFoundError):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))

@@ -74,9 +74,11 @@ def read_apart(function: Callable[..., Result], *arguments: Any) -> Result:
                 process.stdin.flush()
                 answer = pickle.load(process.stdout)  # noqa: S301 -- written by this file
         finally:
-            if answer is None:  # or this side no longer waits for it
-                _end(process)
-            _waiting.put(process)
+            try:
+                if answer is None:  # or this side no longer waits for it
+                    _end(process)
+            finally:
+                _waiting.put(process)
         if answer is not None:
             succeeded, value = answer
             if not succeeded:

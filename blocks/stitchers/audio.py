@@ -337,7 +337,7 @@ class EncodedAudio(FilmAudio):
             self._write()
 
     def _planes(self, frame: Any) -> Sequence[Any]:
-        """Return where a frame's samples are; of eight planar channels PyAV gives one plane more."""
+        """Return a frame's planes; of eight planar channels PyAV gives one more."""
         planes: Sequence[Any] = frame.planes[: len(self._silence)]
         return planes
 

@@ -225,8 +225,12 @@ def is_key(text: str) -> bool:
 def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
     """Check every chunk, and that no file of the job conflicts with another. Raises: JobError."""
     files = []
+    previous: int | None = None
     for chunk in chunks:
         name = f"chunk {chunk.id}"
+        if chunk.id == previous:
+            raise JobError(f"{name} is there twice: give every chunk an id of its own")
+        previous = chunk.id
         if chunk.id < 0:
             raise JobError(f"{name} has a negative id: ids count from 0")
         if chunk.frame_count < 1:
@@ -243,8 +247,6 @@ def check_each(chunks: Sequence[Chunk], audio_track: str | None) -> None:
 def _check_ranges(chunks: Sequence[Chunk], total_frames: int) -> None:
     """Check that frame ranges, in order of id, make up the film. Raises: JobError."""
     for previous, chunk in itertools.pairwise(chunks):
-        if chunk.id == previous.id:
-            raise JobError(f"chunk {chunk.id} is there twice: give every chunk an id of its own")
         if chunk.start_frame != (end := previous.end_frame):
             what = "leaves a gap after" if chunk.start_frame > end else "overlaps"
             raise JobError(

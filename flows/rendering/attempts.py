@@ -127,20 +127,23 @@ class Failures:
         )  # fmt: skip
         fault = (chunk, kind, message)
         with self._lock:
-            repeated = any((one.chunk, one.kind, one.message) == fault for one in self._all)
+            repeated = isinstance(error, ChunkFileError) and any(
+                (one.chunk, one.kind, one.message) == fault for one in self._all
+            )
             self._all.append(failed)
             if len(self._all) > _KEPT_OUTPUTS:  # a report of thousands would have 2 kB of each
                 old = self._all[-1 - _KEPT_OUTPUTS]
                 self._all[-1 - _KEPT_OUTPUTS] = old.model_copy(update={"output": ""})
         if self.tell is not None:
             self.tell(self.all)
-        if isinstance(error, ChunkFileError) and repeated:
+        if repeated:
             raise RepeatedFault(f"{error}, for the second time: it is not tried again") from None
         self.check()
 
     def take(self, others: Iterable[FailedAttempt]) -> None:
         """Record failed attempts of a run that this one has started."""
-        self._all.extend(others)
+        with self._lock:
+            self._all.extend(others)
 
     def check(self) -> None:
         """Raise TooManyFailures if the job has had more failed attempts than it may have."""
@@ -169,12 +172,11 @@ class Timings:
     """
 
     def __init__(self, results: Iterable[ChunkResult] = ()) -> None:
-        self.chunks: list[float] = []
-        self.longest = 0.0
-        self._frames: list[float] = []  # in order
+        known = list(results)
+        self.chunks = [result.seconds for result in known]
+        self.longest = max(self.chunks, default=0.0)
+        self._frames = sorted(result.seconds / result.frame_count for result in known)
         self._lock = threading.Lock()
-        for result in results:
-            self.add(result)
 
     def add(self, result: ChunkResult) -> None:
         """Take a chunk that is done."""
@@ -240,11 +242,17 @@ class RunningAttempt:
 
     def duplicate(self) -> None:
         """Begin a second attempt at the chunk; the first to be done counts."""
-        self._second = Future()
+        second: Future[ChunkResult] = Future()
+        self._second = second
         run, name = self._context.run, f"second attempt at chunk {self.chunk.id}"
-        threading.Thread(
-            target=run, args=(self._run_second, self._second), name=name, daemon=True
-        ).start()
+        thread = threading.Thread(
+            target=run, args=(self._run_second, second), name=name, daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many; else the first one would wait for it
+            second.set_exception(error)
+            raise
 
     def _run_second(self, second: Future[ChunkResult]) -> None:
         try:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from prefect_renderfarm.blocks.adapters.base import WorkerAdapter
-from prefect_renderfarm.blocks.errors import ChunkFileError
+from prefect_renderfarm.blocks.errors import ChunkFileError, StorageError
+from prefect_renderfarm.blocks.runtime.prefect_api import run_log
 from prefect_renderfarm.blocks.runtime.repeat import retry
 from prefect_renderfarm.blocks.stitchers.base import ChunkRules
 from prefect_renderfarm.blocks.storage.manifest import ChunkResult
@@ -94,7 +95,10 @@ class Rendering(ABC):
         try:
             self._consistency.check(result)
         except ChunkFileError:
-            retry(partial(self.state.forget_chunks, [chunk]), f"manifest of chunk {chunk.id}")
+            try:
+                retry(partial(self.state.forget_chunks, [chunk]), f"manifest of chunk {chunk.id}")
+            except StorageError as error:
+                run_log().warning("chunk %s: its manifest cannot be withdrawn: %s", chunk.id, error)
             raise
 
     def _count(self, result: ChunkResult) -> None:

@@ -155,6 +155,7 @@ class ChunkRuns(Rendering):
         target = adapter.target_minutes * 60 * adapter.chunks_at_once
         self._queue = ChunkQueue(self.left, adapter.chunks_per_run, target, self._most)
         self.lost: Counter[int] = Counter()  # runs that were lost at each chunk
+        self._misfits: Counter[int] = Counter()  # files of each chunk that did not fit the others
         self._runs: list[BatchRun] = []
         self._copied: set[int] = set()  # chunks that were given out while a slow run had them
         self._requests = 0  # for news of runs that go on
@@ -304,7 +305,8 @@ class ChunkRuns(Rendering):
         error.worker = result.worker
         number = 1 + sum(failed.chunk == result.id for failed in self.failures.all)
         self.failures.add(result.id, number, result.seconds, error)
-        if number > self.attempts.retries:
+        self._misfits[result.id] += 1
+        if self._misfits[result.id] > self.attempts.retries:
             raise error
         run_log().warning("%s; it is rendered again", error)
 

@@ -112,12 +112,12 @@ def _reason(run: FlowRun) -> str:
 def why_no_more_chunks(with_job: bool, *, crashed: bool = True) -> Callable[[], str | None]:
     """Return a function that says why no more chunks come for the current run, or are wanted.
 
-    That is if the run, `with_job` also the one that started it, is cancelled or has ended. It
-    returns None while they run, and while the server does not answer: chunks come without a server,
-    too. The server is asked once in 15 s. `crashed`: a run that the server calls crashed counts; it
-    may be alive, and cut off from the server.
+    That is if the run, or the one that started it, is cancelled; `with_job` also if one has ended.
+    It returns None while they run, and while the server does not answer: chunks come without a
+    server, too. The server is asked once in 15 s. `crashed`: a run that the server calls crashed
+    counts; it may be alive, and cut off from the server.
     """
-    ids = _watched(with_job)
+    ids = _watched(with_job=True)
     log = run_log()
     # With the run's client; a new one would ask for a CSRF token each time.
     context = contextvars.copy_context()
@@ -129,10 +129,11 @@ def why_no_more_chunks(with_job: bool, *, crashed: bool = True) -> Callable[[], 
             return None
         due = time.monotonic() + _ASK_ABOUT_PARENT_SECONDS
         try:
-            return context.copy().run(_reason_to_end, ids, crashed=crashed) or None
+            found = context.copy().run(_reason_to_end, ids, ended=with_job, crashed=crashed)
         except Exception as error:
             log.warning("the server does not say how the rendering is: %s", error)
             return None
+        return found or None
 
     return ask
 
@@ -160,19 +161,21 @@ def ending_in_order(*, with_job: bool = False) -> Iterator[None]:
 
     def look() -> None:
         nonlocal reason
+        found = ""
         if reason:
             return
         if not supervised:
-            reason = _reason_to_end(ids)
+            found = _reason_to_end(ids)
         elif os.getppid() != parent:
-            reason = "the worker that started this run is gone"
+            found = "the worker that started this run is gone"
             # Standard output and error are pipes that nobody reads any more, and rich, with which
             # Prefect prints its log, ends the thread that meets a broken pipe.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
             os.close(nowhere)
-        if reason:
+        if found:
+            reason = found
             run_log().error("%s: the run ends, too", reason)
             # Prefect ends a run in good order on SIGTERM; only the main thread can take it.
             signal.pthread_kill(main, signal.SIGTERM)
@@ -211,15 +214,15 @@ def _own_reason_to_end() -> str:
         return ""
 
 
-def _reason_to_end(ids: Iterable[UUID], *, crashed: bool = False) -> str:
-    """Return which of some runs is cancelled or has ended, and how; "" if none.
+def _reason_to_end(ids: Iterable[UUID], *, ended: bool = True, crashed: bool = False) -> str:
+    """Return which of some runs is cancelled or, if that counts, has ended, and how; "" if none.
 
     One that the server calls crashed may be alive, and was cut off: it counts if `crashed` is set.
     """
     for run in read_runs(ids).values():
         state = run.state or Scheduled()
-        if state.is_cancelling() or (state.is_final() and (crashed or not state.is_crashed())):
-            cancelled = state.is_cancelling() or state.is_cancelled()
+        cancelled = state.is_cancelling() or state.is_cancelled()
+        if cancelled or (ended and state.is_final() and (crashed or not state.is_crashed())):
             how = "was cancelled" if cancelled else f"ended as {state.name}"
             why = f": {state.message}" if state.is_cancelling() and state.message else ""
             return f"flow run {run.name!r} {how}{why}"

@@ -259,6 +259,26 @@ def test_misfit_is_told_though_the_next_manifest_is_not_read(tmp_path: Path) -> 
     ]
 
 
+def test_misfit_whose_manifest_cannot_be_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job fails for the chunk that does not fit, and not for the storage."""
+    quick_retries(monkeypatch)
+    folder = away(tmp_path, job=one_with_sound())
+    render(folder, 0, 1, 2)
+
+    def keep(_: object) -> None:
+        raise AWAY
+
+    monkeypatch.setattr(folder, "forget_chunks", keep)
+    runs = pool_of(folder, 5)
+    assert runs._see(runs._runs)
+    assert "chunk 1: its manifest cannot be withdrawn: storage 'x' does not answer" in caplog.text
+    runs._runs = [failed_run(folder)]
+    with pytest.raises(RepeatedFault, match=r"chunk 1: .* differs from that of chunk 0"):
+        runs._see(runs._runs)
+
+
 def test_misfit_of_the_last_attempt_ends_the_job(tmp_path: Path) -> None:
     """A chunk that does not fit the others has as many attempts as any other fault."""
     folder = away(tmp_path, job=one_with_sound())

@@ -57,6 +57,7 @@ def test_chunks_are_ordered_by_id() -> None:
         (set_chunk(2, frameCount=29), ["chunk 2", "totalFrames", "90"]),
         (lambda data: data["metadata"].update(totalFrames=91), ["chunk 2", "totalFrames is 91"]),
         (set_chunk(1, id=0), ["chunk 0", "twice"]),
+        (lambda data: data["chunks"].append(data["chunks"][0]), ["chunk 0", "twice"]),
         (set_chunk(2, outputFile="output_part_0.mp4"), ["chunk 2", "chunk 0", "same outputFile"]),
         (set_chunk(2, outputFile="./output_part_0.mp4"), ["chunk 2", "same outputFile"]),
         (set_chunk(1, frameCount=0), ["chunk 1", "frameCount 0", "1 or more"]),

@@ -166,6 +166,28 @@ def test_a_second_attempt_may_replace_one_that_fails() -> None:
         future.result(10)
 
 
+def test_a_second_attempt_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, the first attempt goes on, and nobody waits for the other."""
+    go = threading.Event()
+
+    def fail_later(_: threading.Event) -> ChunkResult:
+        assert go.wait(10)
+        raise CommandFailed("the first one")
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    attempt = attempt_with(fail_later, fail)
+    future = in_background(attempt.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            attempt.duplicate()
+    go.set()
+    with pytest.raises(CommandFailed, match="the first one"):
+        future.result(10)
+
+
 def test_a_second_attempt_ends_with_the_first() -> None:
     """Nothing goes on when the chunk is done, or when the job is stopped."""
     ended = threading.Event()

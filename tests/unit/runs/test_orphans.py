@@ -55,6 +55,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[State, State
         (Running(), Running(), True, True, None),
         (Running(), Completed(), True, True, "flow run 'parent' ended as Completed"),
         (Running(), Completed(), False, True, None),
+        (Running(), Crashed(), False, True, None),
+        (Running(), TOO_DEAR, False, True, "flow run 'parent' was cancelled: too dear"),
         (Running(), Crashed(), True, True, "flow run 'parent' ended as Crashed"),
         (Running(), Crashed(), True, False, None),
         (TOO_DEAR, Running(), False, True, "flow run 'own' was cancelled: too dear"),
@@ -64,13 +66,14 @@ def test_why_no_more_chunks_come(
     own: State, parent: State, with_job: bool, crashed: bool, reason: str | None,
     run_with: Callable[[State, State], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A run's own end counts, and its parent's only where that is its render-job."""
+    """A cancel counts, of the run and of its parent; another end, only where that is its job."""
     run_with(own, parent)
     ask = orphans.why_no_more_chunks(with_job, crashed=crashed)
     assert ask() == reason
     assert ask() is None  # the server is asked once in 15 s
     monkeypatch.setattr(orphans, "deployment", SimpleNamespace(id=None))
-    assert orphans.why_no_more_chunks(with_job=False)() is None
+    cancelled = parent.is_cancelling()
+    assert orphans.why_no_more_chunks(with_job=False)() == (reason if cancelled else None)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +96,19 @@ def test_run_that_nobody_ends(
 def test_run_whose_worker_is_gone(
     run_with: Callable[[State, State], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of a process worker ends on a signal when that is gone, and not for its states."""
+    """A run of a process worker ends on a signal when that is gone, if need be a second later."""
     run_with(Running(), Completed())
     monkeypatch.setenv(orphans._SUPERVISED, "false")
     with orphans.ending_in_order(with_job=True):
         time.sleep(0.3)
-    parents = iter([1, 1, 2])
-    monkeypatch.setattr(orphans.os, "getppid", lambda: next(parents))
-    monkeypatch.setattr(orphans.os, "dup2", lambda *_: None)
+    parents, full = iter([1, 1]), iter([OSError("too many open files")])
+
+    def dup2(*_: int) -> None:
+        if error := next(full, None):
+            raise error
+
+    monkeypatch.setattr(orphans.os, "getppid", lambda: next(parents, 2))
+    monkeypatch.setattr(orphans.os, "dup2", dup2)
     with pytest.raises(TerminationSignal), orphans.ending_in_order():
         time.sleep(20)
 
