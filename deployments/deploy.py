@@ -24,8 +24,9 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
+from prefect.types.names import BlockDocumentName
 from prefect.utilities.callables import parameter_schema
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 import prefect_renderfarm.blocks as blocks
 from prefect_renderfarm.blocks.errors import SetupError
@@ -65,6 +66,13 @@ def deploy(target: Target) -> dict[str, str]:
     pools = {target.pool or _COORDINATOR: target.kind, _LOCAL: "process"}
     if target.kind != "process":  # render-job itself runs on a process pool
         pools.setdefault(_COORDINATOR, "process")
+        try:
+            TypeAdapter(BlockDocumentName).validate_python(target.pool or _COORDINATOR)
+        except ValidationError:
+            raise SetupError(
+                f"--pool {target.pool}: the block for it would have that name: give the pool one "
+                "of lowercase letters, digits and dashes"
+            ) from None
     with get_client(sync_client=True) as client:
         for name, kind in pools.items():
             print(f"work pool {name}: {_create_pool(client, name, kind, target.folder)}")
@@ -122,16 +130,9 @@ def _save_samples(target: Target) -> int:
         wanted.append((target.pool, blocks.WorkPoolAdapter()))
     new = 0
     for name, block in wanted:
-        try:
+        with suppress(ValueError):  # the name is taken
             call_sync(block.save, name)
-        except ValidationError:
-            raise SetupError(
-                f"--pool {name}: its block cannot have that name: give the pool one of lowercase "
-                "letters, digits and dashes"
-            ) from None
-        except ValueError:  # the name is taken
-            continue
-        new += 1
+            new += 1
     return new
 
 

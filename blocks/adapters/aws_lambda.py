@@ -286,10 +286,12 @@ class LogTail:
             lines = mask(base64.b64decode(encoded or "").decode(errors="replace")).splitlines()
         except ValueError:
             return cls()
-        # Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
         report = next((line for line in reversed(lines) if line.startswith("REPORT ")), "")
-        told = {name: int(value) for name, value in re.findall(r"([A-Z][A-Za-z ]+): (\d+)", report)}
-        billed, memory, used = map(told.get, ("Billed Duration", "Memory Size", "Max Memory Used"))
+        billed, memory, used = (
+            int(found[1]) if (found := re.search(rf"{name}: (\d+)", report)) else None
+            # Lambda Developer Guide, "Viewing CloudWatch logs for Python functions".
+            for name in ("Billed Duration", "Memory Size", "Max Memory Used")
+        )
         added = ("START ", "END ", "REPORT ", "INIT_")
         own = (line.rstrip() for line in lines if line.strip() and not line.startswith(added))
         full = None if memory is None or used is None else used >= _FULL * memory

@@ -207,6 +207,19 @@ def test_damaged_cache_is_noticed(store: JobStore, tmp_path: Path, travels: Trav
     assert not leftover.exists()
 
 
+def test_asset_is_fetched_once() -> None:
+    """One that another worker drops at once is not fetched a second time: a download is over."""
+    fetched: list[Path] = []
+
+    def get(path: Path) -> None:
+        path.write_bytes(b"x")
+        fetched.append(path)
+        path.unlink()
+
+    cache = AssetCache()
+    assert [cache.fetch("aa", get, GO)] == fetched
+
+
 def test_cache_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used longest ago goes first; what is needed now stays; so does a strange folder."""
     cache = AssetCache()
